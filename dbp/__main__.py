@@ -1,0 +1,148 @@
+"""The `dbp` command: finds a verb's module by name and hands it the arguments.
+
+Nothing heavy is imported before the verb is known, so that help answers at once.
+"""
+
+import ast
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+# verb -> module; a module has `run(config)` where the verb reads the config, else `main(arguments)`.
+VERBS = {
+    "curate": "dbp.curate",
+    "train": "training.train",
+    "evaluate": "evaluation.evaluate",
+    "sweep": "slurm.sweep",
+    "show": "dbp.show",
+    "why": "dbp.show",
+    "ls": "dbp.show",
+    "gc": "dbp.show",
+    "export": "dbp.export",
+}
+ABOUT = {
+    "curate": "from a pool to a keep list",
+    "train": "curate, then train CLIP on the keep list",
+    "evaluate": "a checkpoint on a suite of tasks",
+    "sweep": "a grid of arms, one table",
+    "show": "an artifact: manifest, lineage, counts",
+    "why": "why a sample stayed or went",
+    "ls": "what the store holds",
+    "gc": "what may go (says so; removes with delete=true)",
+    "export": "a keep list for other tools",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; return the exit status: 0 done, 1 a person can mend it, 2 wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from dbp import __version__
+
+        print(__version__)
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        from dbp.errors import nearest
+
+        print(f"dbp: there is no verb {verb!r}. {nearest(verb, VERBS)}", file=sys.stderr)
+        return 2
+    if "-h" in rest or "--help" in rest:
+        print(_help(verb))
+        return 0
+    from dbp.errors import DbpError
+
+    try:
+        return _run(verb, rest)
+    except DbpError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    if any(flag in rest for flag in ("-m", "--multirun")):
+        os.execv(sys.executable, [sys.executable, "-m", VERBS[verb], *rest])
+    module_name = VERBS[verb]
+    if module_name == "dbp.show" or verb == "export":
+        return importlib.import_module(module_name).main(verb, rest) or 0
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
+    from dbp.command_line import overrides
+    from dbp.config import compose
+
+    folders, print_only, keys = _flags(rest)
+    if verb == "sweep":
+        return importlib.import_module(module_name).main(keys, folders) or 0
+    config = compose(verb, overrides(keys), folders)
+    if print_only:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(config))
+        return 0
+    status = importlib.import_module(module_name).run(config)
+    return status if isinstance(status, int) and not isinstance(status, bool) else 0
+
+
+def _flags(rest: list[str]) -> tuple[list[str], bool, list[str]]:
+    from dbp.errors import ConfigError
+
+    folders: list[str] = []
+    print_only = False
+    keys: list[str] = []
+    waiting = list(rest)
+    while waiting:
+        argument = waiting.pop(0)
+        if argument in ("--config-dir", "-cd"):
+            if not waiting:
+                raise ConfigError("--config-dir needs a folder")
+            folders.append(waiting.pop(0))
+        elif argument.startswith("--config-dir="):
+            folders.append(argument.partition("=")[2])
+        elif argument == "--cfg":
+            print_only = True
+            if waiting and waiting[0] in ("job", "all"):
+                waiting.pop(0)
+        elif argument.startswith("-"):
+            raise ConfigError(f"{argument} is no option here. Settings are given as key=value; "
+                              "options are --config-dir FOLDER, --cfg and --help.")
+        else:
+            keys.append(argument)
+    return folders, print_only, keys
+
+
+def _usage() -> str:
+    width = max(map(len, ABOUT))
+    verbs = "\n".join(f"  {verb:<{width}}  {about}" for verb, about in ABOUT.items())
+    return ("Which image-caption pairs should CLIP train on, and does it pay?\n\n"
+            f"usage: dbp VERB [key=value ...]\n\n{verbs}\n\n"
+            "dbp VERB --help tells more. A first look without data: dbp sweep experiment=glyphs")
+
+
+def _help(verb: str) -> str:
+    """A verb's help from its module's docstring, read without importing the module."""
+    spec = importlib.util.find_spec(VERBS[verb].split(".")[0])
+    assert spec and spec.submodule_search_locations
+    path = Path(next(iter(spec.submodule_search_locations)), VERBS[verb].split(".")[1] + ".py")
+    about = ast.get_docstring(ast.parse(path.read_text())) or ABOUT[verb]
+    if verb in ("show", "why", "ls", "gc", "export"):
+        return about
+    from dbp.command_line import help_text
+
+    return help_text(verb, about)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""From a composed config to typed, checked dataclasses, before any work begins.
+
+The frame is typed and the slots are open: a node with `_target_` names a frozen dataclass, and `build`
+merges the YAML into it. Unknown keys, wrong types and values out of range stop here, with the full
+key and the nearest right spelling.
+"""
+
+import dataclasses
+import importlib
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from dbp.errors import ConfigError, nearest
+from dbp.paths import config_folder
+
+T = TypeVar("T")
+
+
+def require(holds: bool, name: str, value: Any, must: str) -> None:
+    """Refuse a value that a person set.
+
+    Raises:
+        ConfigError: `holds` is false; the message gives the name, the value and what it must be.
+    """
+    if not holds:
+        raise ConfigError(f"{name}={value!r}: it must be {must}")
+
+
+def build(node: Any, as_type: type[T] | None = None, path: str = "", **extra: Any) -> Any:
+    """Make the dataclass that a config node describes.
+
+    Args:
+        node: A mapping, with `_target_` or for `as_type`.
+        as_type: The dataclass to make when the node names none.
+        path: The node's full key, for messages.
+        extra: Fields given as objects, beside those in the node.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value has the wrong type or range.
+    """
+    values = dict(_plain(node))
+    target = values.pop("_target_", None)
+    cls = _locate(target, path) if target else as_type
+    if cls is None:
+        raise ConfigError(f"{path} names no _target_: say which class it configures")
+    fields = {item.name: item for item in dataclasses.fields(cls) if item.init}
+    for name in values:
+        if name not in fields:
+            known = [n for n in fields if n not in extra]
+            raise ConfigError(
+                f"{_join(path, name)}={values[name]!r} is not a setting of {cls.__name__}. "
+                + (nearest(name, known) if known else f"{cls.__name__} has no settings.")
+            )
+    hints = typing.get_type_hints(cls)
+    made = {n: _cast(v, hints[n], _join(path, n)) for n, v in values.items() if n not in extra}
+    made |= {name: value for name, value in extra.items() if name in fields}
+    for name, item in fields.items():
+        absent = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if absent and name not in made:
+            raise ConfigError(f"{_join(path, name)} is not set, and {cls.__name__} needs it")
+    try:
+        return cls(**made)
+    except ValueError as error:
+        kind = type(error) if isinstance(error, ConfigError) else ConfigError
+        raise kind(_named(path, str(error))) from error
+
+
+def _named(path: str, message: str) -> str:
+    """Put the node's path before a message that begins with a field's name."""
+    return _join(path, message) if re.match(r"^[a-z_]+(\[\d+\])?=", message) else message
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _plain(node: Any) -> Any:
+    if type(node).__module__.startswith("omegaconf"):
+        from omegaconf import OmegaConf
+
+        return OmegaConf.to_container(node, resolve=True)
+    return node
+
+
+def _locate(target: str, path: str) -> type:
+    module, _, name = target.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{_join(path, '_target_')}={target!r} cannot be imported: {error}. Give the dotted name "
+            "of a dataclass that this Python can import."
+        ) from error
+    if not dataclasses.is_dataclass(cls):
+        raise ConfigError(f"{_join(path, '_target_')}={target!r} is no dataclass")
+    return cls  # type: ignore[return-value]
+
+
+def _cast(value: Any, hint: Any, path: str) -> Any:
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return value
+    if origin is Literal:
+        options = typing.get_args(hint)
+        if value not in options:
+            words = [str(option) for option in options]
+            raise ConfigError(f"{path}={value!r}: {nearest(str(value), words)}")
+        return value
+    if origin in (Union, types.UnionType):
+        return _cast_union(value, typing.get_args(hint), path)
+    if origin in (tuple, list):
+        inner = typing.get_args(hint)[0]
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise ConfigError(f"{path}={value!r}: it must be a list")
+        return origin(_cast(v, inner, f"{path}[{i}]") for i, v in enumerate(value))
+    if origin in (dict, Mapping) or hint in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path}={value!r}: it must be a mapping of names to values")
+        return dict(value)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(value, hint, path)  # type: ignore[arg-type]
+    return _cast_scalar(value, hint, path)
+
+
+def _cast_union(value: Any, options: tuple[Any, ...], path: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    failures = []
+    for option in options:
+        if option is type(None):
+            continue
+        try:
+            return _cast(value, option, path)
+        except ConfigError as error:
+            failures.append(error)
+    raise failures[0] if failures else ConfigError(f"{path}={value!r}: it must be null")
+
+
+def _cast_scalar(value: Any, hint: Any, path: str) -> Any:
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        raise ConfigError(f"{path}={value!r}: it must be true or false")
+    if hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, str) and re.fullmatch(r"-?\d{1,3}([_,]\d{3})+|-?\d+", value):
+            return int(value.replace(",", "").replace("_", ""))
+        raise ConfigError(f"{path}={value!r}: it must be a whole number")
+    if hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{path}={value!r}: it must be a number") from None
+    if hint is str:
+        if isinstance(value, str):
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+        raise ConfigError(f"{path}={value!r}: it must be text")
+    if hint is Path:
+        return Path(value)
+    raise ConfigError(f"{path}={value!r}: it must be a {getattr(hint, '__name__', hint)}")
+
+
+# composition
+
+GROUP = re.compile(r"^[~+]{0,2}([A-Za-z_/]+)(@[A-Za-z_.]+)?$")
+
+
+def groups() -> dict[str, list[str]]:
+    """The config groups and their options."""
+    home = config_folder()
+    return {
+        folder.name: sorted(f.stem for f in folder.glob("*.yaml"))
+        for folder in sorted(home.iterdir())
+        if folder.is_dir()
+    }
+
+
+def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = None) -> Any:
+    """Compose a verb's config with overrides, as Hydra does, with errors that say what was meant.
+
+    Raises:
+        ConfigError: A group, an option or a key does not exist, or an override cannot be read.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    GlobalHydra.instance().clear()
+    extra = [f"hydra.searchpath=[{','.join('file://' + str(Path(d).absolute()) for d in config_dirs)}]"] \
+        if config_dirs else []
+    try:
+        with initialize_config_dir(str(config_folder().absolute()), version_base="1.3"):
+            config = hydra_compose(verb, overrides=overrides + extra)
+            OmegaConf.resolve(config)
+            return config
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_what_was_meant(verb, overrides, error)) from error
+
+
+def _what_was_meant(verb: str, overrides: list[str], error: Exception) -> str:
+    text = str(error).strip()
+    known = groups()
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        match = GROUP.match(name)
+        if not equals or not match:
+            continue
+        group = match.group(1)
+        if group in known and "." not in name.split("@")[0] and value not in known[group]:
+            if f"{group}/{value}" in text or "Could not find" in text or "not find" in text:
+                return f"{name}={value}: there is no such {group}. {nearest(value, known[group])}"
+    if match := re.search(r"[Cc]ould not override '([^']+)'", text):
+        full = match.group(1)
+        chosen = [o for o in overrides if (m := GROUP.match(o.partition("=")[0])) and m.group(1) in known]
+        return f"{full} is not a setting here. {_nearest_key(verb, full, chosen)}"
+    return f"the configuration cannot be composed: {' '.join(text.split())}"
+
+
+def _nearest_key(verb: str, full: str, chosen: list[str]) -> str:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    full = full.split("@")[0]
+    with initialize_config_dir(str(config_folder().absolute()), version_base="1.3"):
+        config = OmegaConf.to_container(hydra_compose(verb, overrides=chosen), resolve=False)
+    parent, node = "", config
+    for part in full.split("."):
+        if not isinstance(node, dict) or part not in node:
+            break
+        parent, node = _join(parent, part), node[part]
+    names = [str(name) for name in node if name != "_target_"] if isinstance(node, dict) else []
+    if not names:
+        return f"{parent} has no settings."
+    rest = full.removeprefix(parent).lstrip(".").split(".")[0]
+    said = nearest(rest, names)
+    return said.replace("Did you mean '", f"Did you mean '{parent}.") if parent else said
+

@@ -1,0 +1,77 @@
+"""The stages that render the glyphs pool and its evaluation sets into the store."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dbp.data.glyph_tasks import render_tasks
+from dbp.data.glyphs import GlyphPlan, render_pool
+from dbp.data.index import Index
+from dbp.data.pool import ShardFolder
+from dbp.stage import Node, Stage
+from dbp.store import Work
+
+
+@dataclass(frozen=True)
+class RenderGlyphs(Stage):
+    """Render the pool's shards, with the truth of what was planted beside them."""
+
+    name: ClassVar[str] = "render"
+    version: ClassVar[int] = 1
+    makes: ClassVar[type] = ShardFolder
+
+    plan: GlyphPlan
+
+    def run(self, work: Work) -> dict[str, Any]:
+        return dict(render_pool(self.plan, work.folder))
+
+
+@dataclass(frozen=True)
+class TaskFolder:
+    """A folder of evaluation sets in DataComp's layout."""
+
+    folder: Path
+
+    @classmethod
+    def load(cls, folder: Path) -> "TaskFolder":
+        return cls(folder)
+
+
+@dataclass(frozen=True)
+class RenderTasks(Stage):
+    """Render the glyphs' evaluation sets; they are the same for every pool of one seed."""
+
+    name: ClassVar[str] = "tasks"
+    version: ClassVar[int] = 1
+    makes: ClassVar[type] = TaskFolder
+
+    plan: GlyphPlan
+
+    def run(self, work: Work) -> dict[str, Any]:
+        return dict(render_tasks(self.plan, work.folder))
+
+
+@dataclass(frozen=True)
+class GlyphPool:
+    """The embedded pool, as a config names it.
+
+    Args:
+        plan: What to render.
+        max_samples: Index only so many samples, from the front; null for all.
+    """
+
+    plan: GlyphPlan
+    max_samples: int | None = None
+
+    def node(self) -> Node:
+        """The index of the rendered shards."""
+        index = Index(uid="key", caption="txt", max_pixels=10**6, max_samples=self.max_samples)
+        return index.bind(folder=RenderGlyphs(self.plan).bind())
+
+    def tasks(self) -> Node:
+        """The evaluation sets."""
+        return RenderTasks(self.plan).bind()
+
+    def truth(self) -> Node:
+        """What was planted, beside the shards."""
+        return RenderGlyphs(self.plan).bind()

@@ -1,0 +1,69 @@
+"""Decoding pictures as they are found on the web: one function, one recipe for all of the project."""
+
+import io
+
+from PIL import Image, UnidentifiedImageError
+
+IMAGE_FORMATS = ("jpg", "jpeg", "png", "webp", "gif")
+# Our own cap is checked against the header, before a pixel is decoded.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class Undecodable(ValueError):
+    """A picture that cannot be turned into pixels; the message is the reason, in a few words."""
+
+
+def header(content: bytes, max_pixels: int) -> tuple[str, int, int, int]:
+    """Read a picture's header without decoding it.
+
+    Args:
+        content: The file as it lies in the shard.
+        max_pixels: Pictures with more pixels are refused: a small file can expand to gigabytes.
+
+    Returns:
+        Format (lower case), width, height in pixels as stored, EXIF orientation (1 is upright).
+
+    Raises:
+        Undecodable: The reason, one of a few fixed words.
+    """
+    if not content:
+        raise Undecodable("empty image")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise Undecodable("too many pixels")
+            orientation = 1
+            if image.format == "JPEG" and b"Exif" in content[:65_536]:
+                orientation = image.getexif().get(0x0112, 1)
+            return (image.format or "unknown").lower(), width, height, orientation
+    except Undecodable:
+        raise
+    except UnidentifiedImageError:
+        raise Undecodable("not an image") from None
+    except Exception:  # a damaged header can raise anything: struct.error, SyntaxError, OSError
+        raise Undecodable("broken image header") from None
+
+
+def decode_rgb(content: bytes, max_pixels: int) -> Image.Image:
+    """Decode a picture to RGB: the first frame, colours converted, alpha dropped, as open_clip does.
+
+    The EXIF orientation is ignored, as by open_clip's and DataComp's loaders, so that a picture looks
+    the same to curation, training and evaluation.
+
+    Raises:
+        Undecodable: The pixels cannot be read.
+    """
+    if not content:
+        raise Undecodable("empty image")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.size[0] * image.size[1] > max_pixels:
+                raise Undecodable("too many pixels")
+            return image.convert("RGB")
+    except Undecodable:
+        raise
+    except UnidentifiedImageError:
+        raise Undecodable("not an image") from None
+    except Exception:
+        raise Undecodable("undecodable image") from None

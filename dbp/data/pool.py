@@ -1,0 +1,186 @@
+"""The pool: shards and their index, read at any row."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Int, UInt64
+from PIL import Image
+
+from dbp.data.images import decode_rgb
+from dbp.errors import PoolError
+from dbp.paths import is_remote
+
+SCHEMA = pa.schema([
+    ("uid", pa.string()), ("uid_hash", pa.uint64()), ("key", pa.string()), ("shard", pa.int32()),
+    ("image_offset", pa.int64()), ("image_bytes", pa.int64()),
+    ("caption_offset", pa.int64()), ("caption_bytes", pa.int64()), ("caption_length", pa.int32()),
+    ("format", pa.string()), ("width", pa.int32()), ("height", pa.int32()),
+    ("orientation", pa.int8()), ("reason", pa.string()),
+    ("content_hash", pa.binary(16)), ("caption_hash", pa.binary(16)),
+])
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """A folder of shards that a stage of ours wrote."""
+
+    folder: Path
+
+    @property
+    def shards(self) -> list[str]:
+        return [str(path) for path in sorted((self.folder / "shards").glob("*.tar"))]
+
+    @classmethod
+    def load(cls, folder: Path) -> "ShardFolder":
+        return cls(folder)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The whole candidate set: rows 0..n-1 in shard order.
+
+    Laws: each sample of each shard is one row, in order; equal content has an equal digest wherever
+    the shards lie; a row's bytes are read at its offsets and checked against their recorded length.
+    """
+
+    table: pa.Table
+    shards: list[str]
+    digest: str
+    caption_field: str
+    max_pixels: int
+    _handles: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def load(cls, folder: Path, shards: list[str], caption: str, max_pixels: int) -> "Pool":
+        """Open an index beside the shards it describes."""
+        manifest = json.loads((folder / "manifest.json").read_text())
+        parts = sorted(folder.glob("part-*/index.parquet"))
+        table = pa.concat_tables(pq.read_table(p, memory_map=True) for p in parts)
+        return cls(table, shards, manifest["digest"], caption, max_pixels)
+
+    @property
+    def num_rows(self) -> int:
+        return self.table.num_rows
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of the index as an array over all rows."""
+        return self.table[name].to_numpy(zero_copy_only=False)
+
+    @cached_property
+    def uid_hashes(self) -> UInt64[np.ndarray, " n"]:
+        return self.column("uid_hash")
+
+    @cached_property
+    def is_valid(self) -> Bool[np.ndarray, " n"]:
+        """Rows with an image of sound header and a caption."""
+        return self.column("reason") == ""
+
+    def uids(self, rows: Int[np.ndarray, " m"] | None = None) -> list[str]:
+        """The names of rows at the border; of all rows when none are given."""
+        column = self.table["uid"] if rows is None else self.table["uid"].take(pa.array(rows))
+        return column.to_pylist()
+
+    def row_of(self, uid: str) -> int:
+        """The row that a uid names; SHARD/KEY names it too, where uids repeat.
+
+        Raises:
+            PoolError: No row, or more than one, has this uid.
+        """
+        import pyarrow.compute as pc
+
+        rows = np.flatnonzero(pc.equal(self.table["uid"], uid).to_numpy(zero_copy_only=False))
+        if len(rows) == 0 and "/" in uid:
+            shard, _, key = uid.partition("/")
+            at = [i for i, path in enumerate(self.shards) if Path(path).stem == shard]
+            if at:
+                match = (self.column("shard") == at[0]) & (self.column("key") == key)
+                rows = np.flatnonzero(match)
+        if len(rows) == 1:
+            return int(rows[0])
+        if len(rows) == 0:
+            raise PoolError(f"the pool has no sample {uid!r} among its {self.num_rows:,}. Give a uid "
+                            "as pool.uid makes it, or SHARD/KEY.")
+        where = [f"{Path(self.shards[self.table['shard'][int(r)].as_py()]).stem}/"
+                 f"{self.table['key'][int(r)].as_py()}" for r in rows[:5]]
+        raise PoolError(f"{len(rows)} samples are named {uid!r}: {', '.join(where)}. Give one of these.")
+
+    def image_bytes(self, row: int) -> bytes:
+        """A row's picture as it lies in its shard."""
+        return self._read(row, "image")
+
+    def image(self, row: int) -> Image.Image:
+        """A row's picture, decoded to RGB.
+
+        Raises:
+            Undecodable: The pixels cannot be read.
+        """
+        return decode_rgb(self.image_bytes(row), self.max_pixels)
+
+    def caption(self, row: int) -> str:
+        """A row's caption; bytes that are not UTF-8 become replacement characters."""
+        return caption_from(self._read(row, "caption"), self.caption_field) or ""
+
+    def captions(self, rows: Int[np.ndarray, " m"]) -> list[str]:
+        """The captions of rows, in their order."""
+        return [self.caption(int(row)) for row in rows]
+
+    def _read(self, row: int, what: str) -> bytes:
+        columns = self._columns
+        shard, offset, length = (
+            int(columns["shard"][row]), int(columns[f"{what}_offset"][row]),
+            int(columns[f"{what}_bytes"][row]),
+        )
+        content = os.pread(self._handle(shard), length, offset)
+        if len(content) != length:
+            raise PoolError(
+                f"shard {self.shards[shard]} ends before the {what} of {self.uids(np.array([row]))[0]!r}"
+                ": it is shorter than when it was indexed. Restore the shard, or run again to index it anew."
+            )
+        return content
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        names = ("shard", "image_offset", "image_bytes", "caption_offset", "caption_bytes")
+        return {name: self.column(name) for name in names}
+
+    def _handle(self, shard: int) -> int:
+        process = os.getpid()  # a forked or spawned loader worker opens its own
+        if self._handles.get(-1) != process:
+            self._handles.clear()
+            self._handles[-1] = process
+        if shard not in self._handles:
+            path = self.shards[shard]
+            if is_remote(path):
+                raise PoolError(
+                    f"shard {path} is streamed and cannot be read at an offset, which this stage needs. "
+                    "Copy the shards to a file system and give their paths in pool.shards."
+                )
+            if len(self._handles) > 256:
+                for number in [n for n in self._handles if n >= 0][:128]:
+                    os.close(self._handles.pop(number))
+            self._handles[shard] = os.open(path, os.O_RDONLY)
+        return self._handles[shard]
+
+    def __getstate__(self) -> dict:
+        state = dict(self.__dict__)
+        state["_handles"] = {}
+        return state
+
+
+def caption_from(content: bytes, field_: str) -> str | None:
+    """Text from a `txt` member, or from `json:FIELD`; None where there is none."""
+    text = content.decode("utf-8", "replace")
+    if not field_.startswith("json:"):
+        return text
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    value = value.get(field_.removeprefix("json:")) if isinstance(value, dict) else None
+    return None if value is None else str(value)

@@ -1,0 +1,29 @@
+"""Scores: one number for each row, or explicitly none."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Values over all rows of a pool; NaN where a row has none. Higher is better."""
+
+    values: Float[np.ndarray, " n"]
+
+    def of(self, rows: Int[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+        """The scores of rows; NaN where missing."""
+        return self.values[rows]
+
+    def save(self, folder: Path) -> None:
+        column = pa.array(self.values, pa.float32(), mask=np.isnan(self.values))
+        pq.write_table(pa.table({"score": column}), folder / "scores.parquet", compression="zstd")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Scores":
+        column = pq.read_table(folder / "scores.parquet")["score"]
+        return cls(column.to_numpy(zero_copy_only=False).astype(np.float64))

@@ -1,0 +1,1 @@
+"""Removing exact and semantic duplicates."""

@@ -1,0 +1,1 @@
+"""Frozen networks and the stage that embeds a pool with them."""

@@ -1,0 +1,71 @@
+"""What an encoder is: a frozen network with an image side, a text side, or both."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float32
+
+from dbp.errors import ConfigError
+
+Modality = Literal["image", "text", "joint"]
+
+
+@dataclass
+class Tower:
+    """A loaded encoder: what turns decoded samples into vectors."""
+
+    preprocess: Callable[[Any], Any]  # a PIL picture -> Float[Tensor, "c h w"]
+    encode_images: Callable[[Any], Float32[np.ndarray, "b d"]] | None
+    encode_texts: Callable[[list[str]], Float32[np.ndarray, "b d"]] | None
+
+
+@dataclass(frozen=True)
+class Encoder(ABC):
+    """A network's name and weights; subclasses say how it is loaded."""
+
+    @abstractmethod
+    def load(self) -> Tower:
+        """Load the network, ready to encode."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What decides its vectors beside its fields: the digest of its weights."""
+
+
+def pick_device(device: str) -> str:
+    """`auto` is the first CUDA device where there is one, else the CPU."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device={device}: this machine shows no CUDA device. Set device=cpu or auto.")
+    return device
+
+
+@cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    content = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 22):
+            content.update(block)
+    return content.hexdigest()
+
+
+def file_digest(path: Path | str, setting: str) -> str:
+    """SHA-256 of a file of weights.
+
+    Raises:
+        ConfigError: There is no such file; it names the setting.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{setting}={str(path)!r}: there is no such file. Give the path of the weights.")
+    stat = path.stat()
+    return _digest(path, stat.st_size, stat.st_mtime_ns)

@@ -1,0 +1,200 @@
+"""open_clip's two towers, from a pretrained tag or from a local checkpoint with its config."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from dbp.encoders.base import Encoder, Tower, file_digest, pick_device
+from dbp.errors import ConfigError, WorldError, nearest
+from dbp.stage import runtime
+
+
+@dataclass
+class LoadedClip:
+    """An open_clip model with what belongs to it."""
+
+    model: Any
+    preprocess: Any         # evaluation transform: PIL picture -> tensor
+    preprocess_train: Any   # open_clip's training transform
+    tokenizer: Any
+    name: str
+    config: dict[str, Any]  # as open_clip's model JSON: embed_dim, vision_cfg, text_cfg, ...
+    digest: str | None      # SHA-256 of the weights file; None for random weights
+
+
+def read_model_config(path: Path | str) -> dict[str, Any]:
+    """The model config of a JSON file, bare or under `model_cfg`.
+
+    Raises:
+        ConfigError: The file is missing, no JSON, or not a model config.
+    """
+    path = Path(path)
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"model.config={str(path)!r}: there is no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"model.config={str(path)!r} is no JSON: {error}") from None
+    config = config.get("model_cfg", config) if isinstance(config, dict) else {}
+    if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
+        raise ConfigError(
+            f"model.config={str(path)!r} is no open_clip model config: it needs embed_dim, vision_cfg "
+            "and text_cfg, at the top or under model_cfg"
+        )
+    return config
+
+
+def load_openclip(
+    model: str | None = None,
+    *,
+    checkpoint: Path | str | None = None,
+    config: Path | str | dict[str, Any] | None = None,
+    pretrained: str | None = None,
+    random_weights: bool = False,
+    device: str = "cpu",
+) -> LoadedClip:
+    """Load a CLIP model of open_clip.
+
+    Args:
+        model: open_clip's name of the model; not needed when `config` is given.
+        checkpoint: A local state dict, as open_clip or our trainer writes it.
+        config: The model's config, as a JSON file or a dict.
+        pretrained: open_clip's tag of published weights, which a hub must serve.
+        random_weights: Allow a model without weights.
+        device: Where the model goes.
+
+    Raises:
+        ConfigError: Neither weights nor `random_weights`, an unknown name or tag, or a checkpoint
+            that does not fit the model.
+        WorldError: Published weights cannot be fetched.
+    """
+    import open_clip
+    import torch
+
+    if config is None and checkpoint is not None:
+        beside = Path(checkpoint).parent / "open_clip_config.json"
+        if model is None and beside.exists():
+            config = beside
+    described = dict(config) if isinstance(config, dict) else read_model_config(config) if config else None
+    if described is not None:
+        name = model or f"local-{_short_hash(described)}"
+        name = name.replace("/", "-")
+        if open_clip.get_model_config(name) not in (None, described):
+            name = f"{name}-{_short_hash(described)}"
+        _register(name, described)
+    else:
+        if model is None:
+            raise ConfigError("no model: give its open_clip name as model.name, or model.config=FILE")
+        name = model
+        described = open_clip.get_model_config(name)
+        if described is None:
+            raise ConfigError(f"model {name!r} is unknown to open_clip. "
+                              f"{nearest(name, open_clip.list_models())}" if len(name) < 60 else name)
+    if checkpoint is None and pretrained is None and not random_weights:
+        raise ConfigError(
+            f"model {name!r} has no weights: give checkpoint=FILE, pretrained=TAG, or say "
+            "random_weights=true (for a rehearsal only)"
+        )
+    digest = file_digest(checkpoint, "checkpoint") if checkpoint else None
+    if pretrained and pretrained not in open_clip.list_pretrained_tags_by_model(name):
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise ConfigError(f"pretrained={pretrained!r} is no tag of {name}. {nearest(pretrained, tags)}")
+    try:
+        made, train, evaluate = open_clip.create_model_and_transforms(
+            name, pretrained=str(checkpoint) if checkpoint else pretrained, device=device,
+            weights_only=True,
+        )
+    except RuntimeError as error:
+        if checkpoint and "state_dict" in str(error):
+            lines = str(error).splitlines()
+            raise ConfigError(
+                f"checkpoint {checkpoint} does not fit model {name}: {lines[1].strip() if lines[1:] else lines[0]}"
+                " Give the config that it was trained with (model.config=FILE)."
+            ) from error
+        raise
+    except (OSError, ConnectionError) as error:
+        raise WorldError(
+            f"the weights {pretrained!r} of {name} cannot be fetched: {str(error).splitlines()[0]}. On a "
+            "machine without a network, fetch them elsewhere and give checkpoint=FILE."
+        ) from error
+    tokenizer = open_clip.get_tokenizer(name)
+    made = made.eval()
+    torch.set_grad_enabled(True)
+    return LoadedClip(made, evaluate, train, tokenizer, name, described, digest)
+
+
+def _register(name: str, config: dict[str, Any]) -> None:
+    import tempfile
+
+    import open_clip
+
+    if open_clip.get_model_config(name) == config:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.json"
+        path.write_text(json.dumps(config))
+        open_clip.add_model_config(path)
+
+
+def _short_hash(config: dict[str, Any]) -> str:
+    import hashlib
+
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class OpenClip(Encoder):
+    """A CLIP model of open_clip: an image and a text tower.
+
+    Args:
+        model: open_clip's name; null with a checkpoint that has `open_clip_config.json` beside it.
+        pretrained: Tag of published weights.
+        checkpoint: A local state dict; its content, not its path, enters the key.
+        config: The model's JSON, for a checkpoint of a model that open_clip does not list.
+        random_weights: Take untrained weights, for a rehearsal only.
+        precision: `fp32`, or `bf16` for autocast.
+    """
+
+    model: str | None
+    pretrained: str | None = None
+    random_weights: bool = False
+    precision: str = "fp32"
+    checkpoint: str | None = runtime(None)
+    config: str | None = runtime(None)
+    batch_size: int = runtime(256)
+    num_workers: int = runtime(0)
+    device: str = runtime("auto")
+
+    def identity(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self.checkpoint:
+            found["weights"] = file_digest(self.checkpoint, "encoder checkpoint")
+        if self.config:
+            found["config"] = read_model_config(self.config)
+        return found
+
+    def load(self) -> Tower:
+        import torch
+
+        device = pick_device(self.device)
+        if self.random_weights:
+            torch.manual_seed(0)
+        loaded = load_openclip(
+            self.model, checkpoint=self.checkpoint, config=self.config, pretrained=self.pretrained,
+            random_weights=self.random_weights, device=device,
+        )
+        precise = torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16")
+
+        def encode_images(batch: Any) -> Float32[np.ndarray, "b d"]:
+            with torch.inference_mode(), precise:
+                return loaded.model.encode_image(batch.to(device)).float().cpu().numpy()
+
+        def encode_texts(texts: list[str]) -> Float32[np.ndarray, "b d"]:
+            with torch.inference_mode(), precise:
+                return loaded.model.encode_text(loaded.tokenizer(texts).to(device)).float().cpu().numpy()
+
+        return Tower(loaded.preprocess, encode_images, encode_texts)

@@ -1,0 +1,74 @@
+"""Image encoders of timm, such as DINOv2 at a fixed resolution and its class token."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from dbp.encoders.base import Encoder, Tower, file_digest, pick_device
+from dbp.errors import ConfigError, WorldError, nearest
+from dbp.stage import runtime
+
+
+@dataclass(frozen=True)
+class Timm(Encoder):
+    """An image network of timm without its head.
+
+    Args:
+        model: timm's name, with its tag.
+        image_size: Side of the square input in pixels; fixed here because a model's own default may be
+            another (518 for DINOv2).
+        pooling: `token` for the class token, `avg` for the mean of the patches.
+        checkpoint: A local state dict; its content enters the key.
+        random_weights: Take untrained weights, for a rehearsal only.
+    """
+
+    model: str
+    image_size: int
+    pooling: str
+    random_weights: bool = False
+    precision: str = "fp32"
+    checkpoint: str | None = runtime(None)
+    batch_size: int = runtime(64)
+    num_workers: int = runtime(0)
+    device: str = runtime("auto")
+
+    def identity(self) -> dict[str, Any]:
+        if self.checkpoint:
+            return {"weights": file_digest(self.checkpoint, "encoder checkpoint")}
+        return {}
+
+    def load(self) -> Tower:
+        import timm
+        import torch
+
+        base = self.model.split(".")[0]
+        if base not in timm.list_models():
+            raise ConfigError(f"encoder model {self.model!r} is unknown to timm. "
+                              f"{nearest(base, timm.list_models())[:300]}")
+        device = pick_device(self.device)
+        sized = {"img_size": self.image_size} if "vit" in base or "swin" in base else {}
+        if self.random_weights:
+            torch.manual_seed(0)
+        try:
+            model = timm.create_model(
+                self.model, pretrained=not (self.checkpoint or self.random_weights), num_classes=0,
+                global_pool=self.pooling, checkpoint_path=self.checkpoint or "", **sized,
+            )
+        except (OSError, ConnectionError) as error:
+            raise WorldError(
+                f"the weights of {self.model} cannot be fetched: {str(error).splitlines()[0]}. On a machine "
+                "without a network, fetch them elsewhere and give the encoder's checkpoint=FILE."
+            ) from error
+        model = model.to(device).eval()
+        settings = timm.data.resolve_model_data_config(model)  # type: ignore[attr-defined]
+        settings["input_size"] = (3, self.image_size, self.image_size)
+        transform = timm.data.create_transform(**settings, is_training=False)  # type: ignore[attr-defined]
+        precise = torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16")
+
+        def encode_images(batch: Any) -> Float32[np.ndarray, "b d"]:
+            with torch.inference_mode(), precise:
+                return model(batch.to(device)).float().cpu().numpy()
+
+        return Tower(transform, encode_images, None)

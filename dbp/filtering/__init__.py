@@ -1,0 +1,1 @@
+"""Masking rows by a score or a rule."""

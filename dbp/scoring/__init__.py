@@ -1,0 +1,1 @@
+"""One number for each row: how well image and caption agree."""

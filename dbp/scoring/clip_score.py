@@ -1,0 +1,37 @@
+"""CLIP score: how well a caption fits its image."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dbp.data.embeddings import Embeddings
+from dbp.data.pool import Pool
+from dbp.data.scores import Scores
+from dbp.stage import Stage
+from dbp.store import Work
+
+BLOCK = 65_536
+
+
+@dataclass(frozen=True)
+class ClipScore(Stage):
+    """Cosine of image and caption embeddings, in [-1, 1]; missing where either has no vector."""
+
+    name: ClassVar[str] = "score"
+    version: ClassVar[int] = 1
+    needs: ClassVar[tuple[str, ...]] = ("pool", "image", "text")
+    makes: ClassVar[type] = Scores
+
+    modality: ClassVar[str] = "joint"
+
+    def run(self, work: Work, pool: Pool, image: Embeddings, text: Embeddings) -> dict[str, Any]:
+        values = np.full(pool.num_rows, np.nan)
+        rows = np.intersect1d(image.rows, text.rows)
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
+            values[block] = np.einsum(
+                "nd,nd->n", image.unit(block).astype(np.float64), text.unit(block).astype(np.float64)
+            )
+        Scores(values).save(work.folder)
+        return {"rows": len(rows), "without score": int(pool.num_rows - len(rows))}

@@ -1,0 +1,1 @@
+"""Choosing the rows to keep, all methods under one budget."""

@@ -1,0 +1,112 @@
+"""DBP: density-based pruning. Clusters keep rows in proportion to the complexity of their concept.
+
+Abbas et al. 2024 (arXiv 2401.04578):
+
+    C_j = d_inter_j * d_intra_j                         complexity of cluster j
+    P_j = softmax(C / temperature)_j                    its share of the budget T
+    x   = argmin ||x - T P||^2,  sum x = T, 1 <= x_j <= n_j      quotas
+
+then the x_j members farthest from the centroid are kept.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Float64, Int
+
+from dbp.clustering.geometry import complexity, d_inter, d_intra, softmax
+from dbp.clustering.order import Members
+from dbp.config import require
+from dbp.data.clusters import Clusters
+from dbp.data.keep_list import KeepList
+from dbp.data.pool import Pool
+from dbp.selection.base import Selection, by_quota, ranked_members
+from dbp.selection.quotas import allocate
+from dbp.store import Work
+
+Complexity = Literal["product", "d_intra", "d_inter", "size", "equal"]
+
+
+@dataclass(frozen=True)
+class Density(Selection):
+    """Quotas by complexity, then the hardest members of each cluster.
+
+    Args:
+        temperature: Divides the complexity in the softmax; lower is sharper.
+        num_neighbours: Other centroids that d_inter averages over; all where there are fewer.
+        complexity: What stands for C_j: the `product`, one of its factors, the `size`, or `equal`.
+        min_per_cluster: Fewest rows of each cluster that has them.
+        members: Which rows of a cluster: `hard`, `easy` or `random`.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("rows", "base", "pool", "clusters")
+    version: ClassVar[int] = 1
+
+    temperature: float
+    num_neighbours: int
+    complexity: Complexity
+    min_per_cluster: int
+    members: Members
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "temperature", self.temperature, "above 0")
+        require(self.num_neighbours >= 1, "num_neighbours", self.num_neighbours, "at least 1")
+        require(self.min_per_cluster >= 0, "min_per_cluster", self.min_per_cluster, "at least 0")
+
+    def unread(self) -> set[str]:
+        return set() if self.members == "random" else {"seed"}
+
+    def choose(
+        self, rows: KeepList, budget: int, pool: Pool, *, clusters: Clusters, **inputs: Any
+    ) -> tuple[KeepList, dict[str, Any]]:
+        member = ranked_members(rows, clusters, pool, self.members, self.seed, budget)
+        table = self.cluster_table(member.clusters, budget)
+        kept = by_quota(rows, member, table["quota"], "beyond the cluster's quota", "within the quota")
+        shares = table["probability"][table["size"] > 0]
+        entropy = float(-(shares * np.log(np.maximum(shares, 1e-300))).sum())
+        return kept, {
+            "clusters": len(table["size"]),
+            "clusters at their size": int(((table["quota"] == table["size"]) & (table["size"] > 0)).sum()),
+            "effective clusters": round(float(np.exp(entropy)), 2),
+        }
+
+    def cluster_table(self, view: Clusters, budget: int) -> dict[str, np.ndarray]:
+        """For each cluster: size, d_intra, d_inter, complexity, probability, target and quota.
+
+        Empty clusters have no complexity and a quota of nil.
+        """
+        sizes = view.sizes
+        filled = np.flatnonzero(sizes > 0)
+        intra = d_intra(view.distance_to_centroid, view.assignment, view.num_clusters)
+        inter = np.full(view.num_clusters, np.nan)
+        inter[filled] = (d_inter(view.centroids[filled], self.num_neighbours)
+                         if len(filled) > 1 else 1.0)
+        measure = np.full(view.num_clusters, np.nan)
+        measure[filled] = self._measure(sizes[filled], intra[filled], inter[filled])
+        probability = np.zeros(view.num_clusters)
+        probability[filled] = softmax(measure[filled], self.temperature)
+        lower = np.minimum(self.min_per_cluster, sizes)
+        quota = allocate(budget * probability, budget, lower, sizes)
+        return {"size": sizes, "d_intra": intra, "d_inter": inter, "complexity": measure,
+                "probability": probability, "target": budget * probability, "quota": quota}
+
+    def _measure(
+        self, sizes: Int[np.ndarray, " k"], intra: Float64[np.ndarray, " k"],
+        inter: Float64[np.ndarray, " k"],
+    ) -> Float64[np.ndarray, " k"]:
+        if self.complexity == "product":
+            return complexity(inter, intra)
+        choices = {"d_intra": intra, "d_inter": inter, "size": sizes / sizes.sum(),
+                   "equal": np.ones(len(sizes))}
+        return choices[self.complexity]
+
+    def run(self, work: Work, rows: KeepList, base: KeepList, pool: Pool, **inputs: Any) -> dict[str, Any]:
+        counts = super().run(work, rows, base, pool, **inputs)
+        _, view = inputs["clusters"].of(rows.rows)
+        table = self.cluster_table(view, counts["kept"])
+        content = {name: np.where(np.isfinite(v), v, None).tolist() if v.dtype.kind == "f" else v.tolist()
+                   for name, v in table.items()}
+        (work.folder / "clusters.json").write_text(json.dumps(content))
+        return counts

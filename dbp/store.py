@@ -1,0 +1,398 @@
+"""Where artifacts live: key -> folder, committed by rename, the manifest written last.
+
+    store/embed/3fa94c…/manifest.json, 00000.npy, …      complete, read-only by convention
+    store/.partial/embed-3fa94c…/part-00007/             finished parts of work that was cut short
+    store/.tmp/…                                         being written; a dead writer's is swept
+
+A folder is an artifact if and only if it lies under its stage's name, because the rename comes after
+everything in it is on disk. Two writers of one key both succeed: results are functions of the key, so
+the one that comes second throws its own away. No locks.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dbp.errors import StoreError
+from dbp.stage import Node, key_of, parameters, runtime_parameters
+
+MANIFEST = "manifest.json"
+PART = "part.json"
+
+
+@dataclass
+class Work:
+    """A stage's desk: `folder` becomes the artifact; parts survive a kill."""
+
+    folder: Path
+    shared: Path
+    key: str
+    parts: list[str] = field(default_factory=list)
+
+    def part(self, name: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """Make one part, unless an earlier try finished it; return the counts that `make` returned.
+
+        `make` writes into a folder of its own, which is renamed when it is on disk, its record last.
+        """
+        home = self.shared / name
+        self.parts.append(name)
+        if (counts := _finished_part(home)) is not None:
+            return counts
+        beside = self.shared / f".{name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        beside.mkdir(parents=True)
+        counts = make(beside)
+        record = {"counts": counts, "files": _sizes(beside)}
+        _write_json(beside / PART, record)
+        _sync(beside)
+        try:
+            if home.exists():  # a damaged part, or another writer's equal one
+                shutil.rmtree(home, ignore_errors=True)
+            beside.rename(home)
+        except OSError:
+            if _finished_part(home) is None:
+                raise
+            shutil.rmtree(beside, ignore_errors=True)
+        return counts
+
+    def collect(self) -> None:
+        """Bring the finished parts into the artifact, without copying where links are possible."""
+        for name in self.parts:
+            (self.folder / name).mkdir(exist_ok=True)
+            for file in (self.shared / name).iterdir():
+                if file.name == PART:
+                    continue
+                try:
+                    os.link(file, self.folder / name / file.name)
+                except OSError:
+                    shutil.copy2(file, self.folder / name / file.name)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A complete artifact as the store holds it."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return self.manifest["key"]
+
+    @property
+    def stage(self) -> str:
+        return self.manifest["stage"]
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.manifest["files"].values())
+
+
+class Store:
+    """Finds, builds and loads artifacts by what made them."""
+
+    def __init__(
+        self,
+        root: Path | str,
+        runs: Path | str | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Open a store.
+
+        Args:
+            root: Folder of curation's artifacts; made when something is first built.
+            runs: Folder of training and evaluation results; beside the store when not given.
+            say: Receives one line for each artifact that is reused or made.
+        """
+        self.root = Path(root).absolute()
+        self.runs = Path(runs).absolute() if runs else self.root.parent / "runs"
+        self.say = say
+        self.loaded: dict[str, Any] = {}
+        self.built: list[str] = []
+        self.reused: list[str] = []
+
+    # names
+
+    def identity(self, node: Node) -> str | None:
+        """What downstream keys call this node: its key, or its content digest where it has one.
+
+        None while a content-named artifact upstream has not been built.
+        """
+        key = self.key(node)
+        if key is None or not node.stage.content_named:
+            return key
+        entry = self.entry(node)
+        return entry.manifest["digest"] if entry else None
+
+    def key(self, node: Node) -> str | None:
+        """The node's key; None while the content it depends on is not known."""
+        inputs: dict[str, str] = {}
+        for name, upstream in node.inputs.items():
+            identity = self.identity(upstream)
+            if identity is None:
+                return None
+            inputs[name] = identity
+        return key_of(node.stage, inputs)
+
+    def folder(self, node: Node) -> Path | None:
+        """Where the node's artifact lies or would lie."""
+        key = self.key(node)
+        return None if key is None else self._home(node) / node.stage.name / key
+
+    def _home(self, node: Node) -> Path:
+        return self.runs if node.stage.home == "runs" else self.root
+
+    # reading
+
+    def entry(self, node: Node) -> Entry | None:
+        """The node's artifact, if it is complete."""
+        folder = self.folder(node)
+        return _entry(folder) if folder else None
+
+    def entries(self) -> Iterator[Entry]:
+        """All complete artifacts, by stage and time."""
+        for home in (self.root, self.runs):
+            for manifest in sorted(home.glob(f"[!.]*/*/{MANIFEST}")):
+                if entry := _entry(manifest.parent):
+                    yield entry
+
+    def find(self, key: str) -> Entry:
+        """The artifact whose key begins with `key`.
+
+        Raises:
+            StoreError: None or several do; the message lists them.
+        """
+        found = [
+            folder
+            for home in (self.root, self.runs)
+            for folder in home.glob(f"[!.]*/{key}*")
+            if (folder / MANIFEST).exists()
+        ]
+        if len(found) != 1 or not key:
+            several = ", ".join(f"{f.parent.name}/{f.name}" for f in found[:5])
+            raise StoreError(
+                f"key {key!r} names {len(found)} artifacts in {self.root}"
+                + (f": {several}. Give more of the key." if found else
+                   ". `dbp ls` lists what is there; paths.store says which store to look in.")
+            )
+        entry = _entry(found[0])
+        if entry is None:
+            raise StoreError(f"{found[0] / MANIFEST} cannot be read. Remove that folder and rebuild.")
+        return entry
+
+    # building
+
+    def get(self, node: Node) -> Any:
+        """The node's artifact, built with all that it rests on where it is missing."""
+        inputs = {name: self.get(upstream) for name, upstream in node.inputs.items()}
+        key = self.key(node)
+        assert key is not None, "inputs are built, so their identities are known"
+        if key in self.loaded:
+            return self.loaded[key]
+        entry = self.entry(node)
+        if entry is None:
+            entry = self._build(node, key, inputs)
+            self.built.append(key)
+            self.say(f"{node.stage.name:<10} {key[:12]}  made in {entry.manifest['seconds']:.1f} s"
+                     f"  {_short(entry.manifest['counts'])}")
+        else:
+            self.reused.append(key)
+            self.say(f"{node.stage.name:<10} {key[:12]}  reused")
+        artifact = node.stage.open(entry.folder, **inputs)
+        self.loaded[key] = artifact
+        return artifact
+
+    def _build(self, node: Node, key: str, inputs: dict[str, Any]) -> Entry:
+        stage, home = node.stage, self._home(node)
+        final = home / stage.name / key
+        beside = home / ".tmp" / f"{key}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        shared = home / ".partial" / f"{stage.name}-{key}"
+        try:
+            self.sweep()
+            beside.mkdir(parents=True)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write to the store {home}: {error.strerror or error}. Give a folder that "
+                "can be written with paths.store=FOLDER (and paths.runs=FOLDER)."
+            ) from error
+        work = Work(beside, shared, key)
+        began, cpu = time.time(), time.process_time()
+        try:
+            counts = stage.run(work, **inputs)
+            work.collect()
+            digest = counts.pop("digest", None)
+            _write_json(beside / MANIFEST, {
+                "key": key,
+                "stage": stage.name,
+                "version": stage.version,
+                "parameters": parameters(stage),
+                "source": stage.source(),
+                "runtime": runtime_parameters(stage),
+                "inputs": {
+                    name: {"stage": up.stage.name, "key": self.key(up),
+                           "identity": self.identity(up)}
+                    for name, up in node.inputs.items()
+                },
+                "digest": digest,
+                "counts": counts,
+                "seconds": round(time.time() - began, 3),
+                "cpu_seconds": round(time.process_time() - cpu, 3),
+                "peak_memory_bytes": _peak_memory(),
+                "files": _sizes(beside),
+                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "command": sys.argv,
+                "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+                "versions": versions(),
+                "commit": commit(),
+            })
+            _sync(beside)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                beside.rename(final)
+            except OSError:
+                if _entry(final) is not None:
+                    shutil.rmtree(beside, ignore_errors=True)  # another writer was first
+                elif final.exists():  # damaged by hand: no manifest
+                    shutil.rmtree(final)
+                    beside.rename(final)
+                else:
+                    raise
+            _sync_folder(final.parent)
+        except OSError as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            if error.errno in (28, 122):  # ENOSPC, EDQUOT
+                raise StoreError(
+                    f"the disk of {home} is full: {stage.name} could not be written. Free space "
+                    "(`dbp gc` says what may go) or give another folder with paths.store=FOLDER."
+                ) from error
+            raise
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        shutil.rmtree(shared, ignore_errors=True)
+        entry = _entry(final)
+        assert entry is not None
+        return entry
+
+    def sweep(self) -> int:
+        """Remove what dead writers on this machine left half-written; return the bytes freed."""
+        freed = 0
+        for home in (self.root, self.runs):
+            for folder in home.glob(".tmp/*"):
+                owner, pid, _ = folder.name.rsplit("-", 2)
+                _, host = owner.split("-", 1)
+                if host == socket.gethostname() and not _alive(int(pid)):
+                    freed += sum(_sizes(folder).values())
+                    shutil.rmtree(folder, ignore_errors=True)
+        return freed
+
+
+def _entry(folder: Path) -> Entry | None:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return Entry(folder, manifest)
+
+
+def _finished_part(home: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads((home / PART).read_text())
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    sizes = {name: size for name, size in _sizes(home).items() if name != PART}
+    return record["counts"] if sizes == record["files"] else None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {
+        str(file.relative_to(folder)): file.stat().st_size
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _alive(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        try:
+            os.kill(pid, 0)
+        except PermissionError:
+            return True
+        return True
+    return False
+
+
+def _peak_memory() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _short(counts: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:,}" for name, value in counts.items() if isinstance(value, int)
+    )
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what can change a result."""
+    names = ("density-based-pruning", "torch", "open_clip_torch", "timm", "faiss-cpu", "numpy",
+             "pyarrow", "pillow", "lightning")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+@cache
+def commit() -> str | None:
+    """The commit of the checkout that runs, with `+` when it has uncommitted changes."""
+    import subprocess
+
+    here = Path(__file__).parents[1]
+    if not (here / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, text=True,
+                              capture_output=True, timeout=5, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, text=True,
+                               capture_output=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if dirty else "")

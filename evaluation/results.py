@@ -1,0 +1,153 @@
+"""What an evaluation found, as JSON lines with the outcome of every sample beside it.
+
+A file holds one line for each checkpoint, task and protocol; saving a result again replaces its
+line. Files are written beside and renamed, so a reader never sees half of one. One writer at a
+time.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from dbp.errors import WorldError
+
+# What makes two results the same measurement.
+IDENTITY = ("checkpoint", "model", "samples_seen", "task", "protocol", "precision", "limit")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One task of one checkpoint under one protocol.
+
+    Args:
+        task: Key of the task.
+        protocol: `corrected` or `datacomp`.
+        metrics: In [0, 1]; none where a metric has no value, as acc5 with four classes.
+        intervals: 95 % bootstrap interval over test samples, of each metric that has a value.
+        num_samples: Pictures that took part.
+        limit: What `num_samples` was cut to, if it was; the numbers are then estimates.
+        checkpoint: sha256 of the weights file; none for a model that was never saved.
+        model: Name of the architecture.
+        samples_seen: In training, if known.
+        precision: `fp32` or `bf16`.
+        versions: Of the libraries that the numbers may depend on.
+        set_digest: Of names, templates, labels or captions, and picture bytes.
+        seed: Of the bootstrap and of the choice under `limit`.
+        outcomes: Per-sample outcomes by name; in memory and beside the file, not in its lines.
+    """
+
+    task: str
+    protocol: str
+    metrics: Mapping[str, float | None]
+    intervals: Mapping[str, tuple[float, float]]
+    num_samples: int
+    limit: int | None
+    checkpoint: str | None
+    model: str
+    samples_seen: int | None
+    precision: str
+    versions: Mapping[str, str]
+    set_digest: str
+    seed: int
+    outcomes: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def identity(self) -> str:
+        """Sixteen hexadecimal digits that name this measurement."""
+        values = [getattr(self, name) for name in IDENTITY]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+    def line(self) -> str:
+        """Write it as one line of JSON, without the outcomes."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "outcomes"}
+        # A NaN token is not JSON; it is written as null.
+        return json.dumps(_without_nan(values), allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task that gave no result, and why."""
+
+    task: str
+    reason: str
+
+
+def save_results(path: Path, results: Iterable[Result]) -> None:
+    """Add results to a file, each in place of an older line of the same identity.
+
+    Raises:
+        WorldError: The file exists and is not ours.
+    """
+    kept = {r.identity: r for r in load_results(path, with_outcomes=False)} if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for result in results:
+        if result.outcomes:
+            _save_outcomes(outcomes_path(path, result), result.outcomes)
+        kept[result.identity] = result
+    text = "".join(result.line() + "\n" for result in kept.values())
+    _write_beside(path, lambda file: file.write(text.encode()))
+
+
+def load_results(path: Path, *, with_outcomes: bool = True) -> list[Result]:
+    """Read the results of a file, with their outcomes where those are beside it.
+
+    Raises:
+        WorldError: The file is missing, or a line of it is no result.
+    """
+    results = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise WorldError(f"There is no results file {path}. Evaluate a checkpoint first.") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            intervals = {name: (low, high) for name, (low, high) in values["intervals"].items()}
+            result = Result(**(values | {"intervals": intervals}))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise WorldError(
+                f"Line {number} of {path} is not a result of ours ({error}). Move the file away, "
+                "or remove the line and evaluate that task again."
+            ) from error
+        beside = outcomes_path(path, result)
+        if with_outcomes and beside.exists():
+            with np.load(beside, allow_pickle=False) as arrays:
+                result = replace(result, outcomes=dict(arrays))
+        results.append(result)
+    return results
+
+
+def outcomes_path(path: Path, result: Result) -> Path:
+    """Name the file that holds the per-sample outcomes of a result."""
+    task = result.task.replace("/", "-")
+    name = f"{task}-{result.protocol}-{result.identity}.npz"
+    return path.with_name(f"{path.stem}.outcomes") / name
+
+
+def _save_outcomes(path: Path, outcomes: Mapping[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_beside(path, lambda file: np.savez_compressed(file, **dict(outcomes)))  # pyright: ignore
+
+
+def _write_beside(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with beside.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Sweeps: grids of runs, here or on SLURM."""

@@ -1,0 +1,1 @@
+"""Training: from a subset to a CLIP checkpoint, compute-matched by samples seen."""
