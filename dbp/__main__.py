@@ -38,6 +38,9 @@ ABOUT = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; return the exit status: 0 done, 1 a person can mend it, 2 wrong usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # Threads that spin while they wait slow a shared machine many times over; read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if arguments else 2
@@ -78,8 +81,9 @@ def _run(verb: str, rest: list[str]) -> int:
         return importlib.import_module(module_name).main(verb, rest) or 0
     import logging
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("dbp").setLevel(logging.INFO)
+    logging.getLogger().setLevel(logging.WARNING)
     from dbp.command_line import overrides
     from dbp.config import compose
 

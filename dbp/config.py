@@ -186,8 +186,16 @@ def groups() -> dict[str, list[str]]:
     }
 
 
-def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = None) -> Any:
+def compose(
+    verb: str, overrides: list[str], config_dirs: list[str] | None = None, resolve: bool = True
+) -> Any:
     """Compose a verb's config with overrides, as Hydra does, with errors that say what was meant.
+
+    Args:
+        verb: Name of the primary config.
+        overrides: As Hydra reads them.
+        config_dirs: Further folders of configs.
+        resolve: Resolve interpolations now; a sweep does it after it has set its own values.
 
     Raises:
         ConfigError: A group, an option or a key does not exist, or an override cannot be read.
@@ -200,12 +208,13 @@ def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = Non
     from omegaconf.errors import OmegaConfBaseException
 
     GlobalHydra.instance().clear()
-    extra = [f"hydra.searchpath=[{','.join('file://' + str(Path(d).absolute()) for d in config_dirs)}]"] \
-        if config_dirs else []
+    folders = ",".join(f"file://{Path(folder).absolute()}" for folder in config_dirs or [])
+    extra = [f"hydra.searchpath=[{folders}]"] if folders else []
     try:
         with initialize_config_dir(str(config_folder().absolute()), version_base="1.3"):
             config = hydra_compose(verb, overrides=overrides + extra)
-            OmegaConf.resolve(config)
+            if resolve:
+                OmegaConf.resolve(config)
             return config
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_what_was_meant(verb, overrides, error)) from error

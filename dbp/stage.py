@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from dbp.store import Work
@@ -33,7 +33,7 @@ class Artifact(Protocol):
     """What a stage makes: loadable from the folder that the stage wrote."""
 
     @classmethod
-    def load(cls, folder: Path) -> Self: ...
+    def load(cls, folder: Path) -> "Artifact": ...
 
 
 @dataclass(frozen=True)

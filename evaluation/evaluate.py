@@ -28,9 +28,9 @@ def run_suite(
 
     `settings` are those of `evaluate_checkpoint`.
     """
+    resolve_suite(suite)
     from dbp.encoders.openclip import load_openclip
 
-    resolve_suite(suite)
     loaded = load_openclip(
         model, checkpoint=checkpoint, config=config, pretrained=pretrained,
         random_weights=random_weights, device=device,

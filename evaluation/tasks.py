@@ -1,4 +1,4 @@
-"""The tasks that can be evaluated: DataComp's 40 and the four of the glyphs pool.
+"""The tasks that can be evaluated: DataComp's 40 and those of the glyphs pool.
 
 The facts stand in `tasks.csv`. A task with a main metric and `in_average` is one of DataComp's 38;
 FairFace and UTKFace have no main metric, so they run and are in no average.

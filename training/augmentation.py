@@ -1,9 +1,9 @@
 """How a picture is brought to training size and changed, with its own random numbers.
 
-Two steps: `fit` turns one decoded picture into a square of the training size; `move` changes a whole
-batch of squares. Where `fit` draws nothing, its result can be cached. The numbers come from
-`training.order.draws`, never from a generator with state, so that a sample of an epoch is changed in
-the same way in each arm, by each worker, after each resume.
+Two steps: `fit` turns one decoded picture into a square of the training size; `move` changes a
+whole batch of squares. Where `fit` draws nothing, its result can be cached. The numbers come from
+`training.order.draws`, never from a generator with state, so that a sample of an epoch is changed
+in the same way in each arm, by each worker, after each resume.
 """
 
 import math
@@ -60,8 +60,12 @@ class RandomResizedCrop(Augmentation):
 
     def __post_init__(self) -> None:
         require(0 < self.scale_low <= 1, "scale_low", self.scale_low, "above 0 and at most 1")
-        require(self.scale_low <= self.scale_high <= 1, "scale_high", self.scale_high,
-                f"from scale_low={self.scale_low} to 1")
+        require(
+            self.scale_low <= self.scale_high <= 1,
+            "scale_high",
+            self.scale_high,
+            f"from scale_low={self.scale_low} to 1",
+        )
 
     def fit(
         self, image: Image.Image, size: int, draws: Float64[np.ndarray, " d"]
@@ -93,7 +97,7 @@ class RandomResizedCrop(Augmentation):
 
 @dataclass(frozen=True)
 class Shift(Augmentation):
-    """Resize the shorter side, cut out the middle, then move it by some pixels; edges are continued.
+    """Resize the shorter side, cut out the middle, and move it; the edges are continued.
 
     Args:
         pixels: Largest shift to each side, in pixels of the training size; 0 for none.

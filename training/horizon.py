@@ -105,9 +105,9 @@ def check_budget_kind(samples_seen: int | None, epochs: float | None) -> None:
         ConfigError: Not exactly one is given.
     """
     if (samples_seen is None) == (epochs is None):
-        given = "neither is" if samples_seen is None else f"both are ({samples_seen:,} and {epochs:g})"
+        given = ["null" if value is None else f"{value:,}" for value in (samples_seen, epochs)]
         raise ConfigError(
-            f"samples_seen and train.epochs: exactly one must be set, and {given}. Give "
+            f"samples_seen={given[0]} and train.epochs={given[1]}: exactly one must be set. Give "
             "train.samples_seen for equal compute between arms, or train.epochs for equal passes "
             "over each kept set."
         )

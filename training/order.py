@@ -142,7 +142,7 @@ class Batches:
         self.rank, self.share = rank, horizon.batch_size // world
 
     def __len__(self) -> int:
-        """All steps of the run, also after a resume: Lightning counts the batches from the first."""
+        """All steps of the run, also after a resume: Lightning counts batches from the first."""
         return self.horizon.steps
 
     def __iter__(self) -> Iterator[Slice]:

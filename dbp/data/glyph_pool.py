@@ -45,10 +45,20 @@ class RenderTasks(Stage):
     version: ClassVar[int] = 1
     makes: ClassVar[type] = TaskFolder
 
-    plan: GlyphPlan
+    image_size: int
+    held_out_faces: tuple[str, ...]
+    task_pictures: int
+    seed: int
+
+    @classmethod
+    def of(cls, plan: GlyphPlan) -> "RenderTasks":
+        """The sets that belong to a pool's plan: neither its size nor what is planted matters."""
+        return cls(plan.image_size, plan.held_out_faces, plan.task_pictures, plan.seed)
 
     def run(self, work: Work) -> dict[str, Any]:
-        return dict(render_tasks(self.plan, work.folder))
+        plan = GlyphPlan(image_size=self.image_size, held_out_faces=self.held_out_faces,
+                         task_pictures=self.task_pictures, seed=self.seed)
+        return dict(render_tasks(plan, work.folder))
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ class GlyphPool:
 
     def tasks(self) -> Node:
         """The evaluation sets."""
-        return RenderTasks(self.plan).bind()
+        return RenderTasks.of(self.plan).bind()
 
     def truth(self) -> Node:
         """What was planted, beside the shards."""

@@ -87,13 +87,9 @@ class GlyphPlan:
             value = getattr(self, name)
             require(low <= value <= high, name, value, f"from {low:,} to {high:,}")
         room = Decimal("0.5") - Decimal(str(self.exact_copies))
-        require(
-            Decimal(str(self.reencoded_copies)) <= room,
-            "reencoded_copies",
-            self.reencoded_copies,
-            f"at most {room} beside exact_copies={self.exact_copies}, since each original is "
-            "copied at most once. Lower one of the two",
-        )
+        is_once = Decimal(str(self.reencoded_copies)) <= room
+        must = f"at most {room} beside exact_copies={self.exact_copies} (one copy each); lower one"
+        require(is_once, "reencoded_copies", self.reencoded_copies, must)
 
     def count(self, share: float) -> int:
         """The rows in a share: the floor of its exact decimal product with num_pairs."""
@@ -195,12 +191,12 @@ def _reserved(image_size: int, seed: int) -> frozenset[int]:
     first: dict[int, Glyph] = {}
     for glyph in sorted(all_glyphs(image_size)[0], key=lambda g: (g.character, g.face)):
         first.setdefault(glyph.picture, glyph)
-    return frozenset(
-        picture
-        for picture, (face, character, _) in first.items()
-        if hashed(seed, "reserved", face, character)
-        < (RESERVED_LETTERS if base_letter(character) else RESERVED_OTHERS)
-    )
+    reserved = set()
+    for picture, (face, character, _) in first.items():
+        share = RESERVED_LETTERS if base_letter(character) else RESERVED_OTHERS
+        if hashed(seed, "reserved", face, character) < share:
+            reserved.add(picture)
+    return frozenset(reserved)
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
@@ -224,10 +220,8 @@ def _plan_rows(plan: GlyphPlan) -> list[_Row]:
             "raise exact_copies or reencoded_copies."
         )
     glyphs.sort(key=lambda glyph: hashed(plan.seed, "take", glyph.face, glyph.character))
-    copies = [
-        (i, "exact" if i < num_exact else "reencoded") for i in range(num_exact + num_reencoded)
-    ]
-    pieces = [(i, "original") for i in range(num_originals)] + copies
+    copies = ["exact"] * num_exact + ["reencoded"] * num_reencoded
+    pieces = [*enumerate(["original"] * num_originals), *enumerate(copies)]
     pieces.sort(key=lambda piece: hashed(plan.seed, "order", *piece))
     row_of = {i: row for row, (i, kind) in enumerate(pieces) if kind == "original"}
     return [_Row(glyphs[i], kind, None if kind == "original" else row_of[i]) for i, kind in pieces]
@@ -260,8 +254,7 @@ def _swap_captions(plan: GlyphPlan, rows: list[_Row]) -> dict[int, int]:
 
 
 def _sample(plan: GlyphPlan, uid: str, row: _Row, told: Glyph) -> Iterator[tuple[str, bytes]]:
-    _, pictures = all_glyphs(plan.image_size)
-    pixels = pictures[row.glyph.picture]
+    pixels = all_glyphs(plan.image_size)[1][row.glyph.picture]
     if row.kind == "reencoded":
         extension, image = reencode(pixels, plan.image_size, plan.seed, uid)
     else:

@@ -90,8 +90,9 @@ def test_each_distinct_prompt_is_encoded_once_in_one_call():
     np.testing.assert_allclose(np.linalg.norm(classifier, axis=0), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("num_classes", [1_000, 1_003])
+@pytest.mark.parametrize("num_classes", [5, 7, 113, 1_003])
 def test_twin_names_tie_exactly(num_classes):
+    # A plain matrix product fails here: OpenBLAS rounds the last columns differently.
     generator = np.random.default_rng(1)
     vectors = unit(generator, num_classes, 33)
     vectors[-1] = vectors[3]

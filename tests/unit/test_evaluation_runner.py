@@ -41,7 +41,8 @@ def preprocess(picture):
 
 
 def tokenizer(texts):
-    return torch.tensor([np.bincount([ord(c) % 128 for c in t], minlength=128) for t in texts])
+    counts = [np.bincount([ord(c) % 128 for c in text], minlength=128) for text in texts]
+    return torch.from_numpy(np.stack(counts))
 
 
 def evaluate(suite, root, model=None, **settings):

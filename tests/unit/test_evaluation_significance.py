@@ -19,12 +19,12 @@ def binomial_error(rate, trials):
 def test_the_interval_of_an_accuracy_covers_the_truth_in_95_of_100_sets():
     generator = np.random.default_rng(0)
     covered = []
-    for _ in range(1_500):
+    for _ in range(1_000):
         hits = generator.random(800) < 0.3
         replicates = mean_replicates(hits, num_resamples=600, generator=generator)
         low, high = percentile_interval(replicates)
         covered.append(low <= 0.3 <= high)
-    assert abs(np.mean(covered) - 0.95) < 4 * binomial_error(0.95, 1_500)
+    assert abs(np.mean(covered) - 0.95) < 4 * binomial_error(0.95, 1_000)
 
 
 def test_the_interval_of_a_class_recall_covers_the_truth_in_95_of_100_sets():
@@ -32,7 +32,7 @@ def test_the_interval_of_a_class_recall_covers_the_truth_in_95_of_100_sets():
     share = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
     recall = np.array([0.9, 0.5, 0.3, 0.7, 0.2])
     covered = []
-    for _ in range(800):
+    for _ in range(500):
         labels = generator.choice(5, size=1_500, p=share)
         is_right = generator.random(1_500) < recall[labels]
         replicates = class_recall_replicates(
@@ -40,13 +40,13 @@ def test_the_interval_of_a_class_recall_covers_the_truth_in_95_of_100_sets():
         )
         low, high = percentile_interval(replicates)
         covered.append(low <= recall.mean() <= high)
-    assert abs(np.mean(covered) - 0.95) < 4 * binomial_error(0.95, 800)
+    assert abs(np.mean(covered) - 0.95) < 4 * binomial_error(0.95, 500)
 
 
 def test_the_interval_of_recall_covers_the_truth_when_captions_of_a_picture_agree():
     generator = np.random.default_rng(2)
     covered = []
-    for _ in range(800):
+    for _ in range(500):
         # All five captions of a picture hit or miss together: 300 independent samples, not 1,500.
         hit = generator.random(300) < 0.4
         outcomes = {
@@ -59,7 +59,7 @@ def test_the_interval_of_recall_covers_the_truth_when_captions_of_a_picture_agre
         )
         low, high = percentile_interval(replicates)
         covered.append(low <= 0.4 <= high)
-    assert abs(np.mean(covered) - 0.95) < 4 * binomial_error(0.95, 800)
+    assert abs(np.mean(covered) - 0.95) < 4 * binomial_error(0.95, 500)
 
 
 def test_counting_outcomes_equals_drawing_samples_one_by_one():

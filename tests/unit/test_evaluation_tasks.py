@@ -5,10 +5,11 @@ from evaluation.suites import QUICK, groups, resolve_suite, suites
 from evaluation.tasks import KINDS, find_task, load_tasks
 
 
-def test_the_table_holds_the_40_tasks_of_datacomp_and_the_4_of_glyphs():
+def test_the_table_holds_the_40_tasks_of_datacomp_and_those_of_glyphs():
     keys = list(load_tasks())
     glyphs = [key for key in keys if key.startswith("glyphs/")]
-    assert (len(keys), len(glyphs)) == (44, 4)
+    assert len(keys) - len(glyphs) == 40
+    assert groups()["Glyphs"] == tuple(glyphs)
     assert {task.kind for task in load_tasks().values()} == set(KINDS)
 
 
@@ -26,14 +27,13 @@ def test_every_folder_follows_datacomps_rule():
 
 
 def test_the_groups_have_the_sizes_of_datacomps_columns():
-    sizes = {group: len(members) for group, members in groups().items()}
+    sizes = {group: len(members) for group, members in groups().items() if group != "Glyphs"}
     assert sizes == {
         "ImageNet": 1,
         "ImageNet dist. shifts": 6,
         "VTAB": 13,
         "Retrieval": 3,
         "Average": 38,
-        "Glyphs": 4,
     }
 
 
@@ -46,12 +46,9 @@ def test_every_member_of_a_suite_is_a_task():
 def test_a_list_may_mix_suites_and_tasks_and_names_each_task_once():
     keys = [task.key for task in resolve_suite("imagenet1k, retrieval,imagenet")]
     assert keys == ["imagenet1k", *groups()["Retrieval"]]
-    assert [task.key for task in resolve_suite(["glyphs/letters", "glyphs"])] == [
-        "glyphs/letters",
-        "glyphs/scripts",
-        "glyphs/letters_shift",
-        "glyphs/retrieval",
-    ]
+    glyphs = [task.key for task in resolve_suite(["glyphs/retrieval", "glyphs"])]
+    assert glyphs[0] == "glyphs/retrieval"
+    assert sorted(glyphs) == sorted(groups()["Glyphs"])
 
 
 @pytest.mark.parametrize(
@@ -72,5 +69,5 @@ def test_a_suite_of_nothing_is_refused():
 
 
 def test_a_misspelt_task_names_the_nearest():
-    with pytest.raises(ConfigError, match="There is no task 'cifar01'. Did you mean 'cifar10'?"):
+    with pytest.raises(ConfigError, match=r"no task 'cifar01'\. Did you mean 'cifar10'\?"):
         find_task("cifar01")

@@ -268,8 +268,8 @@ def test_one_plan_makes_one_sequence_of_bytes_and_another_seed_another(pool, tmp
         ({"swapped_captions": 1.5}, "swapped_captions=1.5: it must be from 0 to 1"),
         (
             {"exact_copies": 0.3, "reencoded_copies": 0.3},
-            "reencoded_copies=0.3: it must be at most 0.2 beside exact_copies=0.3, since each "
-            "original is copied at most once. Lower one of the two",
+            "reencoded_copies=0.3: it must be at most 0.2 beside exact_copies=0.3 (one copy each); "
+            "lower one",
         ),
     ],
 )

@@ -1,0 +1,127 @@
+"""Arms compared: means over seeds, two kinds of noise kept apart, differences to the control.
+
+Test-sample noise comes from resampling the test pictures, the same draws for every arm. Training noise
+comes from the spread of an arm's seeds. A verdict about *methods* needs both, and so at least two seeds
+an arm (three are better); with one seed nothing is called separate.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from evaluation.measures import metric_replicates
+from evaluation.results import Result
+from evaluation.significance import percentile_interval
+from evaluation.tasks import find_task
+
+MEAN = "mean"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained and evaluated point of an arm: one seed."""
+
+    seed: int
+    results: Sequence[Result]
+    facts: dict[str, Any]  # keys, rows kept, steps, seconds
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method at one point of the grid, over its seeds."""
+
+    name: str
+    runs: Sequence[Run]
+    failures: Sequence[str] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one arm.
+
+    Args:
+        value: Mean over seeds, in [0, 1].
+        interval: 95 %, over test samples.
+        seeds: The value of each seed.
+        difference: To the control; none for the control itself.
+        difference_interval: 95 %, over test samples and seeds; none with fewer than two seeds.
+        is_separate: Whether that interval excludes nil.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    seeds: tuple[float, ...]
+    difference: float | None = None
+    difference_interval: tuple[float, float] | None = None
+    is_separate: bool = False
+
+
+def compare(arms: Sequence[Arm], control: str, seed: int = 0) -> dict[str, dict[str, Cell]]:
+    """Each arm's cells by task, and under `mean` the plain mean of the tasks.
+
+    Args:
+        arms: All of one suite, protocol and budget.
+        control: Name of the arm that differences are taken from.
+        seed: Of the bootstrap.
+    """
+    draws = {arm.name: _replicates(arm, seed) for arm in arms if arm.runs}
+    base = draws.get(control)
+    table: dict[str, dict[str, Cell]] = {}
+    for name, by_task in draws.items():
+        table[name] = {}
+        for task, (values, replicates) in by_task.items():
+            cell = Cell(float(np.mean(values)), percentile_interval(replicates), tuple(values))
+            if base is not None and name != control and task in base:
+                cell = _against(cell, replicates, *base[task])
+            table[name][task] = cell
+    return table
+
+
+def _replicates(arm: Arm, seed: int) -> dict[str, tuple[list[float], np.ndarray]]:
+    """For each task the seeds' values, and bootstrap replicates of their mean."""
+    values: dict[str, list[float]] = {}
+    draws: dict[str, list[np.ndarray]] = {}
+    for run in arm.runs:
+        for result in run.results:
+            task = find_task(result.task)
+            metric = task.main_metric
+            value = result.metrics.get(metric) if metric else None
+            if metric is None or value is None:
+                continue
+            values.setdefault(task.key, []).append(value)
+            draws.setdefault(task.key, []).append(
+                metric_replicates(task, metric, result.outcomes, seed=seed)
+            )
+    found = {task: (values[task], np.mean(draws[task], axis=0)) for task in values}
+    complete = [task for task in values if len(values[task]) == len(arm.runs)]
+    if complete and len(complete) == len(values):
+        means = np.mean([values[task] for task in complete], axis=0)
+        found[MEAN] = (means.tolist(), np.mean([found[task][1] for task in complete], axis=0))
+    return found
+
+
+def _against(
+    cell: Cell, replicates: np.ndarray, control_values: Sequence[float], control_replicates: np.ndarray
+) -> Cell:
+    """Add the difference to the control, with both kinds of noise in its interval."""
+    from scipy.stats import t
+
+    difference = cell.value - float(np.mean(control_values))
+    groups = [np.asarray(cell.seeds), np.asarray(control_values)]
+    if min(map(len, groups)) < 2:
+        return Cell(cell.value, cell.interval, cell.seeds, difference)
+    parts = [float(g.var(ddof=1)) / len(g) for g in groups]
+    test_variance = float(np.var(replicates - control_replicates))
+    spread = sum(parts)
+    freedom = spread**2 / sum(p**2 / (len(g) - 1) for p, g in zip(parts, groups, strict=True)) \
+        if spread > 0 else math.inf
+    reach = math.hypot(
+        float(t.ppf(0.975, freedom)) * math.sqrt(spread) if spread > 0 else 0.0,
+        1.959964 * math.sqrt(test_variance),
+    )
+    interval = (difference - reach, difference + reach)
+    return Cell(cell.value, cell.interval, cell.seeds, difference, interval,
+                interval[0] > 0 or interval[1] < 0)

@@ -1,0 +1,295 @@
+"""Whole runs on a small pool: what is read, what is made, what a resume changes (nothing)."""
+
+import io
+import json
+import logging
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dbp.data.index import Index
+from dbp.data.keep_list import KeepList, everything
+from dbp.data.pool import Pool
+from dbp.errors import ConfigError, PoolError, StoreError
+from dbp.stage import Node, Stage
+from dbp.store import Store, Work
+from training.augmentation import RandomResizedCrop, Shift
+from training.checkpoint import Checkpoint
+from training.config import Model, Optimiser
+from training.data import Pairs, Subset, make_loader
+from training.horizon import Horizon
+from training.metrics import Csv, Logger, Wandb, read_metrics
+from training.order import Batches, Order
+from training.train import Train
+
+NUM_ROWS, BROKEN = 40, 7
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+OPTIMISER = Optimiser(1e-3, 0.9, 0.98, 1e-6, 0.2, "openclip3", "cosine", 24)
+TRAIN = Train(
+    model=Model(config=TINY), batch_size=8, optimiser=OPTIMISER, augmentation=Shift(2), seed=3,
+    precision="fp32", samples_seen=80, device="cpu", log_every_samples=16,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 pairs; the picture of row 7 has a sound header and no pixels."""
+    path = tmp_path_factory.mktemp("pool") / "00000.tar"
+    rng = np.random.default_rng(0)
+    with tarfile.open(path, "w") as tar:
+        for row in range(NUM_ROWS):
+            content = io.BytesIO()
+            pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(content, "png")
+            picture = content.getvalue()[:100] if row == BROKEN else content.getvalue()
+            for name, member in (("png", picture), ("txt", f"letter number {row}".encode())):
+                info = tarfile.TarInfo(f"{row:05d}.{name}")
+                info.size = len(member)
+                tar.addfile(info, io.BytesIO(member))
+    return path
+
+
+@dataclass(frozen=True)
+class Chosen(Stage):
+    """A keep list of given rows; all when none are given."""
+
+    name: ClassVar[str] = "chosen"
+    needs: ClassVar[tuple[str, ...]] = ("pool",)
+    makes: ClassVar[type] = KeepList
+
+    rows: tuple[int, ...] = ()
+
+    def run(self, work: Work, pool: Pool) -> dict[str, Any]:
+        every = everything(pool.digest, pool.is_valid)
+        keep = np.isin(every.rows, self.rows) if self.rows else np.ones(every.num_kept, bool)
+        every.narrow("chosen", keep, "not chosen", "chosen").save(work.folder)
+        return {}
+
+
+class World:
+    """A store with the pool in it."""
+
+    def __init__(self, root: Path, shard: Path) -> None:
+        self.store = Store(root / "store")
+        index = Index(uid="key", caption="txt", max_pixels=10**8, shards=[str(shard)])
+        self.pool = index.bind(folder=None)
+
+    def keep(self, rows: tuple[int, ...] = ()) -> Node:
+        return Chosen(rows).bind(pool=self.pool)
+
+    def train(self, stage: Train, rows: tuple[int, ...] = ()) -> Checkpoint:
+        return self.store.get(stage.bind(pool=self.pool, keep=self.keep(rows)))
+
+    def pairs(
+        self, augmentation: Any = None, cache: bool = False, rows: tuple[int, ...] = ()
+    ) -> Pairs:
+        import open_clip
+
+        subset = Subset(self.store.get(self.pool), self.store.get(self.keep(rows)))
+        tokenizer = open_clip.SimpleTokenizer(context_length=16)
+        return Pairs(subset, augmentation or Shift(2), 32, tokenizer, 0, cache)
+
+    def manifest(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        return json.loads((checkpoint.folder / "manifest.json").read_text())
+
+
+@pytest.fixture
+def world(tmp_path: Path, shard: Path) -> World:
+    return World(tmp_path, shard)
+
+
+def batches(pairs: Pairs, steps: int = 10, num_workers: int = 0) -> list[dict[str, torch.Tensor]]:
+    sampler = Batches(Order(pairs.subset.keys, 0), Horizon(len(pairs), 8, steps))
+    return list(make_loader(pairs, sampler, num_workers))
+
+
+@pytest.mark.parametrize("augmentation", [Shift(2), RandomResizedCrop(0.9, 1.0)])
+def test_batches_do_not_depend_on_workers_or_cache(world: World, augmentation: Any) -> None:
+    alone = batches(world.pairs(augmentation))
+    others = [batches(world.pairs(augmentation), num_workers=2)]
+    if not augmentation.is_fit_random:
+        others += [batches(world.pairs(augmentation, cache=True), num_workers=w) for w in (0, 2)]
+    for other in others:
+        for one, same in zip(alone, other, strict=True):
+            assert one.keys() == same.keys()
+            assert all(torch.equal(one[name], same[name]) for name in one)
+
+
+def test_a_broken_picture_is_replaced_with_its_caption_by_the_next_kept_pair(world: World) -> None:
+    pairs = world.pairs(Shift(0), rows=(2, BROKEN, 20, *range(27, 40)))
+    epoch = batches(pairs, steps=2)
+    assert torch.cat([b["undecodable"] for b in epoch]).tolist() == [BROKEN]
+    order = np.concatenate([taken.indices for taken in Batches(
+        Order(pairs.subset.keys, 0), Horizon(len(pairs), 8, 2))])  # fmt: skip
+    images = torch.cat([b["images"] for b in epoch])
+    tokens = torch.cat([b["tokens"] for b in epoch])
+    broken, after = (int(np.flatnonzero(order == index)[0]) for index in (1, 2))
+    assert torch.equal(images[broken], images[after])
+    assert torch.equal(tokens[broken], tokens[after])
+
+
+def test_substitutes_are_counted_in_the_manifest(world: World) -> None:
+    counts = world.manifest(world.train(TRAIN))["counts"]
+    assert (counts["substitutes"], counts["undecodable"]) == (2, 1)  # two epochs, one row
+    assert (counts["kept"], counts["passes"], counts["unique_samples"]) == (40, 2.0, 40)
+    assert (counts["steps"], counts["batch_size"], counts["samples_seen"]) == (10, 8, 80)
+    assert counts["train_flops"] > 0
+
+
+def test_pictures_that_all_fail_stop_the_run(world: World) -> None:
+    with pytest.raises(PoolError, match=r"none of 1 kept pictures from row 7 .*uid '00007'"):
+        world.pairs(rows=(BROKEN,))._picture(0, np.zeros(2))
+
+
+def test_a_cache_is_refused_where_each_picture_is_cut_anew(world: World) -> None:
+    with pytest.raises(ConfigError, match=r"train\.cache=true: RandomResizedCrop"):
+        world.pairs(RandomResizedCrop(0.9, 1.0), cache=True)
+
+
+class Killed(BaseException):
+    """A stand-in for SIGKILL that nothing catches."""
+
+
+@dataclass(frozen=True)
+class Killer(Logger):
+    """Ends the run when so many samples have been seen."""
+
+    samples: int
+
+    @contextmanager
+    def open(self, folder: Path, key: str, settings: Any, past: list[Any]) -> Iterator[Any]:
+        def write(row: dict[str, Any]) -> None:
+            if row["samples_seen"] >= self.samples:
+                raise Killed
+
+        yield write
+
+
+def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(
+    tmp_path: Path, shard: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    undisturbed, killed = World(tmp_path / "one", shard), World(tmp_path / "two", shard)
+    expected = undisturbed.train(replace(TRAIN, log_every_samples=32))
+    saving = replace(TRAIN, checkpoint_every_samples=24, log_every_samples=32)
+    with pytest.raises(Killed):
+        killed.train(replace(saving, loggers=(Killer(64),)))
+    partial = list((tmp_path / "two").rglob("last.ckpt"))
+    assert len(partial) == 1
+    with caplog.at_level(logging.INFO, "dbp"):
+        resumed = killed.train(replace(saving, num_workers=2, cache=True, loggers=(Csv(),)))
+    assert "going on after step 6 of 10" in caplog.text
+    assert resumed.key == expected.key
+    assert resumed.digest == expected.digest
+    rows, same = (read_metrics(c.folder / "metrics.jsonl") for c in (resumed, expected))
+    assert [row["samples_seen"] for row in rows] == [32, 64, 80]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in same]
+    assert (resumed.folder / "metrics.csv").read_text().count("\n") == 4
+    assert killed.manifest(resumed)["counts"]["substitutes"] == 2
+    assert not partial[0].exists()
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, shard: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(tmp_path, shard)
+    saving = replace(TRAIN, samples_seen=32, checkpoint_every_samples=8, log_every_samples=8)
+    with pytest.raises(Killed):
+        world.train(replace(saving, loggers=(Killer(24),)))
+    last = next(tmp_path.rglob("last.ckpt"))
+    last.write_bytes(last.read_bytes()[:1000])
+    world.train(saving)
+    assert "last.ckpt cannot be read" in caplog.text
+    assert world.manifest(world.train(saving))["counts"]["steps"] == 4
+
+
+def test_two_runs_of_one_seed_are_the_same_and_leave_torch_s_state_alone(
+    tmp_path: Path, shard: Path
+) -> None:
+    short = replace(TRAIN, samples_seen=24)
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    one = World(tmp_path / "one", shard).train(short)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(10)
+    again = World(tmp_path / "two", shard).train(short)
+    other = World(tmp_path / "two", shard).train(replace(short, seed=4))
+    assert one.digest == again.digest != other.digest
+
+
+def test_plain_open_clip_loads_the_checkpoint_with_the_same_embeddings(
+    world: World, tmp_path: Path
+) -> None:
+    import open_clip
+
+    from dbp.encoders.openclip import load_openclip
+
+    checkpoint = world.train(replace(TRAIN, samples_seen=16))
+    saved = torch.load(checkpoint.weights, weights_only=True)
+    assert saved.keys() == {"epoch", "name", "state_dict"}
+    assert (saved["name"], saved["epoch"]) == (checkpoint.name, 0)
+    (tmp_path / "my-tiny.json").write_text(json.dumps(checkpoint.config))
+    open_clip.add_model_config(tmp_path / "my-tiny.json")
+    models = [
+        open_clip.create_model("my-tiny", pretrained=str(checkpoint.weights)),
+        open_clip.create_model(f"local-dir:{checkpoint.folder}"),
+        load_openclip(checkpoint=checkpoint.weights).model,
+    ]
+    images = torch.rand(3, 3, 32, 32)
+    tokens = open_clip.get_tokenizer("my-tiny")(["a", "letter", "number 3"])
+    embedded = [(m.eval().encode_image(images), m.encode_text(tokens)) for m in models]
+    for image, text in embedded[1:]:
+        assert torch.equal(image, embedded[0][0])
+        assert torch.equal(text, embedded[0][1])
+    for name, value in models[0].state_dict().items():
+        assert torch.equal(value, saved["state_dict"][name])
+
+
+def test_a_checkpoint_says_what_made_it(world: World) -> None:
+    checkpoint = world.train(replace(TRAIN, samples_seen=16))
+    assert checkpoint.samples_seen == 16
+    assert checkpoint.subset == {
+        "pool": world.store.key(world.pool),
+        "keep": world.store.key(world.keep()),
+    }
+    assert checkpoint.settings["optimiser"]["lr"] == 1e-3
+    assert not list(checkpoint.folder.rglob("*lightning*"))
+    with pytest.raises(StoreError, match="is no finished run of ours"):
+        Checkpoint.load(checkpoint.folder.parent)
+
+
+def test_a_keep_list_of_another_pool_is_refused(world: World) -> None:
+    pool, keep = world.store.get(world.pool), world.store.get(world.keep())
+    with pytest.raises(ConfigError, match="it was made for the pool with digest 000000000000, and"):
+        Subset(pool, replace(keep, pool_digest="0" * 64))
+
+
+def test_fewer_kept_samples_than_a_batch_are_refused(world: World) -> None:
+    with pytest.raises(ConfigError, match=r"5 kept samples with train\.batch_size=8"):
+        world.train(TRAIN, rows=(1, 2, 3, 4, 5))
+
+
+def test_wandb_records_a_run_without_a_network(world: World) -> None:
+    pytest.importorskip("wandb")
+    mirror = Wandb(project="dbp-tests", mode="offline")
+    checkpoint = world.train(replace(TRAIN, samples_seen=16, loggers=(mirror,)))
+    assert list(checkpoint.folder.glob("wandb/offline-run-*/*.wandb"))

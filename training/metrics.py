@@ -1,0 +1,129 @@
+"""What a run says about itself, keyed by samples seen: JSON lines are the truth, the rest mirrors.
+
+A resumed run cuts the file back to its checkpoint, so that no sample is counted twice.
+"""
+
+import csv
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Row = dict[str, Any]
+Write = Callable[[Row], None]
+
+
+def read_metrics(path: Path, until: int | None = None) -> list[Row]:
+    """The rows of a metrics file, up to a number of samples seen; a torn last line is left out."""
+    rows: list[Row] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if until is None or row["samples_seen"] <= until:
+            rows.append(row)
+    return rows
+
+
+@contextmanager
+def metrics_file(path: Path, past: list[Row]) -> Iterator[Write]:
+    """Append rows to a file that begins with what an earlier try left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as handle:
+
+        def write(row: Row) -> None:
+            handle.write(json.dumps(row) + "\n")
+            handle.flush()
+
+        for row in past:
+            write(row)
+        yield write
+
+
+@dataclass(frozen=True)
+class Logger(ABC):
+    """A mirror of the metrics for people and their tools."""
+
+    @abstractmethod
+    def open(
+        self, folder: Path, key: str, settings: dict[str, Any], past: list[Row]
+    ) -> AbstractContextManager[Write]:
+        """Begin or go on with the record of a run.
+
+        Args:
+            folder: What is written here becomes part of the run's artifact.
+            key: The run's key; a resumed run has the same one.
+            settings: All parameters of the run.
+            past: Rows written before a resume.
+        """
+
+
+@dataclass(frozen=True)
+class Csv(Logger):
+    """`metrics.csv` beside the checkpoint."""
+
+    @contextmanager
+    def open(
+        self, folder: Path, key: str, settings: dict[str, Any], past: list[Row]
+    ) -> Iterator[Write]:
+        with open(folder / "metrics.csv", "w", newline="") as handle:
+            writer: csv.DictWriter[str] | None = None
+
+            def write(row: Row) -> None:
+                nonlocal writer
+                if writer is None:
+                    writer = csv.DictWriter(handle, list(row))
+                    writer.writeheader()
+                writer.writerow(row)
+
+            for row in past:
+                write(row)
+            yield write
+
+
+@dataclass(frozen=True)
+class Wandb(Logger):
+    """Weights & Biases, also without a network (`wandb sync` sends it later).
+
+    Args:
+        project: wandb's project.
+        mode: `offline` writes files only, below the run's folder.
+        entity: wandb's team; null for the user's own.
+        group: Name of the experiment, to gather its arms.
+    """
+
+    project: str
+    mode: Literal["online", "offline", "disabled"]
+    entity: str | None = None
+    group: str | None = None
+
+    @contextmanager
+    def open(
+        self, folder: Path, key: str, settings: dict[str, Any], past: list[Row]
+    ) -> Iterator[Write]:
+        import wandb
+
+        # The id is the run's key, so a requeued job goes on in the same record; wandb drops steps
+        # that it has seen.
+        run = wandb.init(
+            project=self.project,
+            entity=self.entity,
+            group=self.group,
+            mode=self.mode,
+            id=key,
+            resume="allow",
+            dir=folder,
+            config=settings,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        failed = 1
+        try:
+            run.define_metric("*", step_metric="samples_seen")
+            yield lambda row: run.log(row, step=row["step"])
+            failed = 0
+        finally:
+            run.finish(exit_code=failed)
