@@ -7,8 +7,8 @@ from typing import Any
 from dbp.config import groups
 from dbp.paths import config_folder
 
-QUOTED = re.compile(r"""^(['"]).*\1$""", re.DOTALL)
-PLAIN = re.compile(r"^[A-Za-z0-9_./:\-+~@%?*]*$")
+PLAIN = re.compile(r"[A-Za-z0-9_./:\-+@%?*]*")
+BRACKETS = ("[]", "{}", "''", '""')
 USES = ("dedup", "cluster", "score")
 
 
@@ -22,7 +22,7 @@ def to_hydra(argument: str) -> str:
     "pool.shards='a b/{00..09}.tar'"
     """
     key, equals, value = argument.partition("=")
-    if not equals or PLAIN.match(value) or QUOTED.match(value) or _is_literal(value):
+    if not equals or PLAIN.fullmatch(value) or _is_literal(value):
         return argument
     escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", value)
     trailing = re.search(r"\\*$", escaped)
@@ -33,16 +33,16 @@ def to_hydra(argument: str) -> str:
 def _is_literal(value: str) -> bool:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    bracketed = value[:1] + value[-1:] in ("[]", "{}")
+    bracketed = len(value) > 1 and value[0] + value[-1] in BRACKETS
     if not bracketed and not value.startswith("${"):
         return False
-    if value[:1] == "{" and ":" not in value:
+    if value[0] == "{" and ":" not in value:
         return False
     try:
-        OverridesParser.create().parse_override(f"key={value}")
+        found = OverridesParser.create().parse_override(f"key={value}")
     except Exception:  # the parser's own exceptions are many; a failure means: not a literal
         return False
-    return True
+    return not found.is_sweep_override()  # 'a','b' is a text with commas
 
 
 def short_forms(argument: str) -> list[str]:

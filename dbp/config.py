@@ -5,8 +5,10 @@ merges the YAML into it. Unknown keys, wrong types and values out of range stop 
 key and the nearest right spelling.
 """
 
+import contextlib
 import dataclasses
 import importlib
+import math
 import re
 import types
 import typing
@@ -154,12 +156,10 @@ def _cast_scalar(value: Any, hint: Any, path: str) -> Any:
             return int(value.replace(",", "").replace("_", ""))
         raise ConfigError(f"{path}={value!r}: it must be a whole number")
     if hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise ConfigError(f"{path}={value!r}: it must be a number") from None
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            if not isinstance(value, bool) and math.isfinite(number := float(value)):
+                return number
+        raise ConfigError(f"{path}={value!r}: it must be a finite number")
     if hint is str:
         if isinstance(value, str):
             return value

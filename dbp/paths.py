@@ -1,6 +1,7 @@
 """Where things lie: the configs, and the shards that a path pattern names."""
 
 import glob
+import os
 import re
 from pathlib import Path
 
@@ -29,21 +30,19 @@ def expand_shards(patterns: str | list[str] | tuple[str, ...]) -> list[str]:
     Raises:
         PoolError: A shard is missing, or a pattern matches nothing; it names the first one.
     """
-    from braceexpand import braceexpand
-
     shards: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else list(patterns):
         if is_remote(pattern):
-            shards += list(braceexpand(pattern))
+            shards += _expand_braces(pattern)
             continue
         literal, rest = _literal_prefix(pattern)
         if not rest:
             shards.append(literal)
             continue
         found: list[str] = []
-        for name in braceexpand(rest):
+        for name in _expand_braces(rest):
             path = str(Path(literal) / name) if literal else name
-            if glob.has_magic(name) and not Path(path).exists():
+            if glob.has_magic(name) and not os.path.exists(path):
                 found += sorted(glob.glob(str(Path(glob.escape(literal)) / name)))
             else:
                 found.append(path)
@@ -53,7 +52,9 @@ def expand_shards(patterns: str | list[str] | tuple[str, ...]) -> list[str]:
                 "such as 'folder/{00000..00099}.tar', or a wildcard such as 'folder/*.tar'."
             )
         shards += found
-    missing = [s for s in shards if not is_remote(s) and not Path(s).is_file()]
+    if not shards:
+        raise PoolError("pool.shards is an empty list. Name the tars, such as 'folder/{00000..00099}.tar'.")
+    missing = [s for s in shards if not is_remote(s) and not os.path.isfile(s)]
     if missing:
         raise PoolError(
             f"{len(missing):,} of {len(shards):,} shards are missing; the first is {missing[0]}. "
@@ -65,10 +66,20 @@ def expand_shards(patterns: str | list[str] | tuple[str, ...]) -> list[str]:
     return shards
 
 
+def _expand_braces(pattern: str) -> list[str]:
+    from braceexpand import UnbalancedBracesError, braceexpand
+
+    try:
+        return list(braceexpand(pattern))
+    except UnbalancedBracesError:
+        raise PoolError(f"pool.shards={pattern!r} has a brace without its partner, and nothing of that name "
+                        "exists. A brace range is written 'folder/{00000..00099}.tar'.") from None
+
+
 def _literal_prefix(pattern: str) -> tuple[str, str]:
     parts = Path(pattern).parts
     for count in range(len(parts), 0, -1):
         prefix = Path(*parts[:count])
-        if prefix.exists():
+        if os.path.exists(prefix):  # pathlib's raises where a name is too long
             return str(prefix), str(Path(*parts[count:])) if count < len(parts) else ""
     return "", pattern

@@ -14,6 +14,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -31,6 +32,7 @@ from dbp.stage import Node, key_of, parameters, runtime_parameters
 
 MANIFEST = "manifest.json"
 PART = "part.json"
+WRITER = re.compile(r"[^-]+-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")  # folders of .tmp
 
 
 @dataclass
@@ -58,13 +60,13 @@ class Work:
         _write_json(beside / PART, record)
         _sync(beside)
         try:
-            if home.exists():  # a damaged part, or another writer's equal one
-                shutil.rmtree(home, ignore_errors=True)
             beside.rename(home)
         except OSError:
-            if _finished_part(home) is None:
-                raise
-            shutil.rmtree(beside, ignore_errors=True)
+            if _finished_part(home) is None:  # damaged
+                shutil.rmtree(home, ignore_errors=True)
+                beside.rename(home)
+            else:  # another writer's equal one, which it may be reading
+                shutil.rmtree(beside, ignore_errors=True)
         return counts
 
     def collect(self) -> None:
@@ -177,8 +179,8 @@ class Store:
         found = [
             folder
             for home in (self.root, self.runs)
-            for folder in home.glob(f"[!.]*/{key}*")
-            if (folder / MANIFEST).exists()
+            for folder in home.glob("[!.]*/*")
+            if folder.name.startswith(key) and (folder / MANIFEST).exists()
         ]
         if len(found) != 1 or not key:
             several = ", ".join(f"{f.parent.name}/{f.name}" for f in found[:5])
@@ -270,9 +272,11 @@ class Store:
                 else:
                     raise
             _sync_folder(final.parent)
-        except OSError as error:
+        except Exception as error:
             shutil.rmtree(beside, ignore_errors=True)
-            if error.errno in (28, 122):  # ENOSPC, EDQUOT
+            if (entry := _entry(final)) is not None:
+                return entry  # another writer was first, and took the shared parts away
+            if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
                 raise StoreError(
                     f"the disk of {home} is full: {stage.name} could not be written. Free space "
                     "(`dbp gc` says what may go) or give another folder with paths.store=FOLDER."
@@ -281,7 +285,9 @@ class Store:
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
-        shutil.rmtree(shared, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            shared.rename(beside)  # at once, so that a slower writer cannot end with half of its parts
+            shutil.rmtree(beside, ignore_errors=True)
         entry = _entry(final)
         assert entry is not None
         return entry
@@ -291,10 +297,10 @@ class Store:
         freed = 0
         for home in (self.root, self.runs):
             for folder in home.glob(".tmp/*"):
-                owner, pid, _ = folder.name.rsplit("-", 2)
-                _, host = owner.split("-", 1)
-                if host == socket.gethostname() and not _alive(int(pid)):
-                    freed += sum(_sizes(folder).values())
+                writer = WRITER.fullmatch(folder.name)
+                if writer and writer["host"] == socket.gethostname() and not _alive(int(writer["pid"])):
+                    with contextlib.suppress(OSError):  # another process sweeps, too
+                        freed += sum(_sizes(folder).values())
                     shutil.rmtree(folder, ignore_errors=True)
         return freed
 

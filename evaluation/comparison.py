@@ -35,6 +35,7 @@ class Arm:
 
     name: str
     runs: Sequence[Run]
+    control: str | None = None  # name of the arm that differences are taken from
     failures: Sequence[str] = field(default_factory=tuple)
 
 
@@ -59,24 +60,22 @@ class Cell:
     is_separate: bool = False
 
 
-def compare(arms: Sequence[Arm], control: str, seed: int = 0) -> dict[str, dict[str, Cell]]:
+def compare(arms: Sequence[Arm], seed: int = 0) -> dict[str, dict[str, Cell]]:
     """Each arm's cells by task, and under `mean` the plain mean of the tasks.
 
     Args:
         arms: All of one suite, protocol and budget.
-        control: Name of the arm that differences are taken from.
         seed: Of the bootstrap.
     """
     draws = {arm.name: _replicates(arm, seed) for arm in arms if arm.runs}
-    base = draws.get(control)
     table: dict[str, dict[str, Cell]] = {}
-    for name, by_task in draws.items():
-        table[name] = {}
-        for task, (values, replicates) in by_task.items():
+    for arm in arms:
+        base = draws.get(arm.control or "", {})
+        for task, (values, replicates) in draws.get(arm.name, {}).items():
             cell = Cell(float(np.mean(values)), percentile_interval(replicates), tuple(values))
-            if base is not None and name != control and task in base:
+            if task in base and arm.control != arm.name:
                 cell = _against(cell, replicates, *base[task])
-            table[name][task] = cell
+            table.setdefault(arm.name, {})[task] = cell
     return table
 
 

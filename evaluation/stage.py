@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from dbp.config import require
+from dbp.config import build, require
 from dbp.errors import ConfigError
 from dbp.progress import progress
-from dbp.stage import Stage, runtime
+from dbp.stage import Node, Stage, runtime
 from dbp.store import Work
 from evaluation.results import Failure, Result, load_results, save_results
 
@@ -34,8 +34,8 @@ class Sets(Stage):
     def source(self) -> dict[str, Any]:
         root = Path(self.root)
         if not root.is_dir():
-            raise ConfigError(f"evaluate.root={self.root!r} is no folder. Give the folder that holds the sets in "
-                              "DataComp's layout (wds_…_test), or evaluate.root=glyphs.")
+            raise ConfigError(f"root={self.root!r} is no folder. Give the folder that holds the sets in "
+                              "DataComp's layout (wds_…_test), or root=glyphs.")
         files = [[str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns]
                  for f in sorted(root.glob("wds_*/**/*")) if f.is_file()]
         return {"files": hashlib.sha256(json.dumps(files).encode()).hexdigest()}
@@ -71,6 +71,7 @@ class Evaluate(Stage):
         protocol: `corrected`, or `datacomp` bug for bug.
         limit: Only so many samples of each set; null for all.
         seed: Of the bootstrap.
+        precision: `fp32`, or `bf16` for autocast.
     """
 
     name: ClassVar[str] = "evaluate"
@@ -83,6 +84,7 @@ class Evaluate(Stage):
     protocol: Literal["corrected", "datacomp"]
     limit: int | None
     seed: int
+    precision: Literal["fp32", "bf16"]
     batch_size: int = runtime(128)
     num_workers: int = runtime(0)
     device: str = runtime("auto")
@@ -104,7 +106,7 @@ class Evaluate(Stage):
         results = evaluate_checkpoint(
             loaded.model, loaded.preprocess, loaded.tokenizer, self.suite, sets.folder,
             device=device, model_name=loaded.name, checkpoint=loaded.digest, failures=failures,
-            protocols=(self.protocol,), limit=self.limit, seed=self.seed, batch_size=self.batch_size,
+            protocols=(self.protocol,), limit=self.limit, seed=self.seed, precision=self.precision, batch_size=self.batch_size,
             num_workers=self.num_workers, samples_seen=checkpoint.samples_seen,
             progress=progress,
         )
@@ -114,3 +116,22 @@ class Evaluate(Stage):
             raise ConfigError(f"no task of suite {self.suite!r} could be evaluated in {sets.folder}; the first: "
                               f"{failures[0].task}: {failures[0].reason}")
         return {"tasks": len(results), "failed": len(failures)}
+
+
+def sets_node(config: Any) -> Node:
+    """The evaluation sets that a config names: a folder, or the glyphs' rendered ones.
+
+    Raises:
+        ConfigError: No folder is named.
+    """
+    if config.root == "glyphs":
+        from dbp.data.glyph_pool import GlyphPool, RenderTasks
+        from dbp.data.glyphs import GlyphPlan
+
+        rendered = str(config.pool.get("_target_", "")).endswith(GlyphPool.__name__)
+        plan = build(config.pool.plan, GlyphPlan, "pool.plan") if rendered else GlyphPlan()
+        return RenderTasks.of(plan).bind()
+    if config.root is None:
+        raise ConfigError("root is not set. Give the folder that holds the evaluation sets in DataComp's layout "
+                          "(wds_…_test), or root=glyphs for the rendered ones.")
+    return Sets(root=str(config.root)).bind()

@@ -116,36 +116,14 @@ def _has(config: Any, key: str) -> bool:
 def stages(config: Any) -> dict[str, Node]:
     """All stages of one point: curation's, then training and evaluation."""
     from dbp.config import build
-    from evaluation.stage import Evaluate, Sets
+    from evaluation.stage import Evaluate, sets_node
     from training.train import stage_of
 
     nodes = recipe(read(config))
     nodes["train"] = stage_of(config).bind(pool=nodes["index"], keep=nodes["select"])
-    settings = {k: v for k, v in dict(config.evaluate).items() if k != "root"}
-    evaluate = build(settings, Evaluate, "evaluate")
-    nodes["evaluate"] = evaluate.bind(checkpoint=nodes["train"], sets=sets_of(config, Sets))
+    evaluate = build(config.evaluate, Evaluate, "evaluate")
+    nodes["evaluate"] = evaluate.bind(checkpoint=nodes["train"], sets=sets_node(config))
     return nodes
-
-
-def sets_of(config: Any, sets: Any) -> Node:
-    """The evaluation sets that a config names: a folder, or the glyphs' rendered ones.
-
-    Raises:
-        ConfigError: No folder is named, or the pool is not the glyphs pool.
-    """
-    from dbp.config import build
-
-    root = config.evaluate.root
-    if root == "glyphs":
-        from dbp.data.glyph_pool import GlyphPool, RenderTasks
-        from dbp.data.glyphs import GlyphPlan
-
-        pool = build(config.pool, path="pool")
-        return pool.tasks() if isinstance(pool, GlyphPool) else RenderTasks.of(GlyphPlan()).bind()
-    if root is None:
-        raise ConfigError("evaluate.root is not set. Give the folder that holds the evaluation sets in DataComp's "
-                          "layout (wds_…_test), or evaluate.root=glyphs for the rendered ones.")
-    return sets(root=str(root)).bind()
 
 
 def expand(

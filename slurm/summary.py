@@ -10,7 +10,7 @@ from dbp.data.keep_list import KeepList
 from dbp.store import Store
 from evaluation import report
 from evaluation.comparison import Arm, Run, compare
-from slurm.plan import Plan, Point
+from slurm.plan import SEED, Plan, Point
 from slurm.settings import SweepSettings
 
 
@@ -19,8 +19,8 @@ def write_summary(
     common: dict[str, Any], out: Path,
 ) -> None:
     """Print the table and write table.md, table.csv, results.jsonl, ledger.md and the plots into `out`."""
-    arms = collect_arms(plan, store, failures)
-    cells = compare([arm for arm in arms if arm.runs], settings.control)
+    arms = collect_arms(plan, store, failures, settings.control)
+    cells = compare([arm for arm in arms if arm.runs])
     heading, rows = report.table_rows(arms, cells, settings.control)
     planted, planted_lines = planted_report(plan, store, common)
     ledger, ledger_lines = cost_ledger(plan, store, common)
@@ -43,7 +43,9 @@ def write_summary(
         draw_all(plan, store, arms, cells, settings, out)
 
 
-def collect_arms(plan: Plan, store: Store, failures: dict[str, str]) -> list[Arm]:
+def collect_arms(
+    plan: Plan, store: Store, failures: dict[str, str], control: str
+) -> list[Arm]:
     """Each arm with its finished runs and the reasons of those that failed."""
     arms: list[Arm] = []
     for label in plan.labels:
@@ -59,9 +61,19 @@ def collect_arms(plan: Plan, store: Store, failures: dict[str, str]) -> list[Arm
             found = store.get(point.last)
             runs.append(Run(point.seed, found.results, _facts(point, store)))
             reasons += [f"{failure.task}: {failure.reason}" for failure in found.failures]
-        arms.append(Arm(label, runs, reasons))
+        arms.append(Arm(label, runs, control_of(plan, label, control), reasons))
     store.loaded.clear()
     return arms
+
+
+def control_of(plan: Plan, label: str, control: str) -> str | None:
+    """The control's label at the same point of the axes that both arms read."""
+    here = next(point for point in plan.points if point.label == label)
+    for point in plan.points:
+        shared = (set(point.axes) & set(here.axes)) - {SEED}
+        if point.arm == control and all(point.axes[a] == here.axes[a] for a in shared):
+            return point.label
+    return None
 
 
 def _facts(point: Point, store: Store) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def main(arguments: list[str], config_dirs: list[str]) -> int:
     print(f"{len(plan.points)} runs of {len(plan.labels)} arms; {missing} to do, "
           f"{len(plan.points) - missing} reused")
     _build_shared(plan, store)
-    failures = run_points(plan.points, store, settings.workers, print)
+    failures = run_points(plan.points, store, settings.num_workers(), print)
     out = Path(config.paths.runs) / "sweeps" / settings.name
     out.mkdir(parents=True, exist_ok=True)
     write_summary(plan, store, settings, failures, common, out)

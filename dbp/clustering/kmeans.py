@@ -149,7 +149,8 @@ def assign(
             close = cosine >= (top - UNDECIDED)[:, None]
             for at in np.flatnonzero(close.sum(axis=1) > 1):
                 rivals = np.flatnonzero(close[at])
-                exact = precise[rivals] @ block[at].astype(np.float64)
+                # Row by row: a matrix product can give equal centroids cosines that differ in the last bit.
+                exact = (precise[rivals] * block[at].astype(np.float64)).sum(axis=1)
                 best[at] = rivals[exact.argmax()]
         exact = np.einsum("nd,nd->n", block.astype(np.float64), precise[best])
         assignment[start : start + len(block)] = best

@@ -84,11 +84,12 @@ def _improve(
     for at in hopeful:
         rivals = np.flatnonzero(cosine[at] >= top[at] - UNDECIDED)
         row = rows.start + at
-        exact = (ordered[before + rivals].astype(np.float64) @ ordered[row].astype(np.float64))
-        exact /= norms[before + rivals] * norms[row]
+        # Row by row: a matrix product can give equal vectors cosines that differ in the last bit.
+        exact = (ordered[before + rivals].astype(np.float64) * ordered[row].astype(np.float64)).sum(axis=1)
+        exact = np.minimum(exact / (norms[before + rivals] * norms[row]), 1.0)
         winner = int(exact.argmax())
         if exact[winner] > best[at]:
-            best[at] = min(float(exact[winner]), 1.0)
+            best[at] = exact[winner]
             partner[at] = before + rivals[winner]
 
 
@@ -214,9 +215,9 @@ def remove_similar(rows: KeepList, similar: SimilarRows, epsilon: float) -> Keep
     The comparison is in float32, as published, so that exact copies go at epsilon = 0 only where their
     stored cosine exceeds 1 - epsilon.
     """
-    at = np.searchsorted(similar.rows, rows.rows)
-    at = np.minimum(at, max(len(similar.rows) - 1, 0))
-    has_vector = similar.rows[at] == rows.rows if len(similar.rows) else np.zeros(rows.num_kept, bool)
+    assert len(similar.rows), "a clustering has rows"
+    at = np.minimum(np.searchsorted(similar.rows, rows.rows), len(similar.rows) - 1)
+    has_vector = similar.rows[at] == rows.rows
     similarity = np.where(has_vector, similar.similarity[at], np.nan)
     with np.errstate(invalid="ignore"):
         is_duplicate = similarity.astype(np.float32) > np.float32(1 - epsilon)

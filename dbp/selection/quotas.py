@@ -77,7 +77,7 @@ def allocate(
     exact = project(targets, budget, lower, upper)
     # A quota within rounding of a whole number is that number, so its remainder is nil and not one.
     near = np.rint(exact)
-    exact = np.where(np.abs(exact - near) < 1e-9 * np.maximum(1.0, np.abs(near)), near, exact)
+    exact = np.where(np.abs(exact - near) < max(1e-9, 1e-14 * budget), near, exact)
     whole = np.floor(exact).astype(np.int64)
     missing = int(budget) - int(whole.sum())
     remainder = exact - whole

@@ -5,7 +5,7 @@ import pytest
 from dbp.config import build
 from dbp.errors import ConfigError
 from training.horizon import plan_horizon, whole_steps
-from training.train import Train
+from training.stage import Train
 
 TRAIN = {
     "model": {"name": "ViT-B-32"},

@@ -28,7 +28,7 @@ from training.data import Pairs, Subset, make_loader
 from training.horizon import Horizon
 from training.metrics import Csv, Logger, Wandb, read_metrics
 from training.order import Batches, Order
-from training.train import Train
+from training.stage import Train
 
 NUM_ROWS, BROKEN = 40, 7
 TINY = {

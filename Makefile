@@ -1,0 +1,43 @@
+# Every target does its own set-up: it needs Python 3.11+, make, and a network to the package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+TESTS ?= tests
+
+.PHONY: setup demo test test-slow test-all lint types clean help
+
+help:
+	@echo "make demo      the glyphs experiment: curate, train, evaluate, one table and plots (in $(DEMO)/)"
+	@echo "make test      lint, types and the fast tests"
+	@echo "make test-all  the same and the slow tests"
+	@echo "make setup     only the virtual environment, in $(VENV)/"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; make PYTHON=python3.12 names another") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/dbp sweep experiment=glyphs paths.store=$(DEMO)/store paths.runs=$(DEMO)/runs
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/pyright
+
+test: lint types
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'not slow' $(TESTS)
+
+test-slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow $(TESTS)
+
+test-all: test test-slow
+
+clean:
+	rm -rf $(VENV) $(DEMO)
