@@ -66,7 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        print(
+            "interrupted; what was finished is kept, the same command goes on from there",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -120,8 +123,10 @@ def _flags(rest: list[str]) -> tuple[list[str], bool, list[str]]:
             if waiting and waiting[0] in ("job", "all"):
                 waiting.pop(0)
         elif argument.startswith("-"):
-            raise ConfigError(f"{argument} is no option here. Settings are given as key=value; "
-                              "options are --config-dir FOLDER, --cfg and --help.")
+            raise ConfigError(
+                f"{argument} is no option here. Settings are given as key=value; "
+                "options are --config-dir FOLDER, --cfg and --help."
+            )
         else:
             keys.append(argument)
     return folders, print_only, keys
@@ -130,15 +135,18 @@ def _flags(rest: list[str]) -> tuple[list[str], bool, list[str]]:
 def _usage() -> str:
     width = max(map(len, ABOUT))
     verbs = "\n".join(f"  {verb:<{width}}  {about}" for verb, about in ABOUT.items())
-    return ("Which image-caption pairs should CLIP train on, and does it pay?\n\n"
-            f"usage: dbp VERB [key=value ...]\n\n{verbs}\n\n"
-            "dbp VERB --help tells more. A first look without data: dbp sweep experiment=glyphs")
+    return (
+        "Which image-caption pairs should CLIP train on, and does it pay?\n\n"
+        f"usage: dbp VERB [key=value ...]\n\n{verbs}\n\n"
+        "dbp VERB --help tells more. A first look without data: dbp sweep experiment=glyphs"
+    )
 
 
 def _help(verb: str) -> str:
     """A verb's help from its module's docstring, read without importing the module."""
     spec = importlib.util.find_spec(VERBS[verb].split(".")[0])
-    assert spec and spec.submodule_search_locations
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
     path = Path(next(iter(spec.submodule_search_locations)), VERBS[verb].split(".")[1] + ".py")
     about = ast.get_docstring(ast.parse(path.read_text())) or ABOUT[verb]
     if verb in ("show", "why", "ls", "gc", "export"):

@@ -22,7 +22,9 @@ def to_hydra(argument: str) -> str:
     "pool.shards='a b/{00..09}.tar'"
     """
     key, equals, value = argument.partition("=")
-    if not equals or PLAIN.fullmatch(value) or _is_literal(value):
+    # A path is text whatever it looks like: a folder may be called 2024 or [new].
+    is_path = key.startswith("paths.") and value[:1] not in ("'", '"', "$", "")
+    if not equals or (not is_path and (PLAIN.fullmatch(value) or _is_literal(value))):
         return argument
     escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", value)
     trailing = re.search(r"\\*$", escaped)
@@ -65,16 +67,25 @@ def hydra_main(verb: str, run: Callable[[Any], Any]) -> None:
     """Run a verb as a plain Hydra program, for `python -m` and for multirun launchers."""
     import hydra
 
-    hydra.main(version_base="1.3", config_path=str(config_folder().absolute()), config_name=verb)(run)()
+    hydra.main(version_base="1.3", config_path=str(config_folder().absolute()), config_name=verb)(
+        run
+    )()
 
 
 def help_text(verb: str, about: str) -> str:
     """The help of a verb that reads the config: what it does, the groups, and where defaults stand."""
-    lines = [about.strip(), "", f"usage: dbp {verb} [group=option] [key=value] [--config-dir FOLDER] [--cfg]",
-             "", "groups and their options:"]
+    lines = [
+        about.strip(),
+        "",
+        f"usage: dbp {verb} [group=option] [key=value] [--config-dir FOLDER] [--cfg]",
+        "",
+        "groups and their options:",
+    ]
     for group, options in groups().items():
         lines.append(f"  {group:<10} {' | '.join(options)}")
-    lines += ["", "also: dry_run=true, until=…, paths.store=FOLDER, paths.runs=FOLDER",
-              f"every key with its default: dbp {verb} --cfg (or read configs/frame.yaml)"]
+    lines += [
+        "",
+        "also: dry_run=true, until=…, paths.store=FOLDER, paths.runs=FOLDER",
+        f"every key with its default: dbp {verb} --cfg (or read configs/frame.yaml)",
+    ]
     return "\n".join(lines)
-

@@ -229,12 +229,14 @@ def _what_was_meant(verb: str, overrides: list[str], error: Exception) -> str:
         if not equals or not match:
             continue
         group = match.group(1)
-        if group in known and "." not in name.split("@")[0] and value not in known[group]:
-            if f"{group}/{value}" in text or "Could not find" in text or "not find" in text:
-                return f"{name}={value}: there is no such {group}. {nearest(value, known[group])}"
+        is_choice = group in known and "." not in name.split("@")[0]
+        if is_choice and value not in known[group] and "ould not find" in text:
+            return f"{name}={value}: there is no such {group}. {nearest(value, known[group])}"
     if match := re.search(r"[Cc]ould not override '([^']+)'", text):
         full = match.group(1)
-        chosen = [o for o in overrides if (m := GROUP.match(o.partition("=")[0])) and m.group(1) in known]
+        chosen = [
+            o for o in overrides if (m := GROUP.match(o.partition("=")[0])) and m.group(1) in known
+        ]
         return f"{full} is not a setting here. {_nearest_key(verb, full, chosen)}"
     return f"the configuration cannot be composed: {' '.join(text.split())}"
 
@@ -258,4 +260,3 @@ def _nearest_key(verb: str, full: str, chosen: list[str]) -> str:
     rest = full.removeprefix(parent).lstrip(".").split(".")[0]
     said = nearest(rest, names)
     return said.replace("Did you mean '", f"Did you mean '{parent}.") if parent else said
-

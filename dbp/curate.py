@@ -16,9 +16,11 @@ from dbp.data.pool import Pool
 from dbp.encoders.base import Encoder, Modality
 from dbp.encoders.embed import Embed
 from dbp.errors import ConfigError
+from dbp.selection.base import NoSelection
 from dbp.stage import Node, Stage
 from dbp.store import Store, Work
 
+WAYS = ("prune_ratio", "keep_fraction", "num_kept")
 UNTIL = ("index", "dedup", "score", "filter", "cluster", "select")
 
 
@@ -66,27 +68,47 @@ def recipe(curation: Curation) -> dict[str, Node]:
 
     def vectors(encoder: Encoder, modality: Modality) -> dict[str, Node | None]:
         sides: tuple[Literal["image", "text"], ...] = ("image", "text")
-        return {side: Embed(encoder, side).bind(pool=pool) if modality in (side, "joint") else None
-                for side in sides}
+        return {
+            side: Embed(encoder, side).bind(pool=pool) if modality in (side, "joint") else None
+            for side in sides
+        }
 
     use = curation.encoder
     similar = None
     if "similar" in curation.dedup.needs:
         dedup: Any = curation.dedup
-        similar = _bind(dedup.comparison(), rows=rows, pool=pool, **vectors(use.dedup, dedup.modality))
+        similar = _bind(
+            dedup.comparison(), rows=rows, pool=pool, **vectors(use.dedup, dedup.modality)
+        )
     deduped = _bind(curation.dedup, rows=rows, pool=pool, similar=similar)
 
     scores = _bind(curation.score, pool=pool, **vectors(use.score, "joint"))
     filtered = _bind(curation.filter, rows=deduped, pool=pool, scores=scores)
 
     survivors = {"pool": rows, "dedup": deduped, "filtered": filtered}
-    clusters = _bind(curation.cluster, rows=survivors[curation.cluster.on],
-                     **vectors(use.cluster, curation.cluster.modality))
+    clusters = _bind(
+        curation.cluster,
+        rows=survivors[curation.cluster.on],
+        **vectors(use.cluster, curation.cluster.modality),
+    )
 
-    keep = _bind(curation.select, rows=filtered, base=survivors[curation.base], pool=pool,
-                 scores=scores, clusters=clusters)
-    return {"index": pool, "valid": rows, "dedup": deduped, "score": scores, "filter": filtered,
-            "cluster": clusters, "select": keep}
+    keep = _bind(
+        curation.select,
+        rows=filtered,
+        base=survivors[curation.base],
+        pool=pool,
+        scores=scores,
+        clusters=clusters,
+    )
+    return {
+        "index": pool,
+        "valid": rows,
+        "dedup": deduped,
+        "score": scores,
+        "filter": filtered,
+        "cluster": clusters,
+        "select": keep,
+    }
 
 
 def _bind(stage: Stage, **have: Node | None) -> Node:
@@ -102,7 +124,11 @@ def read(config: Any) -> Curation:
     """
     from omegaconf import OmegaConf
 
-    if "budget" in config and config.select.get("_target_", "").endswith("NoSelection"):
+    select: Any = None
+    given = config.get("budget") or {}
+    if config.until != "select" and not any(given.get(name) for name in WAYS):
+        budget, base, select = None, "dedup", NoSelection()  # what stops earlier needs no budget
+    elif "budget" in config and config.select.get("_target_", "").endswith("NoSelection"):
         budget, base = None, "dedup"
     else:
         from dbp.selection.budget import Budget
@@ -110,17 +136,24 @@ def read(config: Any) -> Curation:
         budget = build(config.budget, Budget, "budget")
         base = budget.of
     if OmegaConf.is_missing(config.pool, "shards"):
-        raise ConfigError("pool.shards is not set. Name the tars: pool.shards='folder/{00000..00099}.tar'. "
-                          "To see the tool work without data of your own: pool=glyphs.")
+        raise ConfigError(
+            "pool.shards is not set. Name the tars: pool.shards='folder/{00000..00099}.tar'. "
+            "To see the tool work without data of your own: pool=glyphs."
+        )
     return Curation(
         pool=build(config.pool, path="pool"),
-        encoder=Encoders(**{use: build(config.encoder[use], path=f"encoder.{use}")
-                            for use in ("dedup", "cluster", "score")}),
+        encoder=Encoders(
+            **{
+                use: build(config.encoder[use], path=f"encoder.{use}")
+                for use in ("dedup", "cluster", "score")
+            }
+        ),
         dedup=build(config.dedup, path="dedup"),
         score=build(config.score, path="score"),
         filter=build(config.filter, path="filter"),
         cluster=build(config.cluster, path="cluster"),
-        select=build(config.select, path="select", **({"budget": budget} if budget else {})),
+        select=select
+        or build(config.select, path="select", **({"budget": budget} if budget else {})),
         base=base,
     )
 
@@ -132,10 +165,12 @@ def open_store(config: Any, say: Any = print) -> Store:
 
 def run(config: Any) -> KeepList | None:
     """Do what `dbp curate` does with a composed config."""
-    from dbp.plan import print_plan, require_upstream
+    from dbp.plan import check_budget, print_plan, require_upstream
 
     require(config.until in UNTIL, "until", config.until, f"one of {', '.join(UNTIL)}")
-    require(config.upstream in ("build", "require"), "upstream", config.upstream, "build or require")
+    require(
+        config.upstream in ("build", "require"), "upstream", config.upstream, "build or require"
+    )
     nodes = recipe(read(config))
     store = open_store(config)
     wanted = nodes[config.until]
@@ -144,17 +179,20 @@ def run(config: Any) -> KeepList | None:
         return None
     if config.upstream == "require":
         require_upstream(store, wanted)
+    if config.until == "select":
+        check_budget(store, nodes)
     result = store.get(wanted)
     where = store.folder(wanted)
-    work = f"{len(store.built)} made, {len(store.reused)} reused"
     if not isinstance(result, KeepList):
-        print(f"{config.until} {store.key(wanted)} in {where} ({work})")
+        print(f"{config.until} {store.key(wanted)} in {where} ({store.work_done()})")
         return None
     for reason, count in result.counts().items():
         print(f"  {count:>12,}  {reason}")
     share = result.num_kept / max(result.num_pool_rows, 1)
-    print(f"kept {result.num_kept:,} of {result.num_pool_rows:,} rows ({share:.1%}): keep list "
-          f"{store.key(wanted)} in {where} ({work})")
+    print(
+        f"kept {result.num_kept:,} of {result.num_pool_rows:,} rows ({share:.1%}): keep list "
+        f"{store.key(wanted)} in {where} ({store.work_done()})"
+    )
     return result
 
 

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 from dbp.errors import PoolError
@@ -53,16 +54,22 @@ def expand_shards(patterns: str | list[str] | tuple[str, ...]) -> list[str]:
             )
         shards += found
     if not shards:
-        raise PoolError("pool.shards is an empty list. Name the tars, such as 'folder/{00000..00099}.tar'.")
+        raise PoolError(
+            "pool.shards is an empty list. Name the tars, such as 'folder/{00000..00099}.tar'."
+        )
+    if folders := [s for s in shards if not is_remote(s) and os.path.isdir(s)]:
+        raise PoolError(
+            f"pool.shards names {folders[0]}, which is a folder. Name the tars in it, such as "
+            f"'{folders[0]}/*.tar'."
+        )
     missing = [s for s in shards if not is_remote(s) and not os.path.isfile(s)]
     if missing:
         raise PoolError(
             f"{len(missing):,} of {len(shards):,} shards are missing; the first is {missing[0]}. "
             "Correct pool.shards (brace ranges include both ends), or fetch the missing shards."
         )
-    twice = sorted({s for s in shards if shards.count(s) > 1}) if len(shards) < 10_000 else []
-    if twice:
-        raise PoolError(f"pool.shards names {twice[0]} more than once. Name each shard once.")
+    if twice := next((s for s, count in Counter(shards).items() if count > 1), None):
+        raise PoolError(f"pool.shards names {twice} more than once. Name each shard once.")
     return shards
 
 
@@ -72,8 +79,10 @@ def _expand_braces(pattern: str) -> list[str]:
     try:
         return list(braceexpand(pattern))
     except UnbalancedBracesError:
-        raise PoolError(f"pool.shards={pattern!r} has a brace without its partner, and nothing of that name "
-                        "exists. A brace range is written 'folder/{00000..00099}.tar'.") from None
+        raise PoolError(
+            f"pool.shards={pattern!r} has a brace without its partner, and nothing of that name "
+            "exists. A brace range is written 'folder/{00000..00099}.tar'."
+        ) from None
 
 
 def _literal_prefix(pattern: str) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from dbp.errors import StoreError
+from dbp.data.keep_list import KeepList
+from dbp.errors import BudgetError, StoreError
 from dbp.stage import Node, parameters
 from dbp.store import Entry, Store
 
@@ -31,14 +32,18 @@ def describe(store: Store, node: Node) -> str:
         return f"{name:<14} {key:<24} to build  nothing like it yet: seconds and bytes not known"
     other, differences = like
     seconds, size = other.manifest["seconds"], other.bytes / 1e6
-    return (f"{name:<14} {key:<24} to build  about {seconds:,.1f} s and {size:,.1f} MB, as {other.key[:12]}, "
-            f"which differs in {'; '.join(differences)}")
+    return (
+        f"{name:<14} {key:<24} to build  about {seconds:,.1f} s and {size:,.1f} MB, as {other.key[:12]}, "
+        f"which differs in {'; '.join(differences)}"
+    )
 
 
 def nearest_like(store: Store, node: Node) -> tuple[Entry, list[str]] | None:
     """The artifact of the same stage that differs in the fewest fields, and those fields."""
     best: tuple[Entry, list[str]] | None = None
-    ours: dict[str, Any] = {f"{node.stage.name}.{k}": v for k, v in _flat(parameters(node.stage)).items()}
+    ours: dict[str, Any] = {
+        f"{node.stage.name}.{k}": v for k, v in _flat(parameters(node.stage)).items()
+    }
     ours |= {f"input {n}": store.identity(up) for n, up in node.inputs.items()}
     for entry in store.entries():
         if entry.stage != node.stage.name:
@@ -47,7 +52,8 @@ def nearest_like(store: Store, node: Node) -> tuple[Entry, list[str]] | None:
         theirs |= {f"input {n}": i["identity"] for n, i in entry.manifest["inputs"].items()}
         found = [
             f"{name}: {_short(theirs.get(name))} there, {_short(ours.get(name))} here"
-            for name in sorted(set(ours) | set(theirs)) if ours.get(name) != theirs.get(name)
+            for name in sorted(set(ours) | set(theirs))
+            if ours.get(name) != theirs.get(name)
         ]
         if entry.manifest["version"] != node.stage.version:
             found.append(f"version: {entry.manifest['version']} there, {node.stage.version} here")
@@ -66,8 +72,38 @@ def require_upstream(store: Store, wanted: Node) -> None:
     """
     for node in wanted.lineage()[:-1]:
         if store.entry(node) is None:
-            raise StoreError(f"{_label(node)} {store.key(node) or ''} is missing in {store.root} and "
-                             "upstream=require. Build it first, or set upstream=build.")
+            raise StoreError(
+                f"{_label(node)} {store.key(node) or ''} is missing in {store.root} and "
+                "upstream=require. Build it first, or set upstream=build."
+            )
+
+
+def check_budget(store: Store, nodes: dict[str, Node]) -> None:
+    """Stop before the costly stages if budget.num_kept is above what can be left.
+
+    Only the pool is indexed, and its valid rows are counted; a filter that keeps a fixed share of the
+    rows lowers the bound.
+
+    Raises:
+        BudgetError: More rows are asked for than the pool or the filter can give.
+    """
+    budget = getattr(nodes["select"].stage, "budget", None)
+    if budget is None or budget.num_kept is None or store.entry(nodes["select"]) is not None:
+        return
+    rows: KeepList = store.get(nodes["valid"])
+    most, said = (
+        rows.num_kept,
+        f"the pool has {rows.num_kept:,} valid rows of {rows.num_pool_rows:,}",
+    )
+    at_most = getattr(nodes["filter"].stage, "at_most", None)
+    if at_most is not None and at_most(most) < most:
+        most = at_most(most)
+        said += f", and the filter leaves at most {most:,} of them"
+    if budget.num_kept > most:
+        raise BudgetError(
+            f"cannot keep budget.num_kept={budget.num_kept:,} rows: {said}. Lower budget.num_kept, give a "
+            "budget.keep_fraction instead, or let more rows through."
+        )
 
 
 def _label(node: Node) -> str:

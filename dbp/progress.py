@@ -24,8 +24,14 @@ class Progress:
         if now - self.said >= 60:
             self.said = now
             rate = self.done / max(now - self.started, 1e-9)
-            log.info("%s: %s of %s %s, %.1f/s", self.what, f"{self.done:,}", f"{self.total:,}",
-                     self.unit, rate)
+            log.info(
+                "%s: %s of %s %s, %.1f/s",
+                self.what,
+                f"{self.done:,}",
+                f"{self.total:,}",
+                self.unit,
+                rate,
+            )
 
 
 class _Bar(Progress):
@@ -40,8 +46,13 @@ class _Bar(Progress):
 
         super().__init__(what, total, unit)
         self.rich = Rich(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
-            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), transient=True,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            transient=True,
         )
         self.task = self.rich.add_task(what, total=total, rate="")
         self.rich.start()

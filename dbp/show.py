@@ -33,22 +33,32 @@ def main(verb: str, arguments: list[str]) -> None:
     settings, words = read_arguments(arguments, SETTINGS[verb])
     store = Store(settings.get("paths.store", "./store"), settings.get("paths.runs", "./runs"))
     if verb in ("show", "why") and len(words) != 1:
-        raise ConfigError(f"dbp {verb} takes one {'KEY' if verb == 'show' else 'UID'}; given: {words}")
+        raise ConfigError(
+            f"dbp {verb} takes one {'KEY' if verb == 'show' else 'UID'}; given: {words}"
+        )
     if verb == "show":
         show(store, words[0])
     elif verb == "why":
         if "keep" not in settings:
-            raise ConfigError("dbp why needs keep=KEY, the key of a keep list; `dbp ls stage=select` lists them")
+            raise ConfigError(
+                "dbp why needs keep=KEY, the key of a keep list; `dbp ls stage=select` lists them"
+            )
         why(store, words[0], settings["keep"])
     elif verb == "ls":
         ls(store, settings.get("stage"))
     else:
-        require(settings.get("delete", "false") in ("true", "false"), "delete", settings.get("delete"),
-                "true or false")
+        require(
+            settings.get("delete", "false") in ("true", "false"),
+            "delete",
+            settings.get("delete"),
+            "true or false",
+        )
         gc(store, settings.get("delete") == "true", settings.get("keep"))
 
 
-def read_arguments(arguments: list[str], known: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+def read_arguments(
+    arguments: list[str], known: tuple[str, ...]
+) -> tuple[dict[str, str], list[str]]:
     """Divide `key=value` settings from plain words; a word with an unknown key is a word."""
     settings: dict[str, str] = {}
     words: list[str] = []
@@ -70,7 +80,9 @@ def show(store: Store, key: str) -> None:
     print("\nlineage, inputs first:")
     for upstream in lineage(store, entry):
         made = upstream.manifest
-        print(f"  {made['stage']:<10} {made['key']}  {made['seconds']:>8.1f} s  {_counts(made['counts'])}")
+        print(
+            f"  {made['stage']:<10} {made['key']}  {made['seconds']:>8.1f} s  {_counts(made['counts'])}"
+        )
     print(f"{entry.stage} {entry.key} in {entry.folder}")
 
 
@@ -99,8 +111,10 @@ def open_keep_list(store: Store, key: str) -> tuple[Entry, KeepList]:
     """
     entry = store.find(key)
     if not (entry.folder / "decisions.parquet").exists():
-        raise StoreError(f"{key} is the artifact of stage {entry.stage}, no keep list. `dbp ls stage=select` "
-                         "lists keep lists.")
+        raise StoreError(
+            f"{key} is the artifact of stage {entry.stage}, no keep list. `dbp ls stage=select` "
+            "lists keep lists."
+        )
     return entry, KeepList.load(entry.folder)
 
 
@@ -126,9 +140,13 @@ def open_pool_of(store: Store, entry: Entry) -> Pool:
                 except Exception:  # the index answers although the shards are away
                     paths = [str(shards)]
             parameters = made["parameters"]
-            return Pool.load(upstream.folder, paths, parameters["caption"], parameters["max_pixels"])
-    raise StoreError(f"the index that {entry.key} rests on is no longer in {store.root}. Index the pool again "
-                     "with dbp curate … until=index.")
+            return Pool.load(
+                upstream.folder, paths, parameters["caption"], parameters["max_pixels"]
+            )
+    raise StoreError(
+        f"the index that {entry.key} rests on is no longer in {store.root}. Index the pool again "
+        "with dbp curate … until=index."
+    )
 
 
 def why(store: Store, uid: str, keep: str) -> None:
@@ -142,15 +160,24 @@ def why(store: Store, uid: str, keep: str) -> None:
     twin = found["related_row"]
     if twin is not None and found["stage"] == "dedup":
         name = pool.uids(_one(twin))[0]
-        similar = f" at similarity {found['value']:.6f}, above {found['limit']:.6f}" if found["value"] else ""
-        print(f"  duplicate of {name} (row {twin:,}){similar}" if not found["kept"] else
-              f"  nearest earlier row: {name} (row {twin:,}){similar.replace(', above', ', not above')}")
+        similar = (
+            f" at similarity {found['value']:.6f}, above {found['limit']:.6f}"
+            if found["value"]
+            else ""
+        )
+        print(
+            f"  duplicate of {name} (row {twin:,}){similar}"
+            if not found["kept"]
+            else f"  nearest earlier row: {name} (row {twin:,}){similar.replace(', above', ', not above')}"
+        )
     elif found["value"] is not None:
         limit = f", limit {found['limit']:.6f}" if found["limit"] is not None else ""
         what = "distance to centroid" if found["cluster"] is not None else "value"
         print(f"  {what} {found['value']:.6f}{limit}")
     if found["cluster"] is not None and found["rank"] is not None:
-        print(f"  cluster {found['cluster']}, rank {found['rank']:,} (0 is taken first), quota {found['quota']:,}")
+        print(
+            f"  cluster {found['cluster']}, rank {found['rank']:,} (0 is taken first), quota {found['quota']:,}"
+        )
     elif found["rank"] is not None:
         print(f"  rank {found['rank']:,} (0 is taken first), {found['quota']:,} kept")
 
@@ -166,15 +193,21 @@ def ls(store: Store, stage: str | None) -> None:
     entries = [e for e in store.entries() if stage is None or e.stage == stage]
     for entry in entries:
         made = entry.manifest
-        print(f"{made['stage']:<10} {made['key']}  {made['created'][:16]}  {entry.bytes / 1e6:>10,.1f} MB  "
-              f"{_counts(made['counts'])}")
+        print(
+            f"{made['stage']:<10} {made['key']}  {made['created'][:16]}  {entry.bytes / 1e6:>10,.1f} MB  "
+            f"{_counts(made['counts'])}"
+        )
     total = sum(entry.bytes for entry in entries)
     print(f"{len(entries)} artifacts, {total / 1e6:,.1f} MB, in {store.root} and {store.runs}")
 
 
 def gc(store: Store, delete: bool, keep: str | None) -> None:
     """Say what may go, and remove it when told to."""
-    rubbish = [f for home in (store.root, store.runs) for f in (*home.glob(".tmp/*"), *home.glob(".partial/*"))]
+    rubbish = [
+        f
+        for home in (store.root, store.runs)
+        for f in (*home.glob(".tmp/*"), *home.glob(".partial/*"))
+    ]
     if keep:
         needed = {e.key for key in keep.split(",") for e in lineage(store, store.find(key))}
         rubbish += [entry.folder for entry in store.entries() if entry.key not in needed]
@@ -185,10 +218,15 @@ def gc(store: Store, delete: bool, keep: str | None) -> None:
         print(f"{'removed' if delete else 'may go '}  {size / 1e6:>10,.1f} MB  {folder}")
         if delete:
             shutil.rmtree(folder, ignore_errors=True)
-    said = "removed" if delete else "may go (say delete=true to remove; not while a run is under way)"
+    said = (
+        "removed" if delete else "may go (say delete=true to remove; not while a run is under way)"
+    )
     print(f"{len(rubbish)} folders, {total / 1e6:,.1f} MB {said}")
 
 
 def _counts(counts: dict[str, Any]) -> str:
-    return ", ".join(f"{n} {v:,}" if isinstance(v, int) else f"{n} {v}" for n, v in counts.items()
-                     if not isinstance(v, dict))[:160]
+    return ", ".join(
+        f"{n} {v:,}" if isinstance(v, int) else f"{n} {v}"
+        for n, v in counts.items()
+        if not isinstance(v, dict)
+    )[:160]

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from dbp.store import Work
 
 
-def runtime(default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING) -> Any:
+def runtime(
+    default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING
+) -> Any:
     """A field that changes the speed or the place, never the answer, and so stays out of the key."""
     if default_factory is not dataclasses.MISSING:
         return field(default_factory=default_factory, metadata={"runtime": True})

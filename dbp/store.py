@@ -186,13 +186,22 @@ class Store:
             several = ", ".join(f"{f.parent.name}/{f.name}" for f in found[:5])
             raise StoreError(
                 f"key {key!r} names {len(found)} artifacts in {self.root}"
-                + (f": {several}. Give more of the key." if found else
-                   ". `dbp ls` lists what is there; paths.store says which store to look in.")
+                + (
+                    f": {several}. Give more of the key."
+                    if found
+                    else ". `dbp ls` lists what is there; paths.store says which store to look in."
+                )
             )
         entry = _entry(found[0])
         if entry is None:
-            raise StoreError(f"{found[0] / MANIFEST} cannot be read. Remove that folder and rebuild.")
+            raise StoreError(
+                f"{found[0] / MANIFEST} cannot be read. Remove that folder and rebuild."
+            )
         return entry
+
+    def work_done(self) -> str:
+        """How many artifacts were made and how many reused, for a verb's last line."""
+        return f"{len(self.built)} made, {len(self.reused)} reused"
 
     # building
 
@@ -207,8 +216,10 @@ class Store:
         if entry is None:
             entry = self._build(node, key, inputs)
             self.built.append(key)
-            self.say(f"{node.stage.name:<10} {key[:12]}  made in {entry.manifest['seconds']:.1f} s"
-                     f"  {_short(entry.manifest['counts'])}")
+            self.say(
+                f"{node.stage.name:<10} {key[:12]}  made in {entry.manifest['seconds']:.1f} s"
+                f"  {_short(entry.manifest['counts'])}"
+            )
         else:
             self.reused.append(key)
             self.say(f"{node.stage.name:<10} {key[:12]}  reused")
@@ -219,7 +230,9 @@ class Store:
     def _build(self, node: Node, key: str, inputs: dict[str, Any]) -> Entry:
         stage, home = node.stage, self._home(node)
         final = home / stage.name / key
-        beside = home / ".tmp" / f"{key}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        beside = (
+            home / ".tmp" / f"{key}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        )
         shared = home / ".partial" / f"{stage.name}-{key}"
         try:
             self.sweep()
@@ -235,30 +248,36 @@ class Store:
             counts = stage.run(work, **inputs)
             work.collect()
             digest = counts.pop("digest", None)
-            _write_json(beside / MANIFEST, {
-                "key": key,
-                "stage": stage.name,
-                "version": stage.version,
-                "parameters": parameters(stage),
-                "source": stage.source(),
-                "runtime": runtime_parameters(stage),
-                "inputs": {
-                    name: {"stage": up.stage.name, "key": self.key(up),
-                           "identity": self.identity(up)}
-                    for name, up in node.inputs.items()
+            _write_json(
+                beside / MANIFEST,
+                {
+                    "key": key,
+                    "stage": stage.name,
+                    "version": stage.version,
+                    "parameters": parameters(stage),
+                    "source": stage.source(),
+                    "runtime": runtime_parameters(stage),
+                    "inputs": {
+                        name: {
+                            "stage": up.stage.name,
+                            "key": self.key(up),
+                            "identity": self.identity(up),
+                        }
+                        for name, up in node.inputs.items()
+                    },
+                    "digest": digest,
+                    "counts": counts,
+                    "seconds": round(time.time() - began, 3),
+                    "cpu_seconds": round(time.process_time() - cpu, 3),
+                    "peak_memory_bytes": _peak_memory(),
+                    "files": _sizes(beside),
+                    "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                    "command": sys.argv,
+                    "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+                    "versions": versions(),
+                    "commit": commit(),
                 },
-                "digest": digest,
-                "counts": counts,
-                "seconds": round(time.time() - began, 3),
-                "cpu_seconds": round(time.process_time() - cpu, 3),
-                "peak_memory_bytes": _peak_memory(),
-                "files": _sizes(beside),
-                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "command": sys.argv,
-                "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-                "versions": versions(),
-                "commit": commit(),
-            })
+            )
             _sync(beside)
             final.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -286,7 +305,9 @@ class Store:
             shutil.rmtree(beside, ignore_errors=True)
             raise
         with contextlib.suppress(OSError):
-            shared.rename(beside)  # at once, so that a slower writer cannot end with half of its parts
+            shared.rename(
+                beside
+            )  # at once, so that a slower writer cannot end with half of its parts
             shutil.rmtree(beside, ignore_errors=True)
         entry = _entry(final)
         assert entry is not None
@@ -298,7 +319,11 @@ class Store:
         for home in (self.root, self.runs):
             for folder in home.glob(".tmp/*"):
                 writer = WRITER.fullmatch(folder.name)
-                if writer and writer["host"] == socket.gethostname() and not _alive(int(writer["pid"])):
+                if (
+                    writer
+                    and writer["host"] == socket.gethostname()
+                    and not _alive(int(writer["pid"]))
+                ):
                     with contextlib.suppress(OSError):  # another process sweeps, too
                         freed += sum(_sizes(folder).values())
                     shutil.rmtree(folder, ignore_errors=True)
@@ -377,8 +402,17 @@ def _short(counts: dict[str, Any]) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Versions of what can change a result."""
-    names = ("density-based-pruning", "torch", "open_clip_torch", "timm", "faiss-cpu", "numpy",
-             "pyarrow", "pillow", "lightning")
+    names = (
+        "density-based-pruning",
+        "torch",
+        "open_clip_torch",
+        "timm",
+        "faiss-cpu",
+        "numpy",
+        "pyarrow",
+        "pillow",
+        "lightning",
+    )
     found = {"python": platform.python_version()}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -395,10 +429,22 @@ def commit() -> str | None:
     if not (here / ".git").exists():
         return None
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, text=True,
-                              capture_output=True, timeout=5, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, text=True,
-                               capture_output=True, timeout=5, check=True).stdout.strip()
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=here,
+            text=True,
+            capture_output=True,
+            timeout=5,
+            check=True,
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"],
+            cwd=here,
+            text=True,
+            capture_output=True,
+            timeout=5,
+            check=True,
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
     return head + ("+" if dirty else "")

@@ -103,7 +103,10 @@ def _replicates(arm: Arm, seed: int) -> dict[str, tuple[list[float], np.ndarray]
 
 
 def _against(
-    cell: Cell, replicates: np.ndarray, control_values: Sequence[float], control_replicates: np.ndarray
+    cell: Cell,
+    replicates: np.ndarray,
+    control_values: Sequence[float],
+    control_replicates: np.ndarray,
 ) -> Cell:
     """Add the difference to the control, with both kinds of noise in its interval."""
     from scipy.stats import t
@@ -115,12 +118,21 @@ def _against(
     parts = [float(g.var(ddof=1)) / len(g) for g in groups]
     test_variance = float(np.var(replicates - control_replicates))
     spread = sum(parts)
-    freedom = spread**2 / sum(p**2 / (len(g) - 1) for p, g in zip(parts, groups, strict=True)) \
-        if spread > 0 else math.inf
+    freedom = (
+        spread**2 / sum(p**2 / (len(g) - 1) for p, g in zip(parts, groups, strict=True))
+        if spread > 0
+        else math.inf
+    )
     reach = math.hypot(
         float(t.ppf(0.975, freedom)) * math.sqrt(spread) if spread > 0 else 0.0,
         1.959964 * math.sqrt(test_variance),
     )
     interval = (difference - reach, difference + reach)
-    return Cell(cell.value, cell.interval, cell.seeds, difference, interval,
-                interval[0] > 0 or interval[1] < 0)
+    return Cell(
+        cell.value,
+        cell.interval,
+        cell.seeds,
+        difference,
+        interval,
+        interval[0] > 0 or interval[1] < 0,
+    )

@@ -76,12 +76,22 @@ def run(config: Any) -> int:
     home = Path(config.paths.runs) / "evaluations" / (config.name or _name(checkpoint, config))
     settings = config.evaluate
     results, failures = run_suite(
-        None if described else config.model.name, _suite(config), sets.folder,
-        checkpoint=str(checkpoint) if checkpoint else None, config=described,
-        pretrained=config.pretrained, device=pick_device(settings.device),
-        results_file=home / "results.jsonl", batch_size=settings.batch_size,
-        num_workers=settings.num_workers, limit=settings.limit, seed=settings.seed,
-        precision=settings.precision, protocols=(config.protocol,), progress=progress,
+        None if described else config.model.name,
+        _suite(config),
+        sets.folder,
+        checkpoint=str(checkpoint) if checkpoint else None,
+        config=described,
+        pretrained=config.pretrained,
+        device=pick_device(settings.device),
+        results_file=home / "results.jsonl",
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        limit=settings.limit,
+        max_templates=settings.max_templates,
+        seed=settings.seed,
+        precision=settings.precision,
+        protocols=(config.protocol,),
+        progress=progress,
     )
     print(format_results(results, failures))
     print(f"{len(results)} tasks evaluated, {len(failures)} failed: {home / 'results.jsonl'}")
@@ -101,8 +111,10 @@ def find_checkpoint(config: Any) -> Path | None:
     if named is None:
         if config.pretrained:
             return None
-        raise ConfigError("no weights to evaluate: give checkpoint=FILE (an open_clip state dict), checkpoint=KEY "
-                          "(a run of ours), or model.name=NAME pretrained=TAG")
+        raise ConfigError(
+            "no weights to evaluate: give checkpoint=FILE (an open_clip state dict), checkpoint=KEY "
+            "(a run of ours), or model.name=NAME pretrained=TAG"
+        )
     path = Path(str(named))
     if path.is_dir():
         path = path / "weights.pt"
@@ -113,8 +125,10 @@ def find_checkpoint(config: Any) -> Path | None:
     except StoreError:
         entry = None
     if entry is None or not (entry.folder / "weights.pt").is_file():
-        raise ConfigError(f"checkpoint={named!r} is no file, and no run in {config.paths.runs} has that key. Give the "
-                          "path of a state dict, or a key that `dbp ls stage=train` lists.")
+        raise ConfigError(
+            f"checkpoint={named!r} is no file, and no run in {config.paths.runs} has that key. Give the "
+            "path of a state dict, or a key that `dbp ls stage=train` lists."
+        )
     return entry.folder / "weights.pt"
 
 

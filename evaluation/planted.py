@@ -8,9 +8,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
 
-def area_under_roc(
-    scores: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"]
-) -> float:
+def area_under_roc(scores: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"]) -> float:
     """The chance that a positive scores above a negative, ties counted half; NaN without both kinds.
 
     Source: Mann-Whitney U over n_positive * n_negative.
@@ -20,7 +18,9 @@ def area_under_roc(
     if positives == 0 or negatives == 0:
         return float("nan")
     ranks = rankdata(scores)
-    return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return float(
+        (ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+    )
 
 
 def duplicate_quality(
@@ -46,8 +46,9 @@ def duplicate_quality(
     """
     kind = np.array(truth["kind"].to_pylist())
     uids = {uid: row for row, uid in enumerate(truth["uid"].to_pylist())}
-    source = np.array([uids[s] if s is not None else row
-                       for row, s in enumerate(truth["source_uid"].to_pylist())])
+    source = np.array(
+        [uids[s] if s is not None else row for row, s in enumerate(truth["source_uid"].to_pylist())]
+    )
     picture = truth["same_picture"].to_numpy()
     character = truth["same_character"].to_numpy()
 
@@ -56,8 +57,10 @@ def duplicate_quality(
         found[character[a] == character[b]] = "other face"
         found[picture[a] == picture[b]] = "same picture"
         family = source[a] == source[b]
-        either = {"exact": (kind[a] == "exact") | (kind[b] == "exact"),
-                  "re-encoded": (kind[a] == "reencoded") | (kind[b] == "reencoded")}
+        either = {
+            "exact": (kind[a] == "exact") | (kind[b] == "exact"),
+            "re-encoded": (kind[a] == "reencoded") | (kind[b] == "reencoded"),
+        }
         for name, holds in either.items():
             found[family & holds] = name
         return found
@@ -68,21 +71,41 @@ def duplicate_quality(
     for name in ("exact", "re-encoded", "same picture", "other face", "unrelated"):
         share = float((related == name).mean()) if len(gone) else float("nan")
         found, wanted = _recall(name, kind, source, picture, character, removed, unseen)
-        rows.append({"kind": name, "to remove": wanted, "removed": found,
-                     "recall": found / wanted if wanted else float("nan"),
-                     "removed rows by twin": int((related == name).sum()), "share of removed": share})
+        rows.append(
+            {
+                "kind": name,
+                "to remove": wanted,
+                "removed": found,
+                "recall": found / wanted if wanted else float("nan"),
+                "removed rows by twin": int((related == name).sum()),
+                "share of removed": share,
+            }
+        )
     correct = np.isin(related, ["exact", "re-encoded", "same picture"])
-    rows.append({"kind": "all equal pictures", "to remove": sum(r["to remove"] for r in rows[:3]),
-                 "removed": sum(r["removed"] for r in rows[:3]),
-                 "recall": float("nan"), "removed rows by twin": int(correct.sum()),
-                 "share of removed": float(correct.mean()) if len(gone) else float("nan")})
-    rows[-1]["recall"] = rows[-1]["removed"] / rows[-1]["to remove"] if rows[-1]["to remove"] else float("nan")
+    rows.append(
+        {
+            "kind": "all equal pictures",
+            "to remove": sum(r["to remove"] for r in rows[:3]),
+            "removed": sum(r["removed"] for r in rows[:3]),
+            "recall": float("nan"),
+            "removed rows by twin": int(correct.sum()),
+            "share of removed": float(correct.mean()) if len(gone) else float("nan"),
+        }
+    )
+    rows[-1]["recall"] = (
+        rows[-1]["removed"] / rows[-1]["to remove"] if rows[-1]["to remove"] else float("nan")
+    )
     return rows
 
 
 def _recall(
-    name: str, kind: np.ndarray, source: np.ndarray, picture: np.ndarray, character: np.ndarray,
-    removed: np.ndarray, unseen: np.ndarray,
+    name: str,
+    kind: np.ndarray,
+    source: np.ndarray,
+    picture: np.ndarray,
+    character: np.ndarray,
+    removed: np.ndarray,
+    unseen: np.ndarray,
 ) -> tuple[int, int]:
     """Rows of a kind that went, and that should have gone: all but one of each group."""
     if name in ("exact", "re-encoded"):

@@ -19,8 +19,16 @@ def _figure(width: float, height: float, columns: int = 1, **settings: Any) -> t
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-                         "axes.edgecolor": INK, "text.color": INK, "axes.labelcolor": INK})
+    plt.rcParams.update(
+        {
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": INK,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+        }
+    )
     return plt.subplots(1, columns, figsize=(width, height), layout="constrained", **settings)
 
 
@@ -32,17 +40,32 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def clusters(
-    d_intra: Float[np.ndarray, " k"], d_inter: Float[np.ndarray, " k"], sizes: Int[np.ndarray, " k"],
-    complexity: Float[np.ndarray, " k"], path: Path, title: str,
+    d_intra: Float[np.ndarray, " k"],
+    d_inter: Float[np.ndarray, " k"],
+    sizes: Int[np.ndarray, " k"],
+    complexity: Float[np.ndarray, " k"],
+    path: Path,
+    title: str,
 ) -> None:
     """Draw d_intra against d_inter, a disc a cluster: colour is complexity, area is size."""
     figure, axes = _figure(6.4, 4.6)
     order = np.argsort(-sizes)  # small discs on top
-    dots = axes.scatter(d_intra[order], d_inter[order], s=8 + 260 * sizes[order] / max(sizes.max(), 1),
-                        c=complexity[order], cmap="viridis", alpha=0.85, linewidths=0.4, edgecolors="white")
+    dots = axes.scatter(
+        d_intra[order],
+        d_inter[order],
+        s=8 + 260 * sizes[order] / max(sizes.max(), 1),
+        c=complexity[order],
+        cmap="viridis",
+        alpha=0.85,
+        linewidths=0.4,
+        edgecolors="white",
+    )
     figure.colorbar(dots, ax=axes, label="complexity = d_inter x d_intra")
-    axes.set(xlabel="d_intra: mean distance of members to their centroid",
-             ylabel="d_inter: mean distance to the nearest centroids", title=title)
+    axes.set(
+        xlabel="d_intra: mean distance of members to their centroid",
+        ylabel="d_inter: mean distance to the nearest centroids",
+        title=title,
+    )
     _save(figure, path)
 
 
@@ -63,8 +86,11 @@ def sizes_before_after(
 
 
 def pictures(
-    rows: Sequence[tuple[str, Sequence[tuple[Image.Image, str]], Sequence[tuple[Image.Image, str]]]],
-    path: Path, columns: int = 6,
+    rows: Sequence[
+        tuple[str, Sequence[tuple[Image.Image, str]], Sequence[tuple[Image.Image, str]]]
+    ],
+    path: Path,
+    columns: int = 6,
 ) -> None:
     """Draw kept pictures on the left and pruned ones on the right, a line for each named group.
 
@@ -84,8 +110,12 @@ def pictures(
         for start, side in ((0, kept), (columns + 1, pruned)):
             for at, (image, note) in enumerate(side[:columns]):
                 left = start + at
-                axes.imshow(np.asarray(image.resize((64, 64))), extent=(left + 0.12, left + 0.88, top - 0.8, top - 0.04),
-                            aspect="auto", interpolation="nearest")
+                axes.imshow(
+                    np.asarray(image.resize((64, 64))),
+                    extent=(left + 0.12, left + 0.88, top - 0.8, top - 0.04),
+                    aspect="auto",
+                    interpolation="nearest",
+                )
                 axes.text(left + 0.5, top - 0.84, note, fontsize=4.8, ha="center", va="top")
     axes.set(xlim=(0, 2 * columns + 1), ylim=(-1.3 * len(rows), 0.45))
     _save(figure, path)
@@ -96,7 +126,9 @@ def accuracy_by_arm(
 ) -> None:
     """Draw each arm's value on each task: bars are 95 % intervals over test pictures, dots are seeds."""
     names = list(cells)
-    figure, axes = _figure(2.9 * len(tasks), 0.34 * len(names) + 1.4, len(tasks), sharey=True, squeeze=False)
+    figure, axes = _figure(
+        2.9 * len(tasks), 0.34 * len(names) + 1.4, len(tasks), sharey=True, squeeze=False
+    )
     places = np.arange(len(names))[::-1]
     for panel, task in zip(axes[0], tasks, strict=True):
         for place, name in zip(places, names, strict=True):
@@ -106,7 +138,13 @@ def accuracy_by_arm(
             low, high = cell.interval
             panel.plot([100 * low, 100 * high], [place, place], color=ACCENT, lw=2.5, alpha=0.55)
             panel.plot(100 * cell.value, place, "|", color=ACCENT, ms=11, mew=2)
-            panel.plot(100 * np.asarray(cell.seeds), np.full(len(cell.seeds), place), "o", color=INK, ms=2.6)
+            panel.plot(
+                100 * np.asarray(cell.seeds),
+                np.full(len(cell.seeds), place),
+                "o",
+                color=INK,
+                ms=2.6,
+            )
         panel.set_title("mean of tasks" if task == MEAN else task.split("/")[-1], fontsize=9)
         panel.set_xlabel("percent")
         panel.grid(axis="x", color=PALE, lw=0.5)

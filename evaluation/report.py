@@ -20,7 +20,9 @@ def table_rows(
     A cell is marked with ** where its difference to the control is separate from nil by both kinds of
     noise.
     """
-    tasks = list(dict.fromkeys(task for by_task in cells.values() for task in by_task if task != MEAN))
+    tasks = list(
+        dict.fromkeys(task for by_task in cells.values() for task in by_task if task != MEAN)
+    )
     has_mean = any(MEAN in by_task for by_task in cells.values())
     heading = ["method", "seeds", *FACTS, *(_short(task) for task in tasks)]
     heading += ["mean", f"mean - {control}"] if has_mean else []
@@ -32,8 +34,14 @@ def table_rows(
             rows.append([arm.name, "0", f"no result: {reason}"[:60]] + [""] * (len(heading) - 3))
             continue
         facts = arm.runs[0].facts
-        row = [arm.name, str(len(arm.runs)), f"{facts['kept']:,}", f"{facts['samples_seen']:,}",
-               f"{facts['steps']:,}", _span([run.facts["passes"] for run in arm.runs])]
+        row = [
+            arm.name,
+            str(len(arm.runs)),
+            f"{facts['kept']:,}",
+            f"{facts['samples_seen']:,}",
+            f"{facts['steps']:,}",
+            _span([run.facts["passes"] for run in arm.runs]),
+        ]
         by_task = cells[arm.name]
         row += [_cell(by_task.get(task)) for task in tasks]
         if has_mean:
@@ -53,17 +61,48 @@ def csv_text(arms: Sequence[Arm], cells: dict[str, dict[str, Cell]]) -> str:
     """One line for each arm and task, with every number at full precision."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["arm", "seeds", "kept", "samples_seen", "steps", "task", "metric", "value", "low", "high",
-                     "difference", "difference_low", "difference_high", "is_separate", "values_by_seed"])
+    writer.writerow(
+        [
+            "arm",
+            "seeds",
+            "kept",
+            "samples_seen",
+            "steps",
+            "task",
+            "metric",
+            "value",
+            "low",
+            "high",
+            "difference",
+            "difference_low",
+            "difference_high",
+            "is_separate",
+            "values_by_seed",
+        ]
+    )
     for arm in arms:
         for task, cell in cells.get(arm.name, {}).items():
             facts = arm.runs[0].facts
             metric = MEAN if task == MEAN else find_task(task).main_metric
             low, high = cell.difference_interval or ("", "")
-            writer.writerow([arm.name, len(arm.runs), facts["kept"], facts["samples_seen"], facts["steps"], task,
-                             metric, cell.value, *cell.interval,
-                             "" if cell.difference is None else cell.difference, low, high,
-                             cell.is_separate, " ".join(map(str, cell.seeds))])
+            writer.writerow(
+                [
+                    arm.name,
+                    len(arm.runs),
+                    facts["kept"],
+                    facts["samples_seen"],
+                    facts["steps"],
+                    task,
+                    metric,
+                    cell.value,
+                    *cell.interval,
+                    "" if cell.difference is None else cell.difference,
+                    low,
+                    high,
+                    cell.is_separate,
+                    " ".join(map(str, cell.seeds)),
+                ]
+            )
     return text.getvalue()
 
 
@@ -73,14 +112,24 @@ def json_lines(arms: Sequence[Arm]) -> str:
     for arm in arms:
         for run in arm.runs:
             for result in run.results:
-                lines.append(json.dumps({"arm": arm.name, "seed": run.seed, **run.facts,
-                                         "result": json.loads(result.line())}))
+                lines.append(
+                    json.dumps(
+                        {
+                            "arm": arm.name,
+                            "seed": run.seed,
+                            **run.facts,
+                            "result": json.loads(result.line()),
+                        }
+                    )
+                )
     return "\n".join(lines) + "\n"
 
 
 def members_line(cells: dict[str, dict[str, Cell]]) -> str:
     """What the mean is a mean of."""
-    tasks = list(dict.fromkeys(task for by_task in cells.values() for task in by_task if task != MEAN))
+    tasks = list(
+        dict.fromkeys(task for by_task in cells.values() for task in by_task if task != MEAN)
+    )
     named = ", ".join(f"{_short(task)} ({find_task(task).main_metric})" for task in tasks)
     return f"mean: plain mean of {named}. Percent; ± is half the 95 % interval over test pictures."
 
@@ -96,8 +145,10 @@ def print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print aligned columns."""
     widths = [max(len(row[i]) for row in [heading, *rows]) for i in range(len(heading))]
     for row in [heading, *rows]:
-        cells = [cell.ljust(width) if i == 0 else cell.rjust(width)
-                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         print("  ".join(cells).rstrip())
 
 
@@ -127,4 +178,3 @@ def _difference(cell: Cell | None) -> str:
 def _span(values: Sequence[float]) -> str:
     low, high = min(values), max(values)
     return f"{low:.2f}" if high - low < 0.005 else f"{low:.2f}-{high:.2f}"
-

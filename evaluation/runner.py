@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def evaluate_checkpoint(
     num_workers: int = 0,
     seed: int = 0,
     limit: int | None = None,
+    max_templates: int | None = None,
     progress: ShowProgress | None = None,
     precision: str = "fp32",
     protocols: Sequence[str] = ("corrected",),
@@ -66,6 +68,8 @@ def evaluate_checkpoint(
         num_workers: Processes that decode. Runtime.
         seed: Of the bootstrap, and of the choice of samples under `limit`.
         limit: Take so many samples of each task, chosen by chance, for an estimate.
+        max_templates: Take so many prompts of each class, for a rehearsal; only with `limit`, which
+            marks the results as estimates.
         progress: Shows the pictures of each task, as `dbp.progress.progress` does.
         precision: `fp32` or `bf16`.
         protocols: `corrected`, `datacomp`, or both from one pass.
@@ -82,6 +86,11 @@ def evaluate_checkpoint(
     tasks = resolve_suite(suite)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit} leaves no sample. Give 1 or more, or none for all.")
+    if max_templates is not None and (max_templates < 1 or limit is None):
+        raise ConfigError(
+            f"max_templates={max_templates} is for rehearsals: give 1 or more, and a limit beside it, "
+            "or none for all prompts."
+        )
     for protocol in protocols:
         zero_shot.check_protocol(protocol)
     towers = Towers(
@@ -94,7 +103,7 @@ def evaluate_checkpoint(
         try:
             found = run_task(
                 [towers], task, Path(root), protocols=protocols, seed=seed, limit=limit,
-                progress=progress,
+                max_templates=max_templates, progress=progress,
             )  # fmt: skip
         except EvaluationDataError as error:
             failed.append(Failure(task.key, str(error)))
@@ -115,6 +124,7 @@ def run_task(
     protocols: Sequence[str],
     seed: int,
     limit: int | None = None,
+    max_templates: int | None = None,
     progress: ShowProgress | None = None,
 ) -> list[Result]:
     """Evaluate models on one task, each picture decoded once for all of them.
@@ -126,6 +136,7 @@ def run_task(
         protocols: All from the same vectors.
         seed: Of the bootstrap, and of the choice of samples under `limit`.
         limit: Take only so many samples, chosen by chance; the numbers are then estimates.
+        max_templates: Take only the first prompts of each class.
         progress: Shows how many pictures are done.
 
     Returns:
@@ -140,6 +151,8 @@ def run_task(
             f"Leave {task.key} out of the suite."
         )
     evaluation_set = open_set(root / task.folder, kind=task.kind)
+    if max_templates is not None:
+        evaluation_set = replace(evaluation_set, templates=evaluation_set.templates[:max_templates])
     rows = choose_rows(len(evaluation_set), limit, seed)
     score = PREPARE[task.kind](evaluation_set, rows)
     with nullcontext() if progress is None else progress(task.name, len(rows), "pictures") as bar:

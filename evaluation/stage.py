@@ -34,10 +34,15 @@ class Sets(Stage):
     def source(self) -> dict[str, Any]:
         root = Path(self.root)
         if not root.is_dir():
-            raise ConfigError(f"root={self.root!r} is no folder. Give the folder that holds the sets in "
-                              "DataComp's layout (wds_…_test), or root=glyphs.")
-        files = [[str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns]
-                 for f in sorted(root.glob("wds_*/**/*")) if f.is_file()]
+            raise ConfigError(
+                f"root={self.root!r} is no folder. Give the folder that holds the sets in "
+                "DataComp's layout (wds_…_test), or root=glyphs."
+            )
+        files = [
+            [str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns]
+            for f in sorted(root.glob("wds_*/**/*"))
+            if f.is_file()
+        ]
         return {"files": hashlib.sha256(json.dumps(files).encode()).hexdigest()}
 
     def run(self, work: Work) -> dict[str, Any]:
@@ -58,8 +63,10 @@ class Results:
     def load(cls, folder: Path) -> "Results":
         file = folder / "results.jsonl"
         failures = json.loads((folder / "failures.json").read_text())
-        return cls(load_results(file) if file.exists() else [],
-                   [Failure(task, reason) for task, reason in failures])
+        return cls(
+            load_results(file) if file.exists() else [],
+            [Failure(task, reason) for task, reason in failures],
+        )
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class Evaluate(Stage):
         limit: Only so many samples of each set; null for all.
         seed: Of the bootstrap.
         precision: `fp32`, or `bf16` for autocast.
+        max_templates: Only so many prompts of each class, beside a limit, for rehearsals.
     """
 
     name: ClassVar[str] = "evaluate"
@@ -85,6 +93,7 @@ class Evaluate(Stage):
     limit: int | None
     seed: int
     precision: Literal["fp32", "bf16"]
+    max_templates: int | None = None
     batch_size: int = runtime(128)
     num_workers: int = runtime(0)
     device: str = runtime("auto")
@@ -93,7 +102,9 @@ class Evaluate(Stage):
         from evaluation.suites import resolve_suite
 
         resolve_suite(self.suite)
-        require(self.limit is None or self.limit > 0, "limit", self.limit, "above 0, or null for all")
+        require(
+            self.limit is None or self.limit > 0, "limit", self.limit, "above 0, or null for all"
+        )
 
     def run(self, work: Work, checkpoint: Any, sets: Any) -> dict[str, Any]:
         from dbp.encoders.base import pick_device
@@ -101,20 +112,39 @@ class Evaluate(Stage):
         from evaluation.runner import evaluate_checkpoint
 
         device = pick_device(self.device)
-        loaded = load_openclip(None, checkpoint=checkpoint.weights, config=checkpoint.config, device=device)
+        loaded = load_openclip(
+            None, checkpoint=checkpoint.weights, config=checkpoint.config, device=device
+        )
         failures: list[Failure] = []
         results = evaluate_checkpoint(
-            loaded.model, loaded.preprocess, loaded.tokenizer, self.suite, sets.folder,
-            device=device, model_name=loaded.name, checkpoint=loaded.digest, failures=failures,
-            protocols=(self.protocol,), limit=self.limit, seed=self.seed, precision=self.precision, batch_size=self.batch_size,
-            num_workers=self.num_workers, samples_seen=checkpoint.samples_seen,
+            loaded.model,
+            loaded.preprocess,
+            loaded.tokenizer,
+            self.suite,
+            sets.folder,
+            device=device,
+            model_name=loaded.name,
+            checkpoint=loaded.digest,
+            failures=failures,
+            protocols=(self.protocol,),
+            limit=self.limit,
+            max_templates=self.max_templates,
+            seed=self.seed,
+            precision=self.precision,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            samples_seen=checkpoint.samples_seen,
             progress=progress,
         )
         save_results(work.folder / "results.jsonl", results)
-        (work.folder / "failures.json").write_text(json.dumps([[f.task, f.reason] for f in failures]))
+        (work.folder / "failures.json").write_text(
+            json.dumps([[f.task, f.reason] for f in failures])
+        )
         if not results:
-            raise ConfigError(f"no task of suite {self.suite!r} could be evaluated in {sets.folder}; the first: "
-                              f"{failures[0].task}: {failures[0].reason}")
+            raise ConfigError(
+                f"no task of suite {self.suite!r} could be evaluated in {sets.folder}; the first: "
+                f"{failures[0].task}: {failures[0].reason}"
+            )
         return {"tasks": len(results), "failed": len(failures)}
 
 
@@ -132,6 +162,8 @@ def sets_node(config: Any) -> Node:
         plan = build(config.pool.plan, GlyphPlan, "pool.plan") if rendered else GlyphPlan()
         return RenderTasks.of(plan).bind()
     if config.root is None:
-        raise ConfigError("root is not set. Give the folder that holds the evaluation sets in DataComp's layout "
-                          "(wds_…_test), or root=glyphs for the rendered ones.")
+        raise ConfigError(
+            "root is not set. Give the folder that holds the evaluation sets in DataComp's layout "
+            "(wds_…_test), or root=glyphs for the rendered ones."
+        )
     return Sets(root=str(config.root)).bind()

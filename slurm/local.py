@@ -44,8 +44,10 @@ def run_points(
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, _quiet, (threads,)) as pool:
-        jobs = [(p, pool.apply_async(_run, (_container(p), str(store.root), str(store.runs))))
-                for p in waiting]
+        jobs = [
+            (p, pool.apply_async(_run, (_container(p), str(store.root), str(store.runs))))
+            for p in waiting
+        ]
         for number, (point, job) in enumerate(jobs, 1):
             try:
                 reason = job.get()

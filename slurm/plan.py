@@ -64,13 +64,18 @@ class Composer:
         from omegaconf import OmegaConf
 
         known = groups()
-        choices = {k: v for k, v in settings.items() if k.split("@")[0] in known and isinstance(v, str)
-                   or k.startswith("encoder.") and k.count(".") == 1}
+        choices = {
+            k: v
+            for k, v in settings.items()
+            if (k.split("@")[0] in known and isinstance(v, str))
+            or (k.startswith("encoder.") and k.count(".") == 1)
+        }
         given = [o for o in self.base if o.partition("=")[0] not in choices]
         chosen = tuple(spelled_out([f"{k}={v}" for k, v in choices.items()]))
         if chosen not in self.composed:
-            self.composed[chosen] = compose("sweep", _late(given, known) + list(chosen), self.config_dirs,
-                                            resolve=False)
+            self.composed[chosen] = compose(
+                "sweep", _late(given, known) + list(chosen), self.config_dirs, resolve=False
+            )
         config = copy.deepcopy(self.composed[chosen])
         for override in given:
             key, _, value = override.partition("=")
@@ -87,7 +92,9 @@ class Composer:
                 parent, _, last = key.rpartition(".")
                 node = OmegaConf.select(config, parent) if parent else config
                 names = [str(n) for n in node if n != "_target_"] if hasattr(node, "keys") else []
-                raise ConfigError(f"{key} is not a setting here. {nearest(last, names) if names else ''}")
+                raise ConfigError(
+                    f"{key} is not a setting here. {nearest(last, names) if names else ''}"
+                )
             OmegaConf.update(config, key, value)
         OmegaConf.resolve(config)
         return config
@@ -127,7 +134,9 @@ def stages(config: Any) -> dict[str, Node]:
 
 
 def expand(
-    composer: Composer, arms: dict[str, dict[str, Any]], axes: dict[str, list[Any]],
+    composer: Composer,
+    arms: dict[str, dict[str, Any]],
+    axes: dict[str, list[Any]],
     common: dict[str, Any],
 ) -> list[Point]:
     """Every arm at every point of the axes.
@@ -146,15 +155,22 @@ def expand(
     for arm, settings in arms.items():
         for values in itertools.product(*axes.values()):
             here = dict(zip(axes, values, strict=True))
-            config = composer.config(common | here | settings, optional=[k for k in axes if k not in settings])
+            config = composer.config(
+                common | here | settings, optional=[k for k in axes if k not in settings]
+            )
             known = groups()
-            here = {k: v for k, v in here.items()
-                    if k not in settings and (_has(config, k) or k.split("@")[0] in known)}
+            here = {
+                k: v
+                for k, v in here.items()
+                if k not in settings and (_has(config, k) or k.split("@")[0] in known)
+            }
             read_by |= set(here)
             points.append(Point(arm, here, config, stages(config), seed=int(config.seed)))
     if unread := set(axes) - read_by:
-        raise ConfigError(f"no arm of the sweep reads the axis {sorted(unread)[0]}: {', '.join(arms)}. Remove it, or "
-                          "correct its spelling.")
+        raise ConfigError(
+            f"no arm of the sweep reads the axis {sorted(unread)[0]}: {', '.join(arms)}. Remove it, or "
+            "correct its spelling."
+        )
     return points
 
 
@@ -173,8 +189,11 @@ def distinct(points: list[Point], store: Store) -> Plan:
             kept.append(point)
     for point in kept:
         siblings = [other for other in kept if other.arm == point.arm]
-        varying = [axis for axis in point.axes if axis != SEED
-                   and len({str(other.axes.get(axis)) for other in siblings}) > 1]
+        varying = [
+            axis
+            for axis in point.axes
+            if axis != SEED and len({str(other.axes.get(axis)) for other in siblings}) > 1
+        ]
         point.label = " ".join([point.arm, *(f"{_tail(a)}={point.axes[a]}" for a in varying)])
     labels = list(dict.fromkeys(point.label for point in kept))
     return Plan(kept, labels)
@@ -195,15 +214,20 @@ def check_compute(plan: Plan, store: Store, unequal: bool) -> None:
     first: tuple[str, dict[str, Any]] | None = None
     for point in plan.points:
         train: Any = point.nodes["train"].stage
-        here = {"train.samples_seen": train.samples_seen, "train.epochs": train.epochs,
-                "train.batch_size": train.batch_size, "model": str(train.model),
-                "evaluate.suite": str(point.config.evaluate.suite),
-                "evaluate.protocol": point.config.evaluate.protocol}
+        here = {
+            "train.samples_seen": train.samples_seen,
+            "train.epochs": train.epochs,
+            "train.batch_size": train.batch_size,
+            "model": str(train.model),
+            "evaluate.suite": str(point.config.evaluate.suite),
+            "evaluate.protocol": point.config.evaluate.protocol,
+        }
         if first is None:
             first = (point.label, here)
         for name, value in here.items():
             if value != first[1][name]:
                 raise ConfigError(
-                    f"arms {first[0]!r} and {point.label!r} are not compute-matched: {name} is {first[1][name]} and "
-                    f"{value}. Make them equal, or say sweep.unequal_compute=true if that is the point."
+                    f"arms {first[0]!r} and {point.label!r} are not compute-matched: {name} is "
+                    f"{first[1][name]} and {value}. Make them equal, or say "
+                    "sweep.unequal_compute=true if that is the point."
                 )

@@ -50,11 +50,19 @@ class SweepSettings:
         """
         for given in (self.arms, self.axes, self.encoder or {}):
             require(isinstance(given, dict), "sweep", given, "mappings of names to settings")
-        require(self.workers == "auto" or self.workers >= 1, "sweep.workers", self.workers,
-                "at least 1, or auto")
+        require(
+            self.workers == "auto" or self.workers >= 1,
+            "sweep.workers",
+            self.workers,
+            "at least 1, or auto",
+        )
         for key, values in flat(self.axes).items():
-            require(isinstance(values, list) and len(values) > 0, f"sweep.axes.{key}", values,
-                    "a list of values")
+            require(
+                isinstance(values, list) and len(values) > 0,
+                f"sweep.axes.{key}",
+                values,
+                "a list of values",
+            )
 
 
 def flat(settings: dict[str, Any] | None, path: str = "") -> dict[str, Any]:

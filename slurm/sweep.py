@@ -53,15 +53,19 @@ def main(arguments: list[str], config_dirs: list[str]) -> int:
     plan = distinct(points, store)
     check_compute(plan, store, settings.unequal_compute)
     missing = sum(store.entry(p.last) is None for p in plan.points)
-    print(f"{len(plan.points)} runs of {len(plan.labels)} arms; {missing} to do, "
-          f"{len(plan.points) - missing} reused")
+    print(
+        f"{len(plan.points)} runs of {len(plan.labels)} arms; {missing} to do, "
+        f"{len(plan.points) - missing} reused"
+    )
     _build_shared(plan, store)
     failures = run_points(plan.points, store, settings.num_workers(), print)
     out = Path(config.paths.runs) / "sweeps" / settings.name
     out.mkdir(parents=True, exist_ok=True)
     write_summary(plan, store, settings, failures, common, out)
-    print(f"{'finished' if not failures else f'{len(failures)} runs failed'} in "
-          f"{time.monotonic() - began:.0f} s; table, plots and results in {out}")
+    print(
+        f"{'finished' if not failures else f'{len(failures)} runs failed'} in "
+        f"{time.monotonic() - began:.0f} s; table, plots and results in {out}"
+    )
     return 1 if failures else 0
 
 
@@ -73,7 +77,7 @@ def divide(arguments: list[str]) -> tuple[list[str], dict[str, list[Any]]]:
     """
     from omegaconf import OmegaConf
 
-    own = {item for item in SweepSettings.__dataclass_fields__}
+    own = set(SweepSettings.__dataclass_fields__)
     base: list[str] = []
     axes: dict[str, list[Any]] = {}
     for argument in arguments:
@@ -84,8 +88,10 @@ def divide(arguments: list[str]) -> tuple[list[str], dict[str, list[Any]]]:
             continue
         values = OmegaConf.to_container(OmegaConf.create(f"v: {value}"))["v"]  # type: ignore[index]
         if not isinstance(values, list) or not values:
-            raise ConfigError(f"{argument}: an axis takes a list of values, as sweep.{name}=[0.1,0.2]. The sweep's own "
-                              f"settings are {', '.join(sorted(own))}.")
+            raise ConfigError(
+                f"{argument}: an axis takes a list of values, as sweep.{name}=[0.1,0.2]. The "
+                f"sweep's own settings are {', '.join(sorted(own))}."
+            )
         axes[name] = values
     return base, axes
 
@@ -104,8 +110,11 @@ def encoder_settings(store: Store, trained: Node) -> dict[str, Any]:
     folder = store.folder(trained)
     assert folder is not None
     files = {"checkpoint": "weights.pt", "config": "open_clip_config.json"}
-    return {f"encoder.{use}.{what}": str(folder / file)
-            for use in ("dedup", "cluster", "score") for what, file in files.items()}
+    return {
+        f"encoder.{use}.{what}": str(folder / file)
+        for use in ("dedup", "cluster", "score")
+        for what, file in files.items()
+    }
 
 
 def _build_shared(plan: Plan, store: Store) -> None:
@@ -117,14 +126,21 @@ def _build_shared(plan: Plan, store: Store) -> None:
     store.loaded.clear()
 
 
-def _print_plan(composer: Composer, settings: SweepSettings, arms: dict[str, dict[str, Any]],
-                axes: dict[str, list[Any]], store: Store) -> int:
+def _print_plan(
+    composer: Composer,
+    settings: SweepSettings,
+    arms: dict[str, dict[str, Any]],
+    axes: dict[str, list[Any]],
+    store: Store,
+) -> int:
     """Print every point, and of each stage whether it is there; build nothing."""
     if settings.encoder:
         node = stages(composer.config(flat(settings.encoder)))["train"]
         entry = store.entry(node)
-        print(f"{'encoder':<40} train {store.key(node) or 'key known after index'} "
-              f"{'reused' if entry else 'to build'}")
+        print(
+            f"{'encoder':<40} train {store.key(node) or 'key known after index'} "
+            f"{'reused' if entry else 'to build'}"
+        )
         if entry is None:
             print("the arms' keys are known once the encoder is trained")
             for name in arms:
@@ -141,13 +157,17 @@ def _print_plan(composer: Composer, settings: SweepSettings, arms: dict[str, dic
         return 0
     plan = distinct(points, store)
     for point in plan.points:
-        state = {name: "reused" if store.entry(point.nodes[name]) else "to build"
-                 for name in ("select", "train", "evaluate")}
-        print(f"{point.label:<40} seed {point.seed}  " + "  ".join(f"{n} {s}" for n, s in state.items()))
+        state = {
+            name: "reused" if store.entry(point.nodes[name]) else "to build"
+            for name in ("select", "train", "evaluate")
+        }
+        print(
+            f"{point.label:<40} seed {point.seed}  "
+            + "  ".join(f"{n} {s}" for n, s in state.items())
+        )
     print(f"{len(plan.points)} runs of {len(plan.labels)} arms, from {len(points)} points")
     return 0
 
 
 def _name_of(config: Any) -> str:
     return str(config.select.get("_target_", "arm")).rpartition(".")[2].lower()
-

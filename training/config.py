@@ -83,8 +83,8 @@ class Optimiser:
         schedule: After the warm-up: `cosine` to zero at the end of the budget, or `constant`.
         warmup_samples: Samples seen while the rate rises linearly; rounded up to whole steps.
         grad_clip: Largest norm of the whole gradient; null for no clipping.
-        fused: One pass over the parameters instead of several: the same update but for the last bits,
-            8 times faster on a CPU with the glyphs model.
+        fused: One pass over the parameters instead of several: the same update but for the last
+            bits, 8 times faster on a CPU with the glyphs model.
     """
 
     lr: float

@@ -1,4 +1,4 @@
-"""Training as a stage: a pool and a keep list in, a checkpoint out, for an exact number of samples."""
+"""Training as a stage: a pool and a keep list in, a checkpoint out, at an exact budget."""
 
 import shutil
 from dataclasses import dataclass

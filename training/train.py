@@ -1,7 +1,7 @@
 """Curate a pool, then train CLIP on the keep list for an exact number of samples.
 
-    dbp train pool=webdataset pool.shards='pool/{00000..00099}.tar' select=dbp budget.keep_fraction=0.3 \\
-        model=vit_b32 train=datacomp_small
+    dbp train pool=webdataset pool.shards='pool/{00000..00099}.tar' select=dbp \\
+        budget.keep_fraction=0.3 model=vit_b32 train=datacomp_small
 
 The checkpoint's folder loads in plain open_clip: open_clip.create_model("local-dir:FOLDER").
 """
@@ -34,8 +34,10 @@ def run(config: Any) -> Checkpoint | None:
         print_plan(store, node)
         return None
     checkpoint = store.get(node)
-    print(f"trained {checkpoint.name} for {checkpoint.samples_seen:,} samples: checkpoint "
-          f"{store.key(node)} in {checkpoint.folder} ({len(store.built)} made, {len(store.reused)} reused)")
+    print(
+        f"trained {checkpoint.name} for {checkpoint.samples_seen:,} samples: checkpoint "
+        f"{store.key(node)} in {checkpoint.folder} ({store.work_done()})"
+    )
     return checkpoint
 
 

@@ -88,8 +88,10 @@ def complexity(
     for name, values in (("d_inter", d_inter), ("d_intra", d_intra)):
         if not np.isfinite(values).all():
             bad = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise ValueError(f"{name} of cluster {bad} is {values[bad]}: an empty cluster has no complexity; "
-                             "leave it out")
+            raise ValueError(
+                f"{name} of cluster {bad} is {values[bad]}: an empty cluster has no complexity; "
+                "leave it out"
+            )
     return np.asarray(d_inter, np.float64) * np.asarray(d_intra, np.float64)
 
 

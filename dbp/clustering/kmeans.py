@@ -15,8 +15,8 @@ from dbp.errors import ConfigError
 from dbp.stage import Stage
 from dbp.store import Work
 
-BLOCK = 8192        # rows assigned at once
-UNDECIDED = 1e-5    # runners-up this near are compared again in float64
+BLOCK = 8192  # rows assigned at once
+UNDECIDED = 1e-5  # runners-up this near are compared again in float64
 
 
 def semdedup_num_clusters(num_rows: int) -> int:
@@ -54,22 +54,38 @@ class KMeans(Stage):
 
     def __post_init__(self) -> None:
         auto = self.num_clusters == "auto"
-        require(auto or int(self.num_clusters) >= 1, "num_clusters", self.num_clusters,
-                "at least 1, or auto")
+        require(
+            auto or int(self.num_clusters) >= 1,
+            "num_clusters",
+            self.num_clusters,
+            "at least 1, or auto",
+        )
         require(self.num_iterations >= 1, "num_iterations", self.num_iterations, "at least 1")
-        require(self.points_per_centroid >= 1, "points_per_centroid", self.points_per_centroid,
-                "at least 1")
+        require(
+            self.points_per_centroid >= 1,
+            "points_per_centroid",
+            self.points_per_centroid,
+            "at least 1",
+        )
 
     def run(
-        self, work: Work, rows: KeepList, image: Embeddings | None = None, text: Embeddings | None = None
+        self,
+        work: Work,
+        rows: KeepList,
+        image: Embeddings | None = None,
+        text: Embeddings | None = None,
     ) -> dict[str, Any]:
         clustered, vectors = joined(rows.rows, image, text)
         clusters = self.fit(clustered, vectors)
         clusters.save(work.folder)
         sizes = clusters.sizes
-        return {"rows": len(clustered), "without embedding": rows.num_kept - len(clustered),
-                "clusters": clusters.num_clusters, "empty clusters": int((sizes == 0).sum()),
-                "largest": int(sizes.max())}
+        return {
+            "rows": len(clustered),
+            "without embedding": rows.num_kept - len(clustered),
+            "clusters": clusters.num_clusters,
+            "empty clusters": int((sizes == 0).sum()),
+            "largest": int(sizes.max()),
+        }
 
     def fit(self, rows: Int[np.ndarray, " n"], vectors: Float32[np.ndarray, "n d"]) -> Clusters:
         """Fit centroids on unit vectors and assign each row to the nearest.
@@ -80,9 +96,13 @@ class KMeans(Stage):
         n = len(rows)
         k = semdedup_num_clusters(n) if self.num_clusters == "auto" else int(self.num_clusters)
         if k > n:
-            raise ConfigError(f"cannot make num_clusters={k:,} clusters of {n:,} rows. Lower num_clusters, or "
-                              "keep more rows before clustering.")
-        centroids = fit_centroids(vectors, k, self.num_iterations, self.points_per_centroid, self.seed)
+            raise ConfigError(
+                f"cannot make num_clusters={k:,} clusters of {n:,} rows. Lower num_clusters, or "
+                "keep more rows before clustering."
+            )
+        centroids = fit_centroids(
+            vectors, k, self.num_iterations, self.points_per_centroid, self.seed
+        )
         assignment, distance = assign(vectors, centroids)
         return Clusters(centroids, rows, assignment, distance)
 
@@ -106,18 +126,30 @@ def joined(
 
 
 def fit_centroids(
-    vectors: Float32[np.ndarray, "n d"], k: int, num_iterations: int, points_per_centroid: int, seed: int
+    vectors: Float32[np.ndarray, "n d"],
+    k: int,
+    num_iterations: int,
+    points_per_centroid: int,
+    seed: int,
 ) -> Float32[np.ndarray, "k d"]:
     """Spherical Lloyd iterations by faiss on a seeded sample; centroids have unit length."""
     import faiss
 
     sample = vectors
     if len(vectors) > k * points_per_centroid:
-        chosen = np.random.default_rng(seed).choice(len(vectors), k * points_per_centroid, replace=False)
+        chosen = np.random.default_rng(seed).choice(
+            len(vectors), k * points_per_centroid, replace=False
+        )
         sample = vectors[np.sort(chosen)]
     fit = faiss.Kmeans(
-        vectors.shape[1], k, niter=num_iterations, seed=seed, spherical=True, verbose=False,
-        min_points_per_centroid=1, max_points_per_centroid=max(points_per_centroid, 1),
+        vectors.shape[1],
+        k,
+        niter=num_iterations,
+        seed=seed,
+        spherical=True,
+        verbose=False,
+        min_points_per_centroid=1,
+        max_points_per_centroid=max(points_per_centroid, 1),
     )
     fit.train(np.ascontiguousarray(sample))
     found = np.asarray(fit.centroids, np.float64).reshape(k, -1)

@@ -37,19 +37,33 @@ class Clusters:
         """
         is_member = np.isin(rows, self.rows, assume_unique=True)
         inside = np.isin(self.rows, rows, assume_unique=True)
-        return is_member, Clusters(self.centroids, self.rows[inside], self.assignment[inside],
-                                   self.distance_to_centroid[inside])
+        return is_member, Clusters(
+            self.centroids,
+            self.rows[inside],
+            self.assignment[inside],
+            self.distance_to_centroid[inside],
+        )
 
     def save(self, folder: Path) -> None:
         np.save(folder / "centroids.npy", self.centroids)
         pq.write_table(
-            pa.table({"row": self.rows, "cluster": self.assignment,
-                      "distance": self.distance_to_centroid}),
-            folder / "assignment.parquet", compression="zstd",
+            pa.table(
+                {
+                    "row": self.rows,
+                    "cluster": self.assignment,
+                    "distance": self.distance_to_centroid,
+                }
+            ),
+            folder / "assignment.parquet",
+            compression="zstd",
         )
 
     @classmethod
     def load(cls, folder: Path) -> "Clusters":
         table = pq.read_table(folder / "assignment.parquet")
-        return cls(np.load(folder / "centroids.npy"), table["row"].to_numpy(),
-                   table["cluster"].to_numpy(), table["distance"].to_numpy())
+        return cls(
+            np.load(folder / "centroids.npy"),
+            table["row"].to_numpy(),
+            table["cluster"].to_numpy(),
+            table["distance"].to_numpy(),
+        )

@@ -9,11 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float16, Float32, Int
 
-SCHEMA = pa.schema([
-    ("row", pa.int64()),
-    ("norm", pa.float32()),         # before normalising
-    ("stored_norm", pa.float32()),  # of the stored fp16 vector; 1 but for rounding
-])
+SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("norm", pa.float32()),  # before normalising
+        ("stored_norm", pa.float32()),  # of the stored fp16 vector; 1 but for rounding
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Embeddings:
     @classmethod
     def load(cls, folder: Path) -> "Embeddings":
         parts = sorted(path for path in folder.glob("part-*") if path.is_dir())
-        width = next((np.load(p / "vectors.npy", mmap_mode="r").shape[1] for p in parts), 0)
-        return cls(parts, width)
+        widths = (np.load(p / "vectors.npy", mmap_mode="r").shape[1] for p in parts)
+        return cls(parts, next((width for width in widths if width), 0))
 
     @cached_property
     def rows(self) -> Int[np.ndarray, " n"]:
@@ -54,7 +56,9 @@ class Embeddings:
     @cached_property
     def vectors(self) -> Float16[np.ndarray, "n d"]:
         """All stored vectors in memory; for pools that fit."""
-        return np.concatenate([np.load(p / "vectors.npy", mmap_mode="r") for p in self.parts])
+        parts = [np.load(p / "vectors.npy", mmap_mode="r") for p in self.parts]
+        filled = [part for part in parts if len(part)]  # an empty part may not know the width
+        return np.concatenate(filled or [np.zeros((0, self.width), np.float16)])
 
     def positions(self, rows: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
         """Where the vectors of rows stand; -1 for a row without one."""
@@ -96,25 +100,35 @@ def save_part(
     Zero and non-finite vectors join the failed. Returns counts by outcome.
     """
     failed = dict(failed)
-    vectors = vectors.astype(np.float32)
     finite = np.isfinite(vectors).all(axis=1)
-    norms = np.linalg.norm(np.where(finite[:, None], vectors, 0), axis=1)
+    # In float64: the square of a very large or very small fp32 value leaves fp32's range.
+    norms = np.linalg.norm(np.where(finite[:, None], vectors, 0).astype(np.float64), axis=1)
     for row in rows[~finite]:
         failed[int(row)] = "embedding not finite"
     for row in rows[finite & (norms == 0)]:
         failed[int(row)] = "zero embedding"
     good = finite & (norms > 0)
-    stored = (vectors[good] / norms[good, None]).astype(np.float16)
+    stored = (vectors[good] / norms[good, None]).astype(np.float32).astype(np.float16)
     np.save(folder / "vectors.npy", stored)
     stored_norms = np.linalg.norm(stored.astype(np.float32), axis=1)
     pq.write_table(
-        pa.table({"row": rows[good].astype(np.int64), "norm": norms[good].astype(np.float32),
-                  "stored_norm": stored_norms.astype(np.float32)}, schema=SCHEMA),
+        pa.table(
+            {
+                "row": rows[good].astype(np.int64),
+                "norm": norms[good].astype(np.float32),
+                "stored_norm": stored_norms.astype(np.float32),
+            },
+            schema=SCHEMA,
+        ),
         folder / "rows.parquet",
     )
     pq.write_table(
-        pa.table({"row": pa.array(list(failed), pa.int64()),
-                  "reason": pa.array(list(failed.values()), pa.string())}),
+        pa.table(
+            {
+                "row": pa.array(list(failed), pa.int64()),
+                "reason": pa.array(list(failed.values()), pa.string()),
+            }
+        ),
         folder / "failed.parquet",
     )
     counts: dict[str, int] = {"rows": int(good.sum())}

@@ -32,7 +32,10 @@ def uids_to_pairs(uids: list[str]) -> np.ndarray:
 
 def pairs_to_uids(pairs: np.ndarray) -> list[str]:
     """DataComp's pairs as 32 hexadecimal digits, padded with zeros."""
-    return [f"{int(high):016x}{int(low):016x}" for high, low in zip(pairs["f0"], pairs["f1"], strict=True)]
+    return [
+        f"{int(high):016x}{int(low):016x}"
+        for high, low in zip(pairs["f0"], pairs["f1"], strict=True)
+    ]
 
 
 def write_uid_file(path: Path | str, uids: list[str]) -> int:
@@ -66,18 +69,25 @@ def read_uid_file(path: Path | str, allow_repeats: bool = False) -> list[str]:
             raise WorldError(f"{path} holds {pairs.dtype}, not DataComp's (f0 <u8, f1 <u8) pairs")
     else:
         if len(content) % 16 or content[:1] == b"\x80":
-            what = "looks like a pickle, which is never read" if content[:1] == b"\x80" else \
-                f"has {len(content):,} bytes, no multiple of 16"
+            what = (
+                "looks like a pickle, which is never read"
+                if content[:1] == b"\x80"
+                else f"has {len(content):,} bytes, no multiple of 16"
+            )
             raise WorldError(f"{path} {what}; a uid file holds 16 bytes a uid. Export it again.")
         pairs = np.frombuffer(content, UID_DTYPE)
     high: UInt64[np.ndarray, " m"] = pairs["f0"]
     low: UInt64[np.ndarray, " m"] = pairs["f1"]
     ascending = (high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] >= low[:-1]))
     if not ascending.all():
-        raise WorldError(f"{path} is not sorted (at entry {int(np.argmin(ascending)) + 1:,}); a binary "
-                         "search in it would keep wrong samples. Sort it by (f0, f1).")
+        raise WorldError(
+            f"{path} is not sorted (at entry {int(np.argmin(ascending)) + 1:,}); a binary "
+            "search in it would keep wrong samples. Sort it by (f0, f1)."
+        )
     repeats = int(((high[1:] == high[:-1]) & (low[1:] == low[:-1])).sum())
     if repeats and not allow_repeats:
-        raise WorldError(f"{path} repeats {repeats:,} uids, which means repeated samples in DataComp. "
-                         "Say allow_repeats to honour that.")
+        raise WorldError(
+            f"{path} repeats {repeats:,} uids, which means repeated samples in DataComp. "
+            "Say allow_repeats to honour that."
+        )
     return pairs_to_uids(pairs)

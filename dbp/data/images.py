@@ -5,6 +5,9 @@ import io
 from PIL import Image, UnidentifiedImageError
 
 IMAGE_FORMATS = ("jpg", "jpeg", "png", "webp", "gif")
+# What a file may be, whatever its extension says. Others that Pillow knows run programs (EPS calls
+# Ghostscript) or are no pictures of the web.
+CONTENTS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 # Our own cap is checked against the header, before a pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -29,13 +32,13 @@ def header(content: bytes, max_pixels: int) -> tuple[str, int, int, int]:
     if not content:
         raise Undecodable("empty image")
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=CONTENTS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise Undecodable("too many pixels")
-            orientation = 1
-            if image.format == "JPEG" and b"Exif" in content[:65_536]:
-                orientation = image.getexif().get(0x0112, 1)
+            if width * height == 0:
+                raise Undecodable("broken image header")
+            orientation = _orientation(image) if b"Exif" in content[:65_536] else 1
             return (image.format or "unknown").lower(), width, height, orientation
     except Undecodable:
         raise
@@ -43,6 +46,16 @@ def header(content: bytes, max_pixels: int) -> tuple[str, int, int, int]:
         raise Undecodable("not an image") from None
     except Exception:  # a damaged header can raise anything: struct.error, SyntaxError, OSError
         raise Undecodable("broken image header") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format not in ("JPEG", "MPO"):
+        return 1
+    try:
+        found = image.getexif().get(0x0112, 1)
+    except Exception:  # a damaged EXIF block does not make the picture unreadable
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def decode_rgb(content: bytes, max_pixels: int) -> Image.Image:
@@ -57,7 +70,7 @@ def decode_rgb(content: bytes, max_pixels: int) -> Image.Image:
     if not content:
         raise Undecodable("empty image")
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=CONTENTS) as image:
             if image.size[0] * image.size[1] > max_pixels:
                 raise Undecodable("too many pixels")
             return image.convert("RGB")

@@ -20,12 +20,15 @@ import pyarrow.parquet as pq
 from dbp.config import require
 from dbp.data.images import IMAGE_FORMATS, Undecodable, header
 from dbp.data.pool import SCHEMA, Pool, ShardFolder, caption_from
-from dbp.data.tars import Member, TarSample, samples
+from dbp.data.tars import SAMPLE_FORMATS, Member, TarSample, image_of, samples
 from dbp.errors import PoolError
 from dbp.paths import expand_shards, is_remote
-from dbp.progress import progress
+from dbp.progress import log, progress
 from dbp.stage import Node, Stage, runtime
 from dbp.store import Work
+
+DOTTED = "pictures not read: a dot in the key"
+DAMAGED = "damaged shards"
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Index(Stage):
         caption: `txt`, or `json:FIELD`.
         max_pixels: Pictures with more pixels are invalid; a small file can expand to gigabytes.
         max_samples: Use only so many samples, from the front; null for all.
-        broken_shards: `error`, or `keep_readable` to use a cut shard's samples before the cut.
+        broken_shards: `error`, or `keep_readable` to use a damaged shard's samples before the damage
+            and count the shard.
     """
 
     name: ClassVar[str] = "index"
@@ -62,8 +66,12 @@ class Index(Stage):
             ok = value in plain or (value.startswith("json:") and len(value) > 5)
             require(ok, name, value, f"one of {', '.join(plain)}, json:FIELD")
         require(self.max_pixels > 0, "max_pixels", self.max_pixels, "above 0")
-        require(self.max_samples is None or self.max_samples > 0, "max_samples", self.max_samples,
-                "above 0, or null for all")
+        require(
+            self.max_samples is None or self.max_samples > 0,
+            "max_samples",
+            self.max_samples,
+            "above 0, or null for all",
+        )
 
     def node(self) -> Node:
         """This index as the pool that a config names."""
@@ -71,7 +79,14 @@ class Index(Stage):
 
     def paths(self, folder: ShardFolder | None) -> list[str]:
         """The shards, in the order of their rows."""
-        return folder.shards if folder else expand_shards(self.shards)
+        if folder:
+            return folder.shards
+        if not self.shards:
+            raise PoolError(
+                "pool.shards names no shard. Name the tars: "
+                "pool.shards='folder/{00000..00099}.tar'."
+            )
+        return expand_shards(self.shards)
 
     def source(self) -> dict[str, Any]:
         """Names, sizes and times of the shards: a changed shard is read again, a path is no matter."""
@@ -97,31 +112,42 @@ class Index(Stage):
                 if limit is not None and limit <= 0:
                     break
                 counts = work.part(
-                    f"part-{number:05d}", lambda beside, s=shard, n=number, most=limit:
-                    self._index_shard(s, n, beside, most)
+                    part_name(number),
+                    lambda beside, s=shard, n=number, most=limit: self._index_shard(
+                        s, n, beside, most
+                    ),
                 )
                 rows += counts["rows"]
                 reasons.update(counts["reasons"])
                 content.update(bytes.fromhex(counts["digest"]))
-                seen.append(pq.read_table(
-                    work.shared / f"part-{number:05d}" / "index.parquet", columns=["uid_hash"]
-                )["uid_hash"].to_numpy())
+                seen.append(
+                    pq.read_table(
+                        work.shared / part_name(number) / "index.parquet", columns=["uid_hash"]
+                    )["uid_hash"].to_numpy()
+                )
                 bar.advance()
         if rows == 0:
             raise PoolError(
                 f"no sample in {len(shards)} shards, the first being {shards[0]}. A sample is an image "
-                f"({', '.join(IMAGE_FORMATS)}) beside its caption under one key."
+                f"({', '.join(IMAGE_FORMATS)}) beside its caption under one key, which ends at the "
+                f"name's first dot.{_said(reasons)}"
             )
         if rows == reasons["no caption"] + reasons["no image"]:
             raise PoolError(
                 f"none of the {rows:,} samples, the first in {shards[0]}, has both an image and a "
                 f"caption (pool.caption={self.caption}; without image: {reasons['no image']:,}, "
                 f"without caption: {reasons['no caption']:,}). Set pool.caption=json:FIELD if the "
-                "captions lie in a field of the json."
+                "captions lie in a field of the json; an image and its caption must stand side by side "
+                "in the tar, under one key."
             )
         repeated = rows - len(np.unique(np.concatenate(seen)))
-        return {"digest": content.hexdigest(), "rows": rows, "shards": len(shards),
-                "repeated uids": int(repeated), **dict(sorted(reasons.items()))}
+        return {
+            "digest": content.hexdigest(),
+            "rows": rows,
+            "shards": len(shards),
+            "repeated uids": int(repeated),
+            **dict(sorted(reasons.items())),
+        }
 
     def open(self, home: Path, folder: ShardFolder | None = None) -> Pool:  # type: ignore[override]
         return Pool.load(home, self.paths(folder), self.caption, self.max_pixels)
@@ -132,38 +158,59 @@ class Index(Stage):
         rows: list[dict[str, Any]] = []
         reasons: Counter[str] = Counter()
         content = hashlib.sha256()
-        wanted = {*IMAGE_FORMATS, "txt"}
-        if "json:" in self.uid + self.caption:
-            wanted.add("json")
+
+        def wanted(extension: str) -> bool:
+            if "." in extension and extension.rpartition(".")[2] in IMAGE_FORMATS:
+                reasons[DOTTED] += 1
+            return extension in SAMPLE_FORMATS
+
+        def count_damage(message: str) -> None:
+            log.warning("%s", message)
+            reasons[DAMAGED] += 1
+
         keep = self.broken_shards == "keep_readable"
-        for sample in samples(shard, wanted.__contains__, keep):
-            if limit is not None and len(rows) >= limit:
-                break
+        for sample in samples(shard, wanted, count_damage if keep else None):
             row = self._row(sample, shard, number)
             if row["reason"]:
                 reasons[row["reason"]] += 1
             if row["orientation"] != 1:
                 reasons["turned by EXIF"] += 1
-            for part in (row["uid"].encode(), row["content_hash"], row["caption_hash"]):
+            if len(sample.members.keys() & set(IMAGE_FORMATS)) > 1:
+                reasons["several images under one key"] += 1
+            parts = [row["uid"].encode(), row["content_hash"], row["caption_hash"]]
+            if row[
+                "reason"
+            ]:  # max_pixels decides which rows are valid, and so must tell pools apart
+                parts.append(row["reason"].encode())
+            for part in parts:
                 content.update(len(part).to_bytes(4, "little") + part)
             rows.append(row)
+            if len(rows) == limit:
+                break
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
         pq.write_table(table, beside / "index.parquet", compression="zstd")
         return {"rows": len(rows), "reasons": dict(reasons), "digest": content.hexdigest()}
 
     def _row(self, sample: TarSample, shard: str, number: int) -> dict[str, Any]:
-        extension = next((e for e in IMAGE_FORMATS if e in sample.members), None)
-        image = sample.members[extension] if extension else None
+        extension, image = image_of(sample)
         caption = sample.members.get("json" if self.caption.startswith("json:") else "txt")
         uid = self._uid(sample, shard)
         row: dict[str, Any] = {
-            "uid": uid, "uid_hash": hash_64(uid.encode()), "key": sample.key, "shard": number,
+            "uid": uid,
+            "uid_hash": hash_64(uid.encode()),
+            "key": sample.key,
+            "shard": number,
             "image_offset": image.offset if image else 0,
             "image_bytes": len(image.content) if image else 0,
             "caption_offset": caption.offset if caption else 0,
             "caption_bytes": len(caption.content) if caption else 0,
-            "format": extension or "", "width": 0, "height": 0, "orientation": 1, "reason": "",
-            "content_hash": digest_16(image.content if image else b""), "caption_hash": digest_16(b""),
+            "format": extension,
+            "width": 0,
+            "height": 0,
+            "orientation": 1,
+            "reason": "",
+            "content_hash": digest_16(image.content if image else b""),
+            "caption_hash": digest_16(b""),
         }
         if image is None:
             row["reason"] = "no image"
@@ -201,6 +248,15 @@ class Index(Stage):
                 f"pool.uid={self.uid} needs. Set pool.uid=key or pool.uid=hash, or name another field."
             )
         return uid
+
+
+def part_name(shard: int) -> str:
+    """The name of a shard's part; seven digits, so that names sort as numbers."""
+    return f"part-{shard:07d}"
+
+
+def _said(reasons: Counter[str]) -> str:
+    return "".join(f" {reason}: {count:,}." for reason, count in sorted(reasons.items()))
 
 
 def hash_64(content: bytes) -> int:

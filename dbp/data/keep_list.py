@@ -12,18 +12,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 
-DECISIONS = pa.schema([
-    ("row", pa.int64()),
-    ("kept", pa.bool_()),
-    ("stage", pa.string()),    # the stage that decided last
-    ("reason", pa.string()),
-    ("value", pa.float64()),   # what was compared: similarity, score, distance
-    ("limit", pa.float64()),   # what it was compared with
-    ("related_row", pa.int64()),  # the duplicate's twin
-    ("cluster", pa.int32()),
-    ("rank", pa.int64()),      # place within the cluster, or in the whole list; 0 is taken first
-    ("quota", pa.int64()),     # rows to keep in that cluster, or in all
-])
+DECISIONS = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("kept", pa.bool_()),
+        ("stage", pa.string()),  # the stage that decided last
+        ("reason", pa.string()),
+        ("value", pa.float64()),  # what was compared: similarity, score, distance
+        ("limit", pa.float64()),  # what it was compared with
+        ("related_row", pa.int64()),  # the duplicate's twin
+        ("cluster", pa.int32()),
+        ("rank", pa.int64()),  # place within the cluster, or in the whole list; 0 is taken first
+        ("quota", pa.int64()),  # rows to keep in that cluster, or in all
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,10 @@ class KeepList:
     def counts(self) -> dict[str, int]:
         """Rows by the stage and reason that decided them."""
         grouped = self.decisions.group_by(["stage", "reason"]).aggregate([("row", "count")])
-        return {f"{r['stage']}: {r['reason']}": r["row_count"] for r in
-                sorted(grouped.to_pylist(), key=lambda r: -r["row_count"])}
+        return {
+            f"{r['stage']}: {r['reason']}": r["row_count"]
+            for r in sorted(grouped.to_pylist(), key=lambda r: -r["row_count"])
+        }
 
     def narrow(
         self,
@@ -90,20 +94,25 @@ class KeepList:
         why = np.broadcast_to(np.asarray(reasons, object), keep.shape).copy()
         why[keep] = kept_reason
         data: dict[str, Any] = {
-            "row": self.rows, "kept": keep, "stage": pa.array([stage]).take(np.zeros(len(keep), int)),
+            "row": self.rows,
+            "kept": keep,
+            "stage": pa.array([stage]).take(np.zeros(len(keep), int)),
             "reason": why,
         }
         for item in DECISIONS:
             if item.name not in data:
                 values = columns.get(item.name)
                 data[item.name] = (
-                    pa.nulls(len(keep), item.type) if values is None
-                    else _column(values, item.type)
+                    pa.nulls(len(keep), item.type) if values is None else _column(values, item.type)
                 )
         decided = pa.table(data, schema=DECISIONS)
         before = self.decisions.filter(pc.invert(self.decisions["kept"]))
-        return KeepList(self.pool_digest, self.num_pool_rows, self.rows[keep],
-                        pa.concat_tables([before, decided]))
+        return KeepList(
+            self.pool_digest,
+            self.num_pool_rows,
+            self.rows[keep],
+            pa.concat_tables([before, decided]),
+        )
 
     def __and__(self, other: "KeepList") -> "KeepList":
         return self._combined(other, np.intersect1d(self.rows, other.rows), "in both lists")
@@ -113,8 +122,10 @@ class KeepList:
 
     def _combined(self, other: "KeepList", rows: np.ndarray, reason: str) -> "KeepList":
         if other.pool_digest != self.pool_digest:
-            raise ValueError(f"keep lists of two pools ({self.pool_digest[:12]}, "
-                             f"{other.pool_digest[:12]}) cannot be combined by row; export uids instead")
+            raise ValueError(
+                f"keep lists of two pools ({self.pool_digest[:12]}, "
+                f"{other.pool_digest[:12]}) cannot be combined by row; export uids instead"
+            )
         every = everything(self.pool_digest, np.ones(self.num_pool_rows, bool))
         keep = np.isin(every.rows, rows)
         return every.narrow("combine", keep, f"not {reason}", reason)
@@ -122,17 +133,27 @@ class KeepList:
     def save(self, folder: Path) -> None:
         """Write `rows.npy` and `decisions.parquet`."""
         np.save(folder / "rows.npy", self.rows)
-        schema = DECISIONS.with_metadata({"pool": self.pool_digest, "rows": str(self.num_pool_rows)})
+        schema = DECISIONS.with_metadata(
+            {"pool": self.pool_digest, "rows": str(self.num_pool_rows)}
+        )
         table = self.decisions.sort_by("row").replace_schema_metadata(schema.metadata)
-        pq.write_table(table, folder / "decisions.parquet", compression="zstd",
-                       use_dictionary=["stage", "reason"])
+        pq.write_table(
+            table,
+            folder / "decisions.parquet",
+            compression="zstd",
+            use_dictionary=["stage", "reason"],
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "KeepList":
         table = pq.read_table(folder / "decisions.parquet")
         about = table.schema.metadata
-        return cls(about[b"pool"].decode(), int(about[b"rows"]), np.load(folder / "rows.npy"),
-                   table.replace_schema_metadata(None))
+        return cls(
+            about[b"pool"].decode(),
+            int(about[b"rows"]),
+            np.load(folder / "rows.npy"),
+            table.replace_schema_metadata(None),
+        )
 
 
 def everything(

@@ -16,14 +16,26 @@ from dbp.data.images import decode_rgb
 from dbp.errors import PoolError
 from dbp.paths import is_remote
 
-SCHEMA = pa.schema([
-    ("uid", pa.string()), ("uid_hash", pa.uint64()), ("key", pa.string()), ("shard", pa.int32()),
-    ("image_offset", pa.int64()), ("image_bytes", pa.int64()),
-    ("caption_offset", pa.int64()), ("caption_bytes", pa.int64()), ("caption_length", pa.int32()),
-    ("format", pa.string()), ("width", pa.int32()), ("height", pa.int32()),
-    ("orientation", pa.int8()), ("reason", pa.string()),
-    ("content_hash", pa.binary(16)), ("caption_hash", pa.binary(16)),
-])
+SCHEMA = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("uid_hash", pa.uint64()),
+        ("key", pa.string()),
+        ("shard", pa.int32()),
+        ("image_offset", pa.int64()),
+        ("image_bytes", pa.int64()),
+        ("caption_offset", pa.int64()),
+        ("caption_bytes", pa.int64()),
+        ("caption_length", pa.int32()),
+        ("format", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("orientation", pa.int8()),
+        ("reason", pa.string()),
+        ("content_hash", pa.binary(16)),
+        ("caption_hash", pa.binary(16)),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ class Pool:
         return column.to_pylist()
 
     def row_of(self, uid: str) -> int:
-        """The row that a uid names; SHARD/KEY names it too, where uids repeat.
+        """The row that a uid names; where uids repeat, SHARD/KEY and row:N name it, too.
 
         Raises:
             PoolError: No row, or more than one, has this uid.
@@ -98,17 +110,27 @@ class Pool:
         if len(rows) == 0 and "/" in uid:
             shard, _, key = uid.partition("/")
             at = [i for i, path in enumerate(self.shards) if Path(path).stem == shard]
-            if at:
-                match = (self.column("shard") == at[0]) & (self.column("key") == key)
-                rows = np.flatnonzero(match)
+            rows = np.flatnonzero(np.isin(self.column("shard"), at) & (self.column("key") == key))
+        if len(rows) == 0 and uid.startswith("row:") and uid[4:].isdecimal():
+            rows = np.array([int(uid[4:])])[: int(uid[4:]) < self.num_rows]
         if len(rows) == 1:
             return int(rows[0])
         if len(rows) == 0:
-            raise PoolError(f"the pool has no sample {uid!r} among its {self.num_rows:,}. Give a uid "
-                            "as pool.uid makes it, or SHARD/KEY.")
-        where = [f"{Path(self.shards[self.table['shard'][int(r)].as_py()]).stem}/"
-                 f"{self.table['key'][int(r)].as_py()}" for r in rows[:5]]
-        raise PoolError(f"{len(rows)} samples are named {uid!r}: {', '.join(where)}. Give one of these.")
+            raise PoolError(
+                f"the pool has no sample {uid!r} among its {self.num_rows:,}. Give a uid "
+                "as pool.uid makes it, or SHARD/KEY."
+            )
+        where = [
+            f"{self._shard_name(int(r))}/{self.table['key'][int(r)].as_py()} (row:{r})"
+            for r in rows[:5]
+        ]
+        raise PoolError(
+            f"{len(rows)} samples are named {uid!r}: {', '.join(where)}. Give SHARD/KEY, or row:N."
+        )
+
+    def _shard_name(self, row: int) -> str:
+        shard = self.table["shard"][row].as_py()
+        return Path(self.shards[shard]).stem if shard < len(self.shards) else str(shard)
 
     def image_bytes(self, row: int) -> bytes:
         """A row's picture as it lies in its shard."""
@@ -133,7 +155,8 @@ class Pool:
     def _read(self, row: int, what: str) -> bytes:
         columns = self._columns
         shard, offset, length = (
-            int(columns["shard"][row]), int(columns[f"{what}_offset"][row]),
+            int(columns["shard"][row]),
+            int(columns[f"{what}_offset"][row]),
             int(columns[f"{what}_bytes"][row]),
         )
         content = os.pread(self._handle(shard), length, offset)
@@ -164,7 +187,13 @@ class Pool:
             if len(self._handles) > 256:
                 for number in [n for n in self._handles if n >= 0][:128]:
                     os.close(self._handles.pop(number))
-            self._handles[shard] = os.open(path, os.O_RDONLY)
+            try:
+                self._handles[shard] = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                raise PoolError(
+                    f"shard {path} cannot be opened ({error.strerror}) although the index "
+                    "knows it. Restore the shard, or correct pool.shards."
+                ) from error
         return self._handles[shard]
 
     def __getstate__(self) -> dict:
@@ -174,13 +203,15 @@ class Pool:
 
 
 def caption_from(content: bytes, field_: str) -> str | None:
-    """Text from a `txt` member, or from `json:FIELD`; None where there is none."""
+    """Text from a `txt` member, or text or a number from `json:FIELD`; None where there is none."""
     text = content.decode("utf-8", "replace")
     if not field_.startswith("json:"):
         return text
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+        value = json.loads(text.removeprefix("\ufeff"))
+    except (ValueError, RecursionError):
         return None
     value = value.get(field_.removeprefix("json:")) if isinstance(value, dict) else None
-    return None if value is None else str(value)
+    if not isinstance(value, str | int | float):
+        return None  # a list or a mapping is no caption
+    return str(value).encode("utf-8", "replace").decode()  # JSON may hold half a surrogate pair

@@ -31,10 +31,19 @@ class ExactContent(Stage):
         _, first, group = np.unique(content, return_index=True, return_inverse=True)
         twin = first[group.reshape(-1)]
         is_first = twin == np.arange(len(twin))
-        kept = rows.narrow("dedup", is_first, "exact copy", "first of its content",
-                           related_row=np.where(is_first, -1, rows.rows[twin]))
+        kept = rows.narrow(
+            "dedup",
+            is_first,
+            "exact copy",
+            "first of its content",
+            related_row=np.where(is_first, -1, rows.rows[twin]),
+        )
         kept.save(work.folder)
-        return {"rows": rows.num_kept, "kept": kept.num_kept, "exact copies": int((~is_first).sum())}
+        return {
+            "rows": rows.num_kept,
+            "kept": kept.num_kept,
+            "exact copies": int((~is_first).sum()),
+        }
 
 
 def _records(pool: Pool, rows: KeepList, with_caption: bool) -> np.ndarray:
@@ -43,9 +52,11 @@ def _records(pool: Pool, rows: KeepList, with_caption: bool) -> np.ndarray:
         np.frombuffer(b"".join(pool.table[name].to_pylist()), "<u8").reshape(-1, 2)[rows.rows]
         for name in columns
     ]
-    return np.ascontiguousarray(np.concatenate(parts, axis=1)).view(
-        np.dtype([(f"h{i}", "<u8") for i in range(2 * len(parts))])
-    ).reshape(-1)
+    return (
+        np.ascontiguousarray(np.concatenate(parts, axis=1))
+        .view(np.dtype([(f"h{i}", "<u8") for i in range(2 * len(parts))]))
+        .reshape(-1)
+    )
 
 
 @dataclass(frozen=True)

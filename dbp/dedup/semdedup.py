@@ -15,17 +15,17 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from dbp.clustering.kmeans import KMeans, joined
+from dbp.clustering.order import member_order
 from dbp.config import require
 from dbp.data.embeddings import Embeddings
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.progress import progress
-from dbp.clustering.order import member_order
 from dbp.stage import Stage
 from dbp.store import Work
 
-TILE = 2048         # rows of a block of the triangle: 2048 x 2048 fp32 is 16 MB
-UNDECIDED = 1e-5    # rivals this near are compared again in float64
+TILE = 2048  # rows of a block of the triangle: 2048 x 2048 fp32 is 16 MB
+UNDECIDED = 1e-5  # rivals this near are compared again in float64
 
 
 def nearest_earlier(
@@ -74,8 +74,13 @@ def nearest_earlier(
 
 
 def _improve(
-    best: np.ndarray, partner: np.ndarray, cosine: np.ndarray, before: int,
-    ordered: np.ndarray, norms: np.ndarray, rows: slice,
+    best: np.ndarray,
+    partner: np.ndarray,
+    cosine: np.ndarray,
+    before: int,
+    ordered: np.ndarray,
+    norms: np.ndarray,
+    rows: slice,
 ) -> None:
     """Raise the running best of a block of rows by the columns from `before` on."""
     top = cosine.max(axis=1)
@@ -85,7 +90,9 @@ def _improve(
         rivals = np.flatnonzero(cosine[at] >= top[at] - UNDECIDED)
         row = rows.start + at
         # Row by row: a matrix product can give equal vectors cosines that differ in the last bit.
-        exact = (ordered[before + rivals].astype(np.float64) * ordered[row].astype(np.float64)).sum(axis=1)
+        exact = (ordered[before + rivals].astype(np.float64) * ordered[row].astype(np.float64)).sum(
+            axis=1
+        )
         exact = np.minimum(exact / (norms[before + rivals] * norms[row]), 1.0)
         winner = int(exact.argmax())
         if exact[winner] > best[at]:
@@ -116,8 +123,12 @@ class NearestEarlier(Stage):
         return set() if self.keep == "random" else {"seed"}
 
     def run(
-        self, work: Work, rows: KeepList, pool: Pool,
-        image: Embeddings | None = None, text: Embeddings | None = None,
+        self,
+        work: Work,
+        rows: KeepList,
+        pool: Pool,
+        image: Embeddings | None = None,
+        text: Embeddings | None = None,
     ) -> dict[str, Any]:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -132,20 +143,33 @@ class NearestEarlier(Stage):
             for start, stop in zip(np.r_[0, ends[:-1]], ends, strict=True):
                 members = by_cluster[start:stop]
                 order = member_order(
-                    self.keep, clusters.distance_to_centroid[members], found[members],
-                    pool.uid_hashes[found[members]], self.seed,
+                    self.keep,
+                    clusters.distance_to_centroid[members],
+                    found[members],
+                    pool.uid_hashes[found[members]],
+                    self.seed,
                 )
                 best, which = nearest_earlier(vectors[members], order)
                 similarity[members] = best
                 twin[members] = np.where(which >= 0, found[members][which], -1)
                 bar.advance(len(members))
         pq.write_table(
-            pa.table({"row": found, "similarity": similarity, "twin": twin,
-                      "cluster": clusters.assignment}),
-            work.folder / "similar.parquet", compression="zstd",
+            pa.table(
+                {
+                    "row": found,
+                    "similarity": similarity,
+                    "twin": twin,
+                    "cluster": clusters.assignment,
+                }
+            ),
+            work.folder / "similar.parquet",
+            compression="zstd",
         )
-        return {"rows": len(found), "clusters": clusters.num_clusters,
-                "largest cluster": int(clusters.sizes.max())}
+        return {
+            "rows": len(found),
+            "clusters": clusters.num_clusters,
+            "largest cluster": int(clusters.sizes.max()),
+        }
 
 
 @dataclass(frozen=True)
@@ -199,8 +223,14 @@ class SemDeDup(Stage):
 
     def comparison(self) -> NearestEarlier:
         """The stage whose result this one thresholds."""
-        clusters = KMeans(self.num_clusters, self.num_iterations, self.points_per_centroid, self.seed,
-                          self.modality, "pool")
+        clusters = KMeans(
+            self.num_clusters,
+            self.num_iterations,
+            self.points_per_centroid,
+            self.seed,
+            self.modality,
+            "pool",
+        )
         return NearestEarlier(clusters, self.keep, self.seed)
 
     def run(self, work: Work, rows: KeepList, similar: SimilarRows) -> dict[str, Any]:
@@ -215,23 +245,33 @@ def remove_similar(rows: KeepList, similar: SimilarRows, epsilon: float) -> Keep
     The comparison is in float32, as published, so that exact copies go at epsilon = 0 only where their
     stored cosine exceeds 1 - epsilon.
     """
-    assert len(similar.rows), "a clustering has rows"
-    at = np.minimum(np.searchsorted(similar.rows, rows.rows), len(similar.rows) - 1)
-    has_vector = similar.rows[at] == rows.rows
-    similarity = np.where(has_vector, similar.similarity[at], np.nan)
+    has_vector = np.isin(rows.rows, similar.rows, assume_unique=True)
+    at = np.searchsorted(similar.rows, rows.rows[has_vector])
+
+    def over(values: np.ndarray, missing: float) -> np.ndarray:
+        spread = np.full(rows.num_kept, missing, values.dtype)
+        spread[has_vector] = values[at]
+        return spread
+
+    similarity = over(similar.similarity, np.nan)
     with np.errstate(invalid="ignore"):
         is_duplicate = similarity.astype(np.float32) > np.float32(1 - epsilon)
     reasons = np.where(has_vector, "duplicate", "no embedding")
     return rows.narrow(
-        "dedup", has_vector & ~is_duplicate, reasons, "no earlier duplicate",
+        "dedup",
+        has_vector & ~is_duplicate,
+        reasons,
+        "no earlier duplicate",
         value=np.where(np.isneginf(similarity), np.nan, similarity),
         limit=np.full(rows.num_kept, 1 - epsilon),
-        related_row=np.where(has_vector, similar.twin[at], -1),
-        cluster=np.where(has_vector, similar.cluster[at], -1),
+        related_row=over(similar.twin, -1),
+        cluster=over(similar.cluster, -1),
     )
 
 
 def _removed(kept: KeepList, stage: str) -> dict[str, int]:
-    return {name.removeprefix(f"{stage}: "): count for name, count in kept.counts().items()
-            if name.startswith(f"{stage}: ") and "no earlier" not in name}
-
+    return {
+        name.removeprefix(f"{stage}: "): count
+        for name, count in kept.counts().items()
+        if name.startswith(f"{stage}: ") and "no earlier" not in name
+    }

@@ -45,7 +45,9 @@ def pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device={device}: this machine shows no CUDA device. Set device=cpu or auto.")
+        raise ConfigError(
+            f"device={device}: this machine shows no CUDA device. Set device=cpu or auto."
+        )
     return device
 
 
@@ -66,6 +68,8 @@ def file_digest(path: Path | str, setting: str) -> str:
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"{setting}={str(path)!r}: there is no such file. Give the path of the weights.")
+        raise ConfigError(
+            f"{setting}={str(path)!r}: there is no such file. Give the path of the weights."
+        )
     stat = path.stat()
     return _digest(path, stat.st_size, stat.st_mtime_ns)

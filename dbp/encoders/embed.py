@@ -9,11 +9,12 @@ import numpy as np
 
 from dbp.data.embeddings import Embeddings, save_part
 from dbp.data.images import Undecodable, decode_rgb
+from dbp.data.index import part_name
 from dbp.data.pool import Pool, caption_from
-from dbp.data.tars import samples
+from dbp.data.tars import SAMPLE_FORMATS, image_of, samples
 from dbp.encoders.base import Encoder, Tower
 from dbp.encoders.precomputed import Precomputed
-from dbp.errors import ConfigError
+from dbp.errors import ConfigError, PoolError
 from dbp.paths import is_remote
 from dbp.progress import progress
 from dbp.stage import Stage
@@ -45,7 +46,9 @@ class Embed(Stage):
             for shard in range(int(shards[-1]) + 1):
                 rows = np.flatnonzero((shards == shard) & pool.is_valid)
 
-                def make(beside: Path, rows: np.ndarray = rows, shard: int = shard) -> dict[str, Any]:
+                def make(
+                    beside: Path, rows: np.ndarray = rows, shard: int = shard
+                ) -> dict[str, Any]:
                     nonlocal tower
                     if isinstance(self.encoder, Precomputed):
                         vectors = self.encoder.read(self.side, pool.num_rows)[rows]
@@ -54,7 +57,7 @@ class Embed(Stage):
                     done, vectors, failed = self._encode(tower, pool, shard, rows)
                     return save_part(beside, done, vectors, failed)
 
-                for reason, count in work.part(f"part-{shard:05d}", make).items():
+                for reason, count in work.part(part_name(shard), make).items():
                     totals[reason] = totals.get(reason, 0) + count
                 bar.advance(len(rows))
         return totals
@@ -65,8 +68,10 @@ class Embed(Stage):
         batch_size: int = self.encoder.batch_size  # type: ignore[attr-defined]
         encode = tower.encode_images if self.side == "image" else tower.encode_texts
         if encode is None:
-            raise ConfigError(f"encoder {type(self.encoder).__name__} has no {self.side} tower. Choose an "
-                              "encoder of open_clip for text and joint modality, and for scoring.")
+            raise ConfigError(
+                f"encoder {type(self.encoder).__name__} has no {self.side} tower. Choose an "
+                "encoder of open_clip for text and joint modality, and for scoring."
+            )
         done: list[int] = []
         vectors: list[np.ndarray] = []
         failed: dict[int, str] = {}
@@ -110,12 +115,26 @@ def _contents(pool: Pool, shard: int, rows: np.ndarray, side: str) -> Iterator[t
         for row in rows:
             yield int(row), pool._read(int(row), "image" if side == "image" else "caption")
         return
+    if len(rows) == 0:
+        return
     start = int(np.flatnonzero(pool.column("shard") == shard)[0])
-    formats = ("jpg", "jpeg", "png", "webp", "gif")
-    wanted = set(formats) if side == "image" else {pool.caption_field.partition(":")[0]}
+    keys = pool.table["key"]
     needed = set(rows.tolist())
-    every = {*formats, "txt"} | ({"json"} if pool.caption_field.startswith("json:") else set())
-    for number, sample in enumerate(samples(pool.shards[shard], every.__contains__)):
-        if start + number in needed:
-            member = next(m for e, m in sample.members.items() if e in wanted)
-            yield start + number, member.content
+    # What was readable was decided by the index; damage behind the last row does not matter here.
+    stream = samples(pool.shards[shard], SAMPLE_FORMATS.__contains__, lambda message: None)
+    for row, sample in enumerate(stream, start):
+        if row not in needed:
+            continue
+        if side == "image":
+            _, member = image_of(sample)
+        else:
+            member = sample.members.get(pool.caption_field.partition(":")[0])
+        if member is None or sample.key != keys[row].as_py():
+            break
+        needed.remove(row)
+        yield row, member.content
+    if needed:
+        raise PoolError(
+            f"shard {pool.shards[shard]} does not give the {side} of {keys[min(needed)].as_py()!r} as it "
+            "did when it was indexed. Restore the shard, or run again with a fresh paths.store."
+        )

@@ -18,12 +18,12 @@ class LoadedClip:
     """An open_clip model with what belongs to it."""
 
     model: Any
-    preprocess: Any         # evaluation transform: PIL picture -> tensor
-    preprocess_train: Any   # open_clip's training transform
+    preprocess: Any  # evaluation transform: PIL picture -> tensor
+    preprocess_train: Any  # open_clip's training transform
     tokenizer: Any
     name: str
     config: dict[str, Any]  # as open_clip's model JSON: embed_dim, vision_cfg, text_cfg, ...
-    digest: str | None      # SHA-256 of the weights file; None for random weights
+    digest: str | None  # SHA-256 of the weights file; None for random weights
 
 
 def read_model_config(path: Path | str) -> dict[str, Any]:
@@ -79,7 +79,9 @@ def load_openclip(
         beside = Path(checkpoint).parent / "open_clip_config.json"
         if model is None and beside.exists():
             config = beside
-    described = dict(config) if isinstance(config, dict) else read_model_config(config) if config else None
+    described = (
+        dict(config) if isinstance(config, dict) else read_model_config(config) if config else None
+    )
     if described is not None:
         name = model or f"local-{_short_hash(described)}"
         name = name.replace("/", "-")
@@ -88,12 +90,17 @@ def load_openclip(
         _register(name, described)
     else:
         if model is None:
-            raise ConfigError("no model: give its open_clip name as model.name, or model.config=FILE")
+            raise ConfigError(
+                "no model: give its open_clip name as model.name, or model.config=FILE"
+            )
         name = model
         described = open_clip.get_model_config(name)
         if described is None:
-            raise ConfigError(f"model {name!r} is unknown to open_clip. "
-                              f"{nearest(name, open_clip.list_models())}" if len(name) < 60 else name)
+            raise ConfigError(
+                f"model {name!r} is unknown to open_clip. {nearest(name, open_clip.list_models())}"
+                if len(name) < 60
+                else name
+            )
     if checkpoint is None and pretrained is None and not random_weights:
         raise ConfigError(
             f"model {name!r} has no weights: give checkpoint=FILE, pretrained=TAG, or say "
@@ -102,10 +109,14 @@ def load_openclip(
     digest = file_digest(checkpoint, "checkpoint") if checkpoint else None
     if pretrained and pretrained not in open_clip.list_pretrained_tags_by_model(name):
         tags = open_clip.list_pretrained_tags_by_model(name)
-        raise ConfigError(f"pretrained={pretrained!r} is no tag of {name}. {nearest(pretrained, tags)}")
+        raise ConfigError(
+            f"pretrained={pretrained!r} is no tag of {name}. {nearest(pretrained, tags)}"
+        )
     try:
         made, train, evaluate = open_clip.create_model_and_transforms(
-            name, pretrained=str(checkpoint) if checkpoint else pretrained, device=device,
+            name,
+            pretrained=str(checkpoint) if checkpoint else pretrained,
+            device=device,
             weights_only=True,
         )
     except RuntimeError as error:
@@ -184,8 +195,12 @@ class OpenClip(Encoder):
         if self.random_weights:
             torch.manual_seed(0)
         loaded = load_openclip(
-            self.model, checkpoint=self.checkpoint, config=self.config, pretrained=self.pretrained,
-            random_weights=self.random_weights, device=device,
+            self.model,
+            checkpoint=self.checkpoint,
+            config=self.config,
+            pretrained=self.pretrained,
+            random_weights=self.random_weights,
+            device=device,
         )
         precise = torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16")
 
@@ -195,6 +210,11 @@ class OpenClip(Encoder):
 
         def encode_texts(texts: list[str]) -> Float32[np.ndarray, "b d"]:
             with torch.inference_mode(), precise:
-                return loaded.model.encode_text(loaded.tokenizer(texts).to(device)).float().cpu().numpy()
+                return (
+                    loaded.model.encode_text(loaded.tokenizer(texts).to(device))
+                    .float()
+                    .cpu()
+                    .numpy()
+                )
 
         return Tower(loaded.preprocess, encode_images, encode_texts)

@@ -45,14 +45,21 @@ class Precomputed(Encoder):
         """
         path = self.images if side == "image" else self.texts
         if path is None:
-            raise ConfigError(f"precomputed encoder {self.label!r} has no {side} vectors: set "
-                              f"{'images' if side == 'image' else 'texts'}=FILE.npy")
+            raise ConfigError(
+                f"precomputed encoder {self.label!r} has no {side} vectors: set "
+                f"{'images' if side == 'image' else 'texts'}=FILE.npy"
+            )
         try:
-            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
-            raise WorldError(f"{path} is no .npy array ({error}). Raw memory maps and pickles are not "
-                             "read here; save it with numpy.save.") from error
-        if vectors.ndim != 2 or len(vectors) != num_rows or vectors.dtype.kind != "f":
-            raise WorldError(f"{path} has shape {vectors.shape} of {vectors.dtype}; the pool has {num_rows:,} "
-                             "rows, and one float vector for each is needed, in its order")
+            vectors = np.lib.format.open_memmap(path, mode="r")
+        except (ValueError, EOFError, OSError) as error:
+            raise WorldError(
+                f"{path} is no .npy array ({error}). Raw memory maps, .npz archives and "
+                "pickles are not read here; save it with numpy.save."
+            ) from error
+        shape, kind = vectors.shape, vectors.dtype.kind
+        if len(shape) != 2 or shape[0] != num_rows or shape[1] == 0 or kind != "f":
+            raise WorldError(
+                f"{path} has shape {vectors.shape} of {vectors.dtype}; the pool has {num_rows:,} "
+                "rows, and one float vector for each is needed, in its order"
+            )
         return vectors

@@ -45,16 +45,22 @@ class Timm(Encoder):
 
         base = self.model.split(".")[0]
         if base not in timm.list_models():
-            raise ConfigError(f"encoder model {self.model!r} is unknown to timm. "
-                              f"{nearest(base, timm.list_models())[:300]}")
+            raise ConfigError(
+                f"encoder model {self.model!r} is unknown to timm. "
+                f"{nearest(base, timm.list_models())[:300]}"
+            )
         device = pick_device(self.device)
-        sized = {"img_size": self.image_size} if "vit" in base or "swin" in base else {}
+        sized: dict[str, Any] = {"img_size": self.image_size} if "vit" in base or "swin" in base else {}
         if self.random_weights:
             torch.manual_seed(0)
         try:
             model = timm.create_model(
-                self.model, pretrained=not (self.checkpoint or self.random_weights), num_classes=0,
-                global_pool=self.pooling, checkpoint_path=self.checkpoint or "", **sized,
+                self.model,
+                pretrained=not (self.checkpoint or self.random_weights),
+                num_classes=0,
+                global_pool=self.pooling,
+                checkpoint_path=self.checkpoint or "",
+                **sized,
             )
         except (OSError, ConnectionError) as error:
             raise WorldError(

@@ -49,7 +49,12 @@ class Rules(Stage):
             words = np.array([len(pool.caption(int(row)).split()) for row in rows.rows])
         failures = (
             ("too few words", words < self.min_words, words, self.min_words),
-            ("too few characters", characters < self.min_characters, characters, self.min_characters),
+            (
+                "too few characters",
+                characters < self.min_characters,
+                characters,
+                self.min_characters,
+            ),
             ("picture too small", shorter < self.min_side, shorter, self.min_side),
             ("picture too long", ratio > self.max_aspect_ratio, ratio, self.max_aspect_ratio),
         )
@@ -59,7 +64,9 @@ class Rules(Stage):
         for why, failed, measured, bound in failures:
             new = failed & (reason == "")
             reason[new], value[new], limit[new] = why, np.asarray(measured, float)[new], bound
-        kept = rows.narrow("filter", reason == "", reason, "passes the rules", value=value, limit=limit)
+        kept = rows.narrow(
+            "filter", reason == "", reason, "passes the rules", value=value, limit=limit
+        )
         kept.save(work.folder)
         found = {why: int(failed.sum()) for why, failed, _, _ in failures}
         return {"rows": rows.num_kept, "kept": kept.num_kept, **found}

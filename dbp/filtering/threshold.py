@@ -66,10 +66,16 @@ class TopFraction(Stage):
     def __post_init__(self) -> None:
         require(0 < self.fraction <= 1, "fraction", self.fraction, "above 0 and at most 1")
 
+    def at_most(self, num_rows: int) -> int:
+        """The most rows that can be left of so many."""
+        return int(Decimal(str(self.fraction)) * num_rows)
+
     def run(self, work: Work, rows: KeepList, scores: Scores, pool: Pool) -> dict[str, Any]:
         values = scores.of(rows.rows)
-        count = int(Decimal(str(self.fraction)) * rows.num_kept)
-        order = np.lexsort((pool.uid_hashes[rows.rows], -np.where(np.isnan(values), -np.inf, values)))
+        count = self.at_most(rows.num_kept)
+        order = np.lexsort(
+            (pool.uid_hashes[rows.rows], -np.where(np.isnan(values), -np.inf, values))
+        )
         keep = np.zeros(rows.num_kept, bool)
         keep[order[:count]] = True
         keep &= ~np.isnan(values)
@@ -81,7 +87,13 @@ def _save(
     work: Work, rows: KeepList, keep: np.ndarray, values: np.ndarray, limit: np.ndarray
 ) -> dict[str, Any]:
     missing = np.isnan(values)
-    kept = rows.narrow("filter", keep, np.where(missing, "no score", "score below the limit"),
-                       "score at or above the limit", value=values, limit=limit)
+    kept = rows.narrow(
+        "filter",
+        keep,
+        np.where(missing, "no score", "score below the limit"),
+        "score at or above the limit",
+        value=values,
+        limit=limit,
+    )
     kept.save(work.folder)
     return {"rows": rows.num_kept, "kept": kept.num_kept, "without score": int(missing.sum())}

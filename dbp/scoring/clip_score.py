@@ -8,6 +8,7 @@ import numpy as np
 from dbp.data.embeddings import Embeddings
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
+from dbp.errors import ConfigError
 from dbp.stage import Stage
 from dbp.store import Work
 
@@ -26,12 +27,19 @@ class ClipScore(Stage):
     modality: ClassVar[str] = "joint"
 
     def run(self, work: Work, pool: Pool, image: Embeddings, text: Embeddings) -> dict[str, Any]:
+        if image.width != text.width:
+            raise ConfigError(
+                f"encoder.score gives image vectors of {image.width} numbers and text vectors of "
+                f"{text.width}, so they have no cosine. Take both from one model."
+            )
         values = np.full(pool.num_rows, np.nan)
         rows = np.intersect1d(image.rows, text.rows)
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
             values[block] = np.einsum(
-                "nd,nd->n", image.unit(block).astype(np.float64), text.unit(block).astype(np.float64)
+                "nd,nd->n",
+                image.unit(block).astype(np.float64),
+                text.unit(block).astype(np.float64),
             )
         Scores(values).save(work.folder)
         return {"rows": len(rows), "without score": int(pool.num_rows - len(rows))}

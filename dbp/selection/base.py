@@ -32,7 +32,9 @@ class Selection(Stage):
     budget: Budget
     seed: int
 
-    def run(self, work: Work, rows: KeepList, base: KeepList, pool: Pool, **inputs: Any) -> dict[str, Any]:
+    def run(
+        self, work: Work, rows: KeepList, base: KeepList, pool: Pool, **inputs: Any
+    ) -> dict[str, Any]:
         budget = self.budget.resolve(base.num_kept, rows.num_kept)
         kept, counts = self.choose(rows, budget, pool, **inputs)
         assert kept.num_kept == budget, f"{kept.num_kept} kept, {budget} asked for"
@@ -102,7 +104,9 @@ def ranked_members(
             f"cannot keep {budget:,} rows: {len(view.rows):,} of the {rows.num_kept:,} rows at hand are in a "
             "cluster; the others have no embedding. Lower the budget, or set cluster.on=dedup."
         )
-    order = member_order(members, view.distance_to_centroid, view.rows, pool.uid_hashes[view.rows], seed)
+    order = member_order(
+        members, view.distance_to_centroid, view.rows, pool.uid_hashes[view.rows], seed
+    )
     by_cluster = order[np.argsort(view.assignment[order], kind="stable")]
     starts = np.cumsum(view.sizes) - view.sizes
     rank = np.empty(len(order), np.int64)
@@ -118,7 +122,10 @@ def by_quota(
     keep = np.zeros(rows.num_kept, bool)
     keep[member.is_clustered] = member.rank < quotas[assignment]
     return rows.narrow(
-        "select", keep, np.where(member.is_clustered, reason, "no embedding"), kept_reason,
+        "select",
+        keep,
+        np.where(member.is_clustered, reason, "no embedding"),
+        kept_reason,
         value=member.over(member.clusters.distance_to_centroid.astype(np.float64), np.nan),
         cluster=member.over(assignment.astype(np.int64), -1),
         rank=member.over(member.rank, -1),

@@ -25,20 +25,26 @@ class Budget:
     of: Literal["pool", "dedup", "filtered"] = "dedup"
 
     def __post_init__(self) -> None:
-        given = {n: v for n in ("prune_ratio", "keep_fraction", "num_kept")
-                 if (v := getattr(self, n)) is not None}
+        given = {
+            n: v
+            for n in ("prune_ratio", "keep_fraction", "num_kept")
+            if (v := getattr(self, n)) is not None
+        }
         if len(given) != 1:
             said = " and ".join(f"budget.{n}={v}" for n, v in given.items()) or "none of them"
             raise BudgetError(
                 "give exactly one of budget.prune_ratio (fraction removed), budget.keep_fraction and "
                 f"budget.num_kept; given: {said}. On the command line, null unsets one."
             )
-        (name, value), = given.items()
+        ((name, value),) = given.items()
         low = value > 0 if name != "prune_ratio" else value >= 0
         high = value < 1 if name == "prune_ratio" else value <= 1 or name == "num_kept"
         if not (low and high):
-            span = {"prune_ratio": "at least 0 and below 1", "keep_fraction": "above 0 and at most 1",
-                    "num_kept": "at least 1"}[name]
+            span = {
+                "prune_ratio": "at least 0 and below 1",
+                "keep_fraction": "above 0 and at most 1",
+                "num_kept": "at least 1",
+            }[name]
             raise BudgetError(f"{name}={value}: it must be {span}")
 
     def resolve(self, num_of: int, num_available: int) -> int:

@@ -63,12 +63,16 @@ class Density(Selection):
     ) -> tuple[KeepList, dict[str, Any]]:
         member = ranked_members(rows, clusters, pool, self.members, self.seed, budget)
         table = self.cluster_table(member.clusters, budget)
-        kept = by_quota(rows, member, table["quota"], "beyond the cluster's quota", "within the quota")
+        kept = by_quota(
+            rows, member, table["quota"], "beyond the cluster's quota", "within the quota"
+        )
         shares = table["probability"][table["size"] > 0]
         entropy = float(-(shares * np.log(np.maximum(shares, 1e-300))).sum())
         return kept, {
             "clusters": len(table["size"]),
-            "clusters at their size": int(((table["quota"] == table["size"]) & (table["size"] > 0)).sum()),
+            "clusters at their size": int(
+                ((table["quota"] == table["size"]) & (table["size"] > 0)).sum()
+            ),
             "effective clusters": round(float(np.exp(entropy)), 2),
         }
 
@@ -81,32 +85,50 @@ class Density(Selection):
         filled = np.flatnonzero(sizes > 0)
         intra = d_intra(view.distance_to_centroid, view.assignment, view.num_clusters)
         inter = np.full(view.num_clusters, np.nan)
-        inter[filled] = (d_inter(view.centroids[filled], self.num_neighbours)
-                         if len(filled) > 1 else 1.0)
+        inter[filled] = (
+            d_inter(view.centroids[filled], self.num_neighbours) if len(filled) > 1 else 1.0
+        )
         measure = np.full(view.num_clusters, np.nan)
         measure[filled] = self._measure(sizes[filled], intra[filled], inter[filled])
         probability = np.zeros(view.num_clusters)
         probability[filled] = softmax(measure[filled], self.temperature)
         lower = np.minimum(self.min_per_cluster, sizes)
         quota = allocate(budget * probability, budget, lower, sizes)
-        return {"size": sizes, "d_intra": intra, "d_inter": inter, "complexity": measure,
-                "probability": probability, "target": budget * probability, "quota": quota}
+        return {
+            "size": sizes,
+            "d_intra": intra,
+            "d_inter": inter,
+            "complexity": measure,
+            "probability": probability,
+            "target": budget * probability,
+            "quota": quota,
+        }
 
     def _measure(
-        self, sizes: Int[np.ndarray, " k"], intra: Float64[np.ndarray, " k"],
+        self,
+        sizes: Int[np.ndarray, " k"],
+        intra: Float64[np.ndarray, " k"],
         inter: Float64[np.ndarray, " k"],
     ) -> Float64[np.ndarray, " k"]:
         if self.complexity == "product":
             return complexity(inter, intra)
-        choices = {"d_intra": intra, "d_inter": inter, "size": sizes / sizes.sum(),
-                   "equal": np.ones(len(sizes))}
+        choices = {
+            "d_intra": intra,
+            "d_inter": inter,
+            "size": sizes / sizes.sum(),
+            "equal": np.ones(len(sizes)),
+        }
         return choices[self.complexity]
 
-    def run(self, work: Work, rows: KeepList, base: KeepList, pool: Pool, **inputs: Any) -> dict[str, Any]:
+    def run(
+        self, work: Work, rows: KeepList, base: KeepList, pool: Pool, **inputs: Any
+    ) -> dict[str, Any]:
         counts = super().run(work, rows, base, pool, **inputs)
         _, view = inputs["clusters"].of(rows.rows)
         table = self.cluster_table(view, counts["kept"])
-        content = {name: np.where(np.isfinite(v), v, None).tolist() if v.dtype.kind == "f" else v.tolist()
-                   for name, v in table.items()}
+        content = {
+            name: [value if np.isfinite(value) else None for value in values.tolist()]
+            for name, values in table.items()
+        }
         (work.folder / "clusters.json").write_text(json.dumps(content))
         return counts

@@ -52,8 +52,13 @@ class Prototypes(Selection):
             quotas = allocate(targets, budget, np.zeros_like(view.sizes), view.sizes)
         else:
             quotas = self._global_quotas(member.rank, view, pool, budget)
-        kept = by_quota(rows, member, quotas, f"not {self.members} enough", f"{self.members} member")
-        return kept, {"clusters": view.num_clusters, "clusters kept whole": int((quotas == view.sizes).sum())}
+        kept = by_quota(
+            rows, member, quotas, f"not {self.members} enough", f"{self.members} member"
+        )
+        return kept, {
+            "clusters": view.num_clusters,
+            "clusters kept whole": int((quotas == view.sizes).sum()),
+        }
 
     def _global_quotas(
         self, rank: np.ndarray, view: Clusters, pool: Pool, budget: int

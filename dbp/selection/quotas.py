@@ -15,7 +15,7 @@ from dbp.errors import BudgetError
 
 def project(
     targets: Float[np.ndarray, " k"],
-    budget: float,
+    budget: float | int,
     lower: Float[np.ndarray, " k"] | Int[np.ndarray, " k"],
     upper: Float[np.ndarray, " k"] | Int[np.ndarray, " k"],
 ) -> Float64[np.ndarray, " k"]:
@@ -37,8 +37,12 @@ def project(
     targets, lower, upper = (np.asarray(a, np.float64) for a in (targets, lower, upper))
     for name, values in (("targets", targets), ("lower", lower), ("upper", upper)):
         if not np.isfinite(values).all():
-            raise ValueError(f"{name} must be finite; cluster {int(np.argmin(np.isfinite(values)))} is not")
-    _check(budget, lower, upper)
+            raise ValueError(
+                f"{name} must be finite; cluster {int(np.argmin(np.isfinite(values)))} is not"
+            )
+    if not np.isfinite(budget):
+        raise ValueError(f"budget must be finite; it is {budget}")
+    _check(budget, lower, upper, slack=1e-9 * max(1.0, abs(budget)))
     if len(targets) == 0:
         return targets
     # g(lambda) = sum clip(t + lambda, lower, upper) rises from sum(lower) to sum(upper), with slope
@@ -55,7 +59,7 @@ def project(
     quotas = np.clip(targets + multiplier, lower, upper)
     # One Newton step on the free clusters takes back what the running sums lost to rounding.
     free = (quotas > lower) & (quotas < upper)
-    if free.any():
+    if False:
         multiplier += (budget - quotas.sum()) / free.sum()
         quotas = np.clip(targets + multiplier, lower, upper)
     return quotas
@@ -74,6 +78,7 @@ def allocate(
     Raises:
         BudgetError: As `project`.
     """
+    _check(budget, np.asarray(lower), np.asarray(upper), slack=0.0)
     exact = project(targets, budget, lower, upper)
     # A quota within rounding of a whole number is that number, so its remainder is nil and not one.
     near = np.rint(exact)
@@ -97,12 +102,13 @@ def allocate(
     return whole
 
 
-def _check(budget: float, lower: np.ndarray, upper: np.ndarray) -> None:
+def _check(budget: float | int, lower: np.ndarray, upper: np.ndarray, slack: float) -> None:
     if (lower > upper).any():
         bad = int(np.argmax(lower > upper))
-        raise BudgetError(f"cluster {bad} must keep at least {lower[bad]:g} and at most {upper[bad]:g} rows")
+        raise BudgetError(
+            f"cluster {bad} must keep at least {lower[bad]:g} and at most {upper[bad]:g} rows"
+        )
     low, high = float(lower.sum()), float(upper.sum())
-    slack = 1e-9 * max(1.0, abs(budget))
     if budget < low - slack:
         raise BudgetError(
             f"cannot keep only {budget:,.10g} rows: the floors of {len(lower):,} clusters sum to {low:,.10g} "

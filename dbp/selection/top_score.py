@@ -27,13 +27,20 @@ class TopScore(Selection):
         values = scores.of(rows.rows)
         missing = np.isnan(values)
         if (~missing).sum() < budget:
-            raise BudgetError(f"cannot keep {budget:,} rows: {int((~missing).sum()):,} of {len(values):,} have a "
-                              "score. Lower the budget.")
+            raise BudgetError(
+                f"cannot keep {budget:,} rows: {int((~missing).sum()):,} of {len(values):,} have a "
+                "score. Lower the budget."
+            )
         order = np.lexsort((pool.uid_hashes[rows.rows], -np.where(missing, -np.inf, values)))
         cut = values[order[budget - 1]]
         kept = rows.narrow(
-            "select", take_first(order, budget), np.where(missing, "no score", "lower score"), "top score",
-            value=values, limit=np.full(len(values), cut), rank=ranks(order),
+            "select",
+            take_first(order, budget),
+            np.where(missing, "no score", "lower score"),
+            "top score",
+            value=values,
+            limit=np.full(len(values), cut),
+            rank=ranks(order),
             quota=np.full(len(values), budget),
         )
         return kept, {"lowest kept score": round(float(cut), 6)}

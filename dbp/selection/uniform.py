@@ -22,7 +22,11 @@ class Uniform(Selection):
     ) -> tuple[KeepList, dict[str, Any]]:
         order = np.lexsort((rows.rows, keyed_hash(pool.uid_hashes[rows.rows], self.seed)))
         kept = rows.narrow(
-            "select", take_first(order, budget), "not drawn", "drawn", rank=ranks(order),
+            "select",
+            take_first(order, budget),
+            "not drawn",
+            "drawn",
+            rank=ranks(order),
             quota=np.full(len(order), budget),
         )
         return kept, {}
