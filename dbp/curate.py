@@ -140,14 +140,10 @@ def read(config: Any) -> Curation:
             "pool.shards is not set. Name the tars: pool.shards='folder/{00000..00099}.tar'. "
             "To see the tool work without data of your own: pool=glyphs."
         )
+    encoders = {use: build(node, path=f"encoder.{use}") for use, node in config.encoder.items()}
     return Curation(
         pool=build(config.pool, path="pool"),
-        encoder=Encoders(
-            **{
-                use: build(config.encoder[use], path=f"encoder.{use}")
-                for use in ("dedup", "cluster", "score")
-            }
-        ),
+        encoder=Encoders(**encoders),
         dedup=build(config.dedup, path="dedup"),
         score=build(config.score, path="score"),
         filter=build(config.filter, path="filter"),

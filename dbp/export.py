@@ -9,7 +9,8 @@ from pathlib import Path
 
 from dbp.data.exchange import write_uid_file
 from dbp.errors import ConfigError, nearest
-from dbp.show import open_keep_list, open_pool_of, read_arguments
+from dbp.lineage import open_keep_list, open_pool_of
+from dbp.show import read_arguments
 from dbp.store import Store
 
 FORMATS = ("datacomp", "txt", "parquet")

@@ -80,7 +80,7 @@ def _expand_braces(pattern: str) -> list[str]:
         return list(braceexpand(pattern))
     except UnbalancedBracesError:
         raise PoolError(
-            f"pool.shards={pattern!r} has a brace without its partner, and nothing of that name "
+            f"pool.shards: {pattern!r} has a brace without its partner, and nothing of that name "
             "exists. A brace range is written 'folder/{00000..00099}.tar'."
         ) from None
 

@@ -10,9 +10,10 @@ from dbp.store import Entry, Store
 
 def print_plan(store: Store, wanted: Node) -> None:
     """Print one line per stage: key, reused or to build, rows, expected seconds and bytes."""
-    for node in wanted.lineage():
-        print(describe(store, node))
-    missing = [node for node in wanted.lineage() if store.entry(node) is None]
+    with store.steady():
+        for node in wanted.lineage():
+            print(describe(store, node))
+        missing = [node for node in wanted.lineage() if store.entry(node) is None]
     print(f"{len(missing)} to build, {len(wanted.lineage()) - len(missing)} reused in {store.root}")
 
 

@@ -22,12 +22,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dbp.disk import sizes_of, sync, sync_folder, write_json
 from dbp.errors import StoreError
+from dbp.provenance import commit, peak_memory, versions
 from dbp.stage import Node, key_of, parameters, runtime_parameters
 
 MANIFEST = "manifest.json"
@@ -56,9 +56,9 @@ class Work:
         beside = self.shared / f".{name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         beside.mkdir(parents=True)
         counts = make(beside)
-        record = {"counts": counts, "files": _sizes(beside)}
-        _write_json(beside / PART, record)
-        _sync(beside)
+        record = {"counts": counts, "files": sizes_of(beside)}
+        write_json(beside / PART, record)
+        sync(beside)
         try:
             beside.rename(home)
         except OSError:
@@ -122,6 +122,7 @@ class Store:
         self.runs = Path(runs).absolute() if runs else self.root.parent / "runs"
         self.say = say
         self.loaded: dict[str, Any] = {}
+        self._keys: dict[Node, str] | None = None
         self.built: list[str] = []
         self.reused: list[str] = []
 
@@ -140,6 +141,27 @@ class Store:
 
     def key(self, node: Node) -> str | None:
         """The node's key; None while the content it depends on is not known."""
+        with self.steady() as keys:
+            if node not in keys and (key := self._key(node)) is not None:
+                keys[node] = key
+            return keys.get(node)
+
+    @contextlib.contextmanager
+    def steady(self) -> Iterator[dict[Node, str]]:
+        """Find each key once while the block runs.
+
+        A key looks at every shard of the pool, which takes seconds for many; and a shard that changes
+        under a run must not rename what the run makes.
+        """
+        outermost = self._keys is None
+        self._keys = {} if self._keys is None else self._keys
+        try:
+            yield self._keys
+        finally:
+            if outermost:
+                self._keys = None
+
+    def _key(self, node: Node) -> str | None:
         inputs: dict[str, str] = {}
         for name, upstream in node.inputs.items():
             identity = self.identity(upstream)
@@ -207,7 +229,11 @@ class Store:
 
     def get(self, node: Node) -> Any:
         """The node's artifact, built with all that it rests on where it is missing."""
-        inputs = {name: self.get(upstream) for name, upstream in node.inputs.items()}
+        with self.steady():
+            return self._get(node)
+
+    def _get(self, node: Node) -> Any:
+        inputs = {name: self._get(upstream) for name, upstream in node.inputs.items()}
         key = self.key(node)
         assert key is not None, "inputs are built, so their identities are known"
         if key in self.loaded:
@@ -248,7 +274,7 @@ class Store:
             counts = stage.run(work, **inputs)
             work.collect()
             digest = counts.pop("digest", None)
-            _write_json(
+            write_json(
                 beside / MANIFEST,
                 {
                     "key": key,
@@ -269,8 +295,8 @@ class Store:
                     "counts": counts,
                     "seconds": round(time.time() - began, 3),
                     "cpu_seconds": round(time.process_time() - cpu, 3),
-                    "peak_memory_bytes": _peak_memory(),
-                    "files": _sizes(beside),
+                    "peak_memory_bytes": peak_memory(),
+                    "files": sizes_of(beside),
                     "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                     "command": sys.argv,
                     "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -278,7 +304,7 @@ class Store:
                     "commit": commit(),
                 },
             )
-            _sync(beside)
+            sync(beside)
             final.parent.mkdir(parents=True, exist_ok=True)
             try:
                 beside.rename(final)
@@ -290,7 +316,7 @@ class Store:
                     beside.rename(final)
                 else:
                     raise
-            _sync_folder(final.parent)
+            sync_folder(final.parent)
         except Exception as error:
             shutil.rmtree(beside, ignore_errors=True)
             if (entry := _entry(final)) is not None:
@@ -305,9 +331,8 @@ class Store:
             shutil.rmtree(beside, ignore_errors=True)
             raise
         with contextlib.suppress(OSError):
-            shared.rename(
-                beside
-            )  # at once, so that a slower writer cannot end with half of its parts
+            # At once, so that a slower writer cannot end with half of its parts.
+            shared.rename(beside)
             shutil.rmtree(beside, ignore_errors=True)
         entry = _entry(final)
         assert entry is not None
@@ -325,7 +350,7 @@ class Store:
                     and not _alive(int(writer["pid"]))
                 ):
                     with contextlib.suppress(OSError):  # another process sweeps, too
-                        freed += sum(_sizes(folder).values())
+                        freed += sum(sizes_of(folder).values())
                     shutil.rmtree(folder, ignore_errors=True)
         return freed
 
@@ -345,36 +370,8 @@ def _finished_part(home: Path) -> dict[str, Any] | None:
         record = json.loads((home / PART).read_text())
     except (OSError, json.JSONDecodeError, UnicodeDecodeError):
         return None
-    sizes = {name: size for name, size in _sizes(home).items() if name != PART}
+    sizes = {name: size for name, size in sizes_of(home).items() if name != PART}
     return record["counts"] if sizes == record["files"] else None
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    return {
-        str(file.relative_to(folder)): file.stat().st_size
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, default=str) + "\n")
-
-
-def _sync(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _alive(pid: int) -> bool:
@@ -387,64 +384,7 @@ def _alive(pid: int) -> bool:
     return False
 
 
-def _peak_memory() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _short(counts: dict[str, Any]) -> str:
     return ", ".join(
         f"{name} {value:,}" for name, value in counts.items() if isinstance(value, int)
     )
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of what can change a result."""
-    names = (
-        "density-based-pruning",
-        "torch",
-        "open_clip_torch",
-        "timm",
-        "faiss-cpu",
-        "numpy",
-        "pyarrow",
-        "pillow",
-        "lightning",
-    )
-    found = {"python": platform.python_version()}
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-@cache
-def commit() -> str | None:
-    """The commit of the checkout that runs, with `+` when it has uncommitted changes."""
-    import subprocess
-
-    here = Path(__file__).parents[1]
-    if not (here / ".git").exists():
-        return None
-    try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"],
-            cwd=here,
-            text=True,
-            capture_output=True,
-            timeout=5,
-            check=True,
-        ).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"],
-            cwd=here,
-            text=True,
-            capture_output=True,
-            timeout=5,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head + ("+" if dirty else "")

@@ -11,6 +11,7 @@ from dbp.config import require
 from dbp.data.clusters import Clusters
 from dbp.data.embeddings import Embeddings
 from dbp.data.keep_list import KeepList
+from dbp.data.missing import save_missing
 from dbp.errors import ConfigError
 from dbp.stage import Stage
 from dbp.store import Work
@@ -78,6 +79,7 @@ class KMeans(Stage):
         clustered, vectors = joined(rows.rows, image, text)
         clusters = self.fit(clustered, vectors)
         clusters.save(work.folder)
+        save_missing(work.folder, rows.rows, image, text)
         sizes = clusters.sizes
         return {
             "rows": len(clustered),

@@ -1,12 +1,14 @@
 """Clusters: centroids, and for each clustered row its cluster and distance."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int, Int32
+
+from dbp.data.missing import load_missing
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Clusters:
     rows: Int[np.ndarray, " n"]
     assignment: Int32[np.ndarray, " n"]
     distance_to_centroid: Float32[np.ndarray, " n"]
+    missing: dict[int, str] = field(default_factory=dict)  # row -> why it has no vector
 
     @property
     def num_clusters(self) -> int:
@@ -42,6 +45,7 @@ class Clusters:
             self.rows[inside],
             self.assignment[inside],
             self.distance_to_centroid[inside],
+            self.missing,
         )
 
     def save(self, folder: Path) -> None:
@@ -66,4 +70,5 @@ class Clusters:
             table["row"].to_numpy(),
             table["cluster"].to_numpy(),
             table["distance"].to_numpy(),
+            load_missing(folder),
         )

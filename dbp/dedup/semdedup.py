@@ -8,7 +8,7 @@ Abbas et al. 2023, algorithm in section 3 and the published code's chain rule: a
 similar than 1 - epsilon to any earlier row, also to one that itself goes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from dbp.clustering.order import member_order
 from dbp.config import require
 from dbp.data.embeddings import Embeddings
 from dbp.data.keep_list import KeepList
+from dbp.data.missing import load_missing, reasons_of, save_missing
 from dbp.data.pool import Pool
 from dbp.progress import progress
 from dbp.stage import Stage
@@ -165,6 +166,7 @@ class NearestEarlier(Stage):
             work.folder / "similar.parquet",
             compression="zstd",
         )
+        save_missing(work.folder, rows.rows, image, text)
         return {
             "rows": len(found),
             "clusters": clusters.num_clusters,
@@ -180,13 +182,15 @@ class SimilarRows:
     similarity: Float64[np.ndarray, " n"]
     twin: Int[np.ndarray, " n"]
     cluster: Int[np.ndarray, " n"]
+    missing: dict[int, str] = field(default_factory=dict)  # row -> why it has no vector
 
     @classmethod
     def load(cls, folder: Any) -> "SimilarRows":
         import pyarrow.parquet as pq
 
         table = pq.read_table(folder / "similar.parquet")
-        return cls(*(table[name].to_numpy() for name in ("row", "similarity", "twin", "cluster")))
+        columns = (table[name].to_numpy() for name in ("row", "similarity", "twin", "cluster"))
+        return cls(*columns, load_missing(folder))
 
 
 NearestEarlier.makes = SimilarRows
@@ -248,7 +252,7 @@ def remove_similar(rows: KeepList, similar: SimilarRows, epsilon: float) -> Keep
     has_vector = np.isin(rows.rows, similar.rows, assume_unique=True)
     at = np.searchsorted(similar.rows, rows.rows[has_vector])
 
-    def over(values: np.ndarray, missing: float) -> np.ndarray:
+    def over(values: np.ndarray, missing: float | int) -> np.ndarray:
         spread = np.full(rows.num_kept, missing, values.dtype)
         spread[has_vector] = values[at]
         return spread
@@ -256,7 +260,8 @@ def remove_similar(rows: KeepList, similar: SimilarRows, epsilon: float) -> Keep
     similarity = over(similar.similarity, np.nan)
     with np.errstate(invalid="ignore"):
         is_duplicate = similarity.astype(np.float32) > np.float32(1 - epsilon)
-    reasons = np.where(has_vector, "duplicate", "no embedding")
+    absent = reasons_of(rows.rows, similar.missing, "no embedding")
+    reasons = np.where(has_vector, "duplicate", absent)
     return rows.narrow(
         "dedup",
         has_vector & ~is_duplicate,

@@ -8,6 +8,7 @@ import numpy as np
 
 from dbp.config import require
 from dbp.data.keep_list import KeepList
+from dbp.data.missing import reasons_of
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
 from dbp.stage import Stage
@@ -45,7 +46,7 @@ class Threshold(Stage):
         values = scores.of(rows.rows)
         with np.errstate(invalid="ignore"):
             keep = values >= self.minimum
-        return _save(work, rows, keep, values, np.full(len(values), self.minimum))
+        return _save(work, rows, keep, scores, np.full(len(values), self.minimum))
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,19 @@ class TopFraction(Stage):
         keep[order[:count]] = True
         keep &= ~np.isnan(values)
         cut = values[keep].min() if keep.any() else np.inf
-        return _save(work, rows, keep, values, np.full(len(values), cut))
+        return _save(work, rows, keep, scores, np.full(len(values), cut))
 
 
 def _save(
-    work: Work, rows: KeepList, keep: np.ndarray, values: np.ndarray, limit: np.ndarray
+    work: Work, rows: KeepList, keep: np.ndarray, scores: Scores, limit: np.ndarray
 ) -> dict[str, Any]:
+    values = scores.of(rows.rows)
     missing = np.isnan(values)
+    absent = reasons_of(rows.rows, scores.missing, "no score")
     kept = rows.narrow(
         "filter",
         keep,
-        np.where(missing, "no score", "score below the limit"),
+        np.where(missing, absent, "score below the limit"),
         "score at or above the limit",
         value=values,
         limit=limit,

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dbp.data.embeddings import Embeddings
+from dbp.data.missing import save_missing
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
 from dbp.errors import ConfigError
@@ -27,7 +28,7 @@ class ClipScore(Stage):
     modality: ClassVar[str] = "joint"
 
     def run(self, work: Work, pool: Pool, image: Embeddings, text: Embeddings) -> dict[str, Any]:
-        if image.width != text.width:
+        if image.width != text.width and len(image.rows) and len(text.rows):
             raise ConfigError(
                 f"encoder.score gives image vectors of {image.width} numbers and text vectors of "
                 f"{text.width}, so they have no cosine. Take both from one model."
@@ -42,4 +43,5 @@ class ClipScore(Stage):
                 text.unit(block).astype(np.float64),
             )
         Scores(values).save(work.folder)
+        save_missing(work.folder, np.arange(pool.num_rows), image, text)
         return {"rows": len(rows), "without score": int(pool.num_rows - len(rows))}

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from dbp.clustering.order import Members, member_order
 from dbp.data.clusters import Clusters
 from dbp.data.keep_list import KeepList
+from dbp.data.missing import reasons_of
 from dbp.data.pool import Pool
 from dbp.errors import BudgetError
 from dbp.selection.budget import Budget
@@ -81,9 +82,9 @@ class Member:
 
     is_clustered: Bool[np.ndarray, " m"]
     clusters: Clusters  # masked to the rows at hand
-    rank: Int[np.ndarray, " m"]  # among the clustered rows, in their order
+    rank: Int[np.ndarray, " c"]  # among the clustered rows, in their order
 
-    def over(self, values: np.ndarray, missing: float) -> np.ndarray:
+    def over(self, values: np.ndarray, missing: float | int) -> np.ndarray:
         """Values of the clustered rows spread over all rows."""
         spread = np.full(len(self.is_clustered), missing, values.dtype)
         spread[self.is_clustered] = values
@@ -121,10 +122,11 @@ def by_quota(
     assignment = member.clusters.assignment
     keep = np.zeros(rows.num_kept, bool)
     keep[member.is_clustered] = member.rank < quotas[assignment]
+    absent = reasons_of(rows.rows, member.clusters.missing, "no embedding")
     return rows.narrow(
         "select",
         keep,
-        np.where(member.is_clustered, reason, "no embedding"),
+        np.where(member.is_clustered, reason, absent),
         kept_reason,
         value=member.over(member.clusters.distance_to_centroid.astype(np.float64), np.nan),
         cluster=member.over(assignment.astype(np.int64), -1),

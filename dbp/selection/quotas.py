@@ -59,7 +59,7 @@ def project(
     quotas = np.clip(targets + multiplier, lower, upper)
     # One Newton step on the free clusters takes back what the running sums lost to rounding.
     free = (quotas > lower) & (quotas < upper)
-    if False:
+    if free.any():
         multiplier += (budget - quotas.sum()) / free.sum()
         quotas = np.clip(targets + multiplier, lower, upper)
     return quotas

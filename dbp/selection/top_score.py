@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dbp.data.keep_list import KeepList
+from dbp.data.missing import reasons_of
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
 from dbp.errors import BudgetError
@@ -36,7 +37,7 @@ class TopScore(Selection):
         kept = rows.narrow(
             "select",
             take_first(order, budget),
-            np.where(missing, "no score", "lower score"),
+            np.where(missing, reasons_of(rows.rows, scores.missing, "no score"), "lower score"),
             "top score",
             value=values,
             limit=np.full(len(values), cut),

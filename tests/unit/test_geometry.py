@@ -9,7 +9,7 @@ from dbp.clustering.geometry import complexity, d_inter, d_intra, softmax
 
 
 def neighbours_of_sklearn(centroids: np.ndarray, num_neighbours: int) -> np.ndarray:
-    """Mean cosine distance to the nearest others; a point is no neighbour of itself in this call."""
+    """Mean cosine distance to the nearest others; no point is its own."""
     fitted = NearestNeighbors(metric="cosine", algorithm="brute").fit(centroids)
     distance, _ = fitted.kneighbors(None, n_neighbors=num_neighbours)
     return distance.mean(axis=1)
@@ -137,5 +137,5 @@ def test_a_lower_temperature_sharpens() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan])
 def test_a_temperature_that_is_not_above_nothing_is_refused(temperature: float) -> None:
-    with pytest.raises(ValueError, match="temperature=.*must be above 0"):
+    with pytest.raises(ValueError, match=r"temperature=.*must be above 0"):
         softmax(np.ones(2), temperature)

@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 import threading
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -28,6 +29,14 @@ def picture(shade=0, kind="PNG", size=(8, 6)):
     out = io.BytesIO()
     Image.new("RGB", size, (shade % 256, shade // 256, 7)).save(out, kind)
     return out.getvalue()
+
+
+def cut_picture():
+    """A picture with a sound header whose pixels end too early."""
+    out = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    Image.fromarray(noise).save(out, "JPEG")
+    return out.getvalue()[:3000]
 
 
 def write_tar(path, members, kind="pax"):
@@ -149,8 +158,9 @@ def test_moving_the_shards_keeps_what_was_built(tmp_path, store):
     store.get(before)
     (tmp_path / "here").rename(tmp_path / "there")
     after = index(tmp_path / "there" / "a.tar")
-    assert store.get(after).caption(0) == "caption of a"
-    assert len(store.built) == 1
+    again = Store(store.root)
+    assert again.get(after).caption(0) == "caption of a"
+    assert again.built == []
 
 
 def test_another_limit_of_pixels_is_another_pool(store, tmp_path):
@@ -207,7 +217,9 @@ def test_repeated_keys_are_counted_and_each_row_can_still_be_named(store, tmp_pa
     assert pool.row_of("1") == 2
     assert pool.row_of("b/0") == 4
     assert pool.row_of("row:3") == 3
-    with pytest.raises(PoolError, match=r"4 samples are named '0': a/0 \(row:0\).*Give SHARD/KEY, or"):
+    with pytest.raises(
+        PoolError, match=r"4 samples are named '0': a/0 \(row:0\).*Give SHARD/KEY, or"
+    ):
         pool.row_of("0")
     with pytest.raises(PoolError, match="no sample 'row:6' among its 6"):
         pool.row_of("row:6")
@@ -233,7 +245,7 @@ def test_captions_may_lie_in_a_field_of_the_json(store, tmp_path):
     ]
     shard = write_tar(tmp_path / "a.tar", members)
     pool = open_pool(store, shard, caption="json:text")
-    valid = {row: pool.caption(row) for row in np.flatnonzero(pool.is_valid)}
+    valid = {row: pool.caption(row) for row in np.flatnonzero(pool.is_valid).tolist()}
     assert valid == {0: "good", 1: "5", 9: "?half", 10: "marked"}
     assert manifest(store, shard, caption="json:text")["counts"]["no caption"] == 7
 
@@ -261,10 +273,12 @@ def address(tmp_path):
     thread.join()
 
 
-class MeanColour(Encoder):
+@Encoder.register  # not a subclass: the project's own encoders are counted elsewhere
+@dataclass(frozen=True)
+class MeanColour:
     """An encoder that needs no weights: mean colour, or letters of the caption."""
 
-    batch_size = 2
+    batch_size: int = 2
 
     def identity(self):
         return {}
@@ -285,7 +299,7 @@ def stream_tars(folder):
     members = pairs(["a", "b"])
     only_json = [("lonely.json", b'{"no": "picture"}')]
     several = [("c.png", picture(9)), ("c.jpg", picture(70, "JPEG")), ("c.txt", b"two pictures")]
-    broken = [("d.png", picture(3)[:40]), ("d.txt", b"cut")]
+    broken = [("d.jpg", cut_picture()), ("d.txt", b"cut")]
     write_tar(folder / "s0.tar", [*members, *only_json, *several, *broken])
     write_tar(folder / "s1.tar", [*pairs(["e", "f"], 30), ("padding.bin", b"x" * 300_000)])
 
@@ -299,7 +313,9 @@ def test_streamed_shards_are_indexed_and_embedded_as_local_ones(tmp_path, addres
         store = Store(tmp_path / place)
         pool = open_pool(store, shards)
         node = index(shards)
-        vectors = [store.get(Embed(MeanColour(), side).bind(pool=node)) for side in ("image", "text")]
+        vectors = [
+            store.get(Embed(MeanColour(), side).bind(pool=node)) for side in ("image", "text")
+        ]
         made[place] = pool, vectors
     (pool, here), (streamed, there) = made["local"], made["remote"]
     assert streamed.digest == pool.digest
@@ -350,7 +366,9 @@ def test_a_stream_that_has_changed_since_the_index_is_an_error(tmp_path):
     node = index(f"pipe:cat '{tmp_path}/s0.tar'")
     store.get(node)
     write_tar(tmp_path / "s0.tar", pairs(["a", "other"]))
-    with pytest.raises(PoolError, match=r"does not give the image of 'b' as it did when it was indexed"):
+    with pytest.raises(
+        PoolError, match=r"does not give the image of 'b' as it did when it was indexed"
+    ):
         store.get(Embed(MeanColour(), "image").bind(pool=node))
 
 
@@ -359,7 +377,17 @@ def test_a_stream_that_has_changed_since_the_index_is_an_error(tmp_path):
 
 @pytest.mark.parametrize(
     "folder",
-    ["{curly}", "a=b", "(round)", "[square]", "x, y", "blank and é ü 日本", "{0..3}", "*", "a'b\"c"],
+    [
+        "{curly}",
+        "a=b",
+        "(round)",
+        "[square]",
+        "x, y",
+        "blank and é ü 日本",
+        "{0..3}",
+        "*",
+        "a'b\"c",
+    ],
 )
 def test_a_folder_of_any_name_arrives_unchanged(tmp_path, folder):
     shards = [write_tar(tmp_path / folder / f"{i:05d}.tar", pairs("a")) for i in range(3)]
@@ -411,10 +439,24 @@ def test_rules_count_words_on_local_shards(store, tmp_path):
 
 
 def test_precomputed_vectors_follow_the_rows_of_the_pool(store, tmp_path):
-    shards = [write_tar(tmp_path / f"{i}.tar", pairs([f"{i}{j}" for j in range(4)])) for i in range(3)]
+    shards = [
+        write_tar(tmp_path / f"{i}.tar", pairs([f"{i}{j}" for j in range(4)])) for i in range(3)
+    ]
     vectors = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
     np.save(tmp_path / "v.npy", vectors)
     encoder = Precomputed("test", images=str(tmp_path / "v.npy"))
     made = store.get(Embed(encoder, "image").bind(pool=index([str(s) for s in shards])))
     expected = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose(made.unit(np.arange(12)), expected, atol=1e-3)
+
+
+def test_the_shards_are_looked_at_once_for_all_keys_of_a_run(store, tmp_path, monkeypatch):
+    from dbp.curate import ValidRows
+
+    looks = []
+    described = Index.source
+    monkeypatch.setattr(Index, "source", lambda self: looks.append(1) or described(self))
+    pool = index(write_tar(tmp_path / "a.tar", pairs("abc")))
+    rows = ValidRows().bind(pool=pool)
+    store.get(Rules(0, 0, 0, 9.0).bind(rows=rows, pool=pool))
+    assert len(looks) <= 2  # for the key, and for the manifest

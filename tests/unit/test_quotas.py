@@ -46,7 +46,7 @@ def random_case(seed: int, k: int | None = None) -> Case:
 
 
 def solved(case: Case, solver: str, **settings: float) -> np.ndarray:
-    """The same programme by a general solver, over the clusters that have a choice, in fair units."""
+    """The same programme by a general solver, over the clusters that have a choice, to scale."""
     from scipy import sparse
 
     exact = case.lower.astype(float)
@@ -78,7 +78,7 @@ def check_optimal(case: Case, quotas: np.ndarray, tolerance: float = 1e-9) -> No
     """
     assert (quotas >= case.lower).all()
     assert (quotas <= case.upper).all()
-    assert abs(quotas.sum() - case.budget) <= tolerance * max(1.0, case.budget)
+    assert abs(quotas.sum() - case.budget) <= 1e-15 * max(1.0, case.budget)
     pull = quotas - case.targets
     least = pull[quotas > case.lower].max(initial=-np.inf)
     most = pull[quotas < case.upper].min(initial=np.inf)

@@ -1,0 +1,65 @@
+"""What a manifest says about the program that made an artifact: versions, commit, memory."""
+
+import contextlib
+import platform
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has held at once."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what can change a result."""
+    names = (
+        "density-based-pruning",
+        "torch",
+        "open_clip_torch",
+        "timm",
+        "faiss-cpu",
+        "numpy",
+        "pyarrow",
+        "pillow",
+        "lightning",
+    )
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+@cache
+def commit() -> str | None:
+    """The commit of the checkout that runs, with `+` when it has uncommitted changes."""
+    import subprocess
+
+    here = Path(__file__).parents[1]
+    if not (here / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=here,
+            text=True,
+            capture_output=True,
+            timeout=5,
+            check=True,
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"],
+            cwd=here,
+            text=True,
+            capture_output=True,
+            timeout=5,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if dirty else "")

@@ -1,0 +1,468 @@
+"""Selection: laws that every preset keeps, and each method by hand."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from omegaconf import OmegaConf
+
+from dbp.config import build
+from dbp.data.clusters import Clusters
+from dbp.data.index import hash_64
+from dbp.data.keep_list import KeepList, everything
+from dbp.data.pool import Pool
+from dbp.data.scores import Scores
+from dbp.errors import BudgetError, ConfigError
+from dbp.paths import config_folder
+from dbp.selection.budget import Budget
+from dbp.selection.density import Density
+from dbp.selection.prototypes import Prototypes
+from dbp.selection.top_score import TopScore
+from dbp.selection.uniform import Uniform
+from dbp.stage import Stage
+from dbp.store import Work
+
+PRESETS = sorted(file.stem for file in (config_folder() / "select").glob("*.yaml"))
+METHODS = [name for name in PRESETS if name != "none"]
+KEPT = 41
+
+
+class World:
+    """A pool of made-up rows with clusters and scores, some rows gone before selection."""
+
+    def __init__(self, order: np.ndarray, seed: int = 0) -> None:
+        """Lay the samples out in an order; what belongs to a sample goes with it."""
+        n = len(order)
+        rng = np.random.default_rng(seed)
+        self.uids = [f"sample-{i}" for i in range(n)]
+        centroids = rng.normal(size=(6, 4))
+        centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
+        cluster = rng.choice([0, 1, 2, 3, 5], n, p=[0.5, 0.3, 0.1, 0.05, 0.05])  # 4 is empty
+        distance = rng.permutation(n) / n * (0.2 + cluster / 5)  # no two alike
+        score = rng.permutation(n) / n
+        gone = rng.random(n) < 0.2
+        lost = rng.random(n) < 0.05  # no embedding, so no cluster and no score
+        score[lost] = np.nan
+
+        self.uids = [self.uids[i] for i in order]
+        self.pool = pool_of(self.uids)
+        self.base = everything("pool", np.ones(n, bool))
+        self.rows = self.base.narrow("dedup", ~gone[order], "duplicate", "no earlier duplicate")
+        rows = np.flatnonzero(~lost[order])
+        self.clusters = Clusters(
+            centroids.astype(np.float32),
+            rows,
+            cluster[order][rows].astype(np.int32),
+            distance[order][rows].astype(np.float32),
+        )
+        self.scores = Scores(score[order])
+
+    def select(self, stage: Stage, folder: Path) -> KeepList:
+        """Run a selection as the store does, and load what it wrote."""
+        folder.mkdir(parents=True, exist_ok=True)
+        stage.run(
+            Work(folder, folder, "key"), **{name: getattr(self, name) for name in stage.needs}
+        )
+        return KeepList.load(folder)
+
+    def names(self, kept: KeepList) -> set[str]:
+        return {self.uids[row] for row in kept.rows}
+
+
+def pool_of(uids: list[str]) -> Pool:
+    hashes = pa.array([hash_64(uid.encode()) for uid in uids], pa.uint64())
+    return Pool(pa.table({"uid": uids, "uid_hash": hashes}), [], "pool", "txt", 10**6)
+
+
+def preset(name: str, budget: Budget | None = None, **changes: Any) -> Stage:
+    """The selection that a preset describes."""
+    file = OmegaConf.load(config_folder() / "select" / f"{name}.yaml")
+    node = OmegaConf.merge({"select": file, "seed": 7}, {"select": changes}).select
+    budget = budget or Budget(num_kept=KEPT)
+    return build(node, path="select", **({} if name == "none" else {"budget": budget}))
+
+
+@pytest.fixture
+def world() -> World:
+    return World(np.arange(200))
+
+
+# laws of every preset
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("num_kept", [1, 41, 100])
+def test_a_selection_keeps_exactly_its_budget_of_the_rows_at_hand(
+    name: str, num_kept: int, world: World, tmp_path: Path
+) -> None:
+    settings = {"min_per_cluster": 0} if name == "dbp" else {}
+    kept = world.select(preset(name, Budget(num_kept=num_kept), **settings), tmp_path)
+    assert kept.num_kept == num_kept
+    assert set(kept.rows) <= set(world.rows.rows)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_row_of_the_pool_has_one_decision_that_says_whether_it_stays(
+    name: str, world: World, tmp_path: Path
+) -> None:
+    kept = world.select(preset(name), tmp_path)
+    table = kept.decisions
+    assert table["row"].to_pylist() == list(range(200))
+    flags = np.array(table["kept"].to_pylist())
+    assert np.flatnonzero(flags).tolist() == kept.rows.tolist()
+    assert all(table["reason"].to_pylist())
+    before = np.setdiff1d(np.arange(200), world.rows.rows)
+    assert {kept.decision(int(row))["stage"] for row in before} == {"dedup"}
+    assert sum(kept.counts().values()) == 200
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_selection_is_repeatable(name: str, world: World, tmp_path: Path) -> None:
+    first = world.select(preset(name), tmp_path / "first")
+    again = World(np.arange(200)).select(preset(name), tmp_path / "again")
+    assert first.digest == again.digest
+    assert first.decisions.equals(again.decisions)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_is_kept_does_not_depend_on_the_order_of_the_pool(
+    name: str, world: World, tmp_path: Path
+) -> None:
+    settings = [{}]
+    if name in ("ssp", "dbp"):
+        settings = [{"members": members} for members in ("hard", "easy", "random")]
+    if name == "ssp":
+        settings += [{"members": "random", "scope": "cluster"}]
+    moved = World(np.random.default_rng(1).permutation(200))
+    for number, changes in enumerate(settings):
+        here = world.select(preset(name, **changes), tmp_path / f"here-{number}")
+        there = moved.select(preset(name, **changes), tmp_path / f"there-{number}")
+        assert world.names(here) == moved.names(there), changes
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_budget_above_the_rows_at_hand_is_refused(
+    name: str, world: World, tmp_path: Path
+) -> None:
+    with pytest.raises(BudgetError, match=r"cannot keep 201 rows \(budget.num_kept=201\): 1\d\d "):
+        world.select(preset(name, Budget(num_kept=201)), tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "uniform"])
+def test_rows_without_an_embedding_are_never_chosen_and_say_so(
+    name: str, world: World, tmp_path: Path
+) -> None:
+    with_vector = int(np.isin(world.rows.rows, world.clusters.rows).sum())
+    kept = world.select(preset(name, Budget(num_kept=with_vector)), tmp_path / "all")
+    assert set(kept.rows) <= set(world.clusters.rows)
+    lost = sorted(set(world.rows.rows) - set(kept.rows))
+    assert {kept.decision(int(row))["reason"] for row in lost} <= {"no embedding", "no score"}
+    with pytest.raises(BudgetError, match=f"cannot keep {with_vector + 1} rows: {with_vector} of"):
+        world.select(preset(name, Budget(num_kept=with_vector + 1)), tmp_path / "more")
+
+
+# methods by hand
+
+# Twelve rows in three clusters, four each; rows 0 to 3 are cluster 0, and so on.
+DISTANCE = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 0.2, 0.1, 0.05])
+
+
+def twelve(sizes: tuple[int, ...] = (4, 4, 4)) -> tuple[KeepList, Clusters, Pool]:
+    """Orthogonal centroids, so that d_inter is 1 for every cluster."""
+    n = sum(sizes)
+    rows = everything("pool", np.ones(n, bool))
+    cluster = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
+    centroids = np.eye(len(sizes), dtype=np.float32)
+    clusters = Clusters(centroids, np.arange(n), cluster, DISTANCE[:n].astype(np.float32))
+    return rows, clusters, pool_of([str(i) for i in range(n)])
+
+
+def chosen(stage: Any, sizes: tuple[int, ...] = (4, 4, 4)) -> list[int]:
+    rows, clusters, pool = twelve(sizes)
+    budget = stage.budget.resolve(rows.num_kept, rows.num_kept)
+    return stage.choose(rows, budget, pool, clusters=clusters)[0].rows.tolist()
+
+
+@pytest.mark.parametrize(
+    ("members", "scope", "balance", "kept"),
+    [
+        # No floor: the six farthest, whatever their cluster.
+        ("hard", "global", 0.0, [0, 1, 2, 3, 4, 5]),
+        ("easy", "global", 0.0, [6, 7, 8, 9, 10, 11]),
+        # Floor 0.5 * 6 / 3 = 1 of each cluster (0, 4, 8), then the three farthest of the rest.
+        ("hard", "global", 0.5, [0, 1, 2, 3, 4, 8]),
+        ("easy", "global", 0.5, [3, 7, 8, 9, 10, 11]),
+        # Floor 2 of each cluster: nothing is left to choose overall.
+        ("hard", "global", 1.0, [0, 1, 4, 5, 8, 9]),
+        # One rate for every cluster: half.
+        ("hard", "cluster", 0.0, [0, 1, 4, 5, 8, 9]),
+        ("easy", "cluster", 0.0, [2, 3, 6, 7, 10, 11]),
+    ],
+)
+def test_ssp_on_twelve_rows(members: str, scope: str, balance: float, kept: list[int]) -> None:
+    assert chosen(Prototypes(Budget(num_kept=6), 0, members, scope, balance)) == kept
+
+
+def test_the_floor_of_ssp_is_rounded_down() -> None:
+    # 0.9 * 6 / 3 = 1.8, so one row of each cluster.
+    assert chosen(Prototypes(Budget(num_kept=6), 0, "hard", "global", 0.9)) == [0, 1, 2, 3, 4, 8]
+
+
+def test_ssp_takes_all_of_a_cluster_that_is_smaller_than_its_floor() -> None:
+    # Floor 1.0 * 6 / 3 = 2: both of cluster 0's, two of cluster 1's, the one of cluster 2; then row 4.
+    found = chosen(Prototypes(Budget(num_kept=6), 0, "hard", "global", 1.0), (2, 9, 1))
+    assert found == [0, 1, 2, 3, 4, 11]
+
+
+def test_ssp_by_cluster_rounds_to_the_budget() -> None:
+    # Rates of 5 / 12: targets 0.83, 3.75 and 0.42, so 1, 4 and 0.
+    found = chosen(Prototypes(Budget(num_kept=5), 0, "hard", "cluster", 0.0), (2, 9, 1))
+    assert found == [0, 2, 3, 4, 5]
+
+
+def test_random_members_of_ssp_keep_the_floor_of_each_cluster() -> None:
+    found = chosen(Prototypes(Budget(num_kept=6), 3, "random", "global", 1.0))
+    assert np.bincount(np.array(found) // 4).tolist() == [2, 2, 2]
+
+
+def density(num_kept: int, members: str = "hard", **changes: Any) -> Density:
+    settings = {"temperature": 0.1, "num_neighbours": 20, "complexity": "product"}
+    settings |= {"min_per_cluster": 1, "members": members} | changes
+    return Density(Budget(num_kept=num_kept), 0, **settings)
+
+
+@pytest.mark.parametrize(
+    ("members", "kept"), [("hard", [0, 1, 2, 3, 6, 7]), ("easy", [0, 3, 4, 5, 10, 11])]
+)
+def test_dbp_takes_each_quota_from_its_end_of_the_cluster(members: str, kept: list[int]) -> None:
+    # Equal complexities wish for 2 rows of each cluster. Cluster 0 has 1, the others share 5 as 3, 2.
+    found = chosen(density(6, members, complexity="equal"), (1, 5, 6))
+    assert found == kept
+
+
+def test_random_members_of_dbp_keep_the_quotas() -> None:
+    found = chosen(density(6, "random", complexity="equal"), (1, 5, 6))
+    assert [sum(a <= row < b for row in found) for a, b in ((0, 1), (1, 6), (6, 12))] == [1, 3, 2]
+
+
+def test_the_quotas_of_dbp_follow_the_paper_s_equations() -> None:
+    _, clusters, _ = twelve()
+    table = density(6, temperature=0.5).cluster_table(clusters, 6)
+    intra = np.array([0.75, 0.425, 0.1625])  # means of four distances each
+    np.testing.assert_allclose(table["d_intra"], intra, rtol=1e-6)
+    np.testing.assert_allclose(table["d_inter"], 1, rtol=1e-12)
+    shares = np.exp(intra / 0.5)
+    targets = 6 * shares / shares.sum()  # 3.40, 1.77, 0.83
+    np.testing.assert_allclose(table["target"], targets, rtol=1e-5)
+    assert table["quota"].tolist() == [3, 2, 1]
+
+
+def test_a_sharp_temperature_fills_the_most_complex_cluster_after_one_row_of_each() -> None:
+    assert chosen(density(6, temperature=1e-3)) == [0, 1, 2, 3, 4, 8]
+    assert chosen(density(4, temperature=1e-3, min_per_cluster=0)) == [0, 1, 2, 3]
+
+
+def test_a_flat_temperature_gives_equal_quotas() -> None:
+    assert chosen(density(6, temperature=1e6)) == [0, 1, 4, 5, 8, 9]
+
+
+def test_sizes_as_complexity_favour_large_clusters() -> None:
+    _, clusters, _ = twelve((1, 3, 8))
+    quotas = density(6, complexity="size", temperature=0.1).cluster_table(clusters, 6)["quota"]
+    assert quotas.tolist() == [1, 1, 4]
+
+
+def test_one_cluster_keeps_its_hardest_members() -> None:
+    assert chosen(density(5), (12,)) == [0, 1, 2, 3, 4]
+
+
+def test_empty_clusters_get_no_quota_and_do_not_count_as_neighbours() -> None:
+    _, clusters, _ = twelve()
+    near = np.array([[1, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 0, 1]], np.float32)
+    assignment = np.repeat([0, 2, 3], 4).astype(np.int32)
+    moved = Clusters(near, clusters.rows, assignment, clusters.distance_to_centroid)
+    table = density(6, temperature=0.5).cluster_table(moved, 6)
+    plain = density(6, temperature=0.5).cluster_table(clusters, 6)
+    assert table["quota"].tolist() == [3, 0, 2, 1]
+    assert table["probability"][1] == 0
+    assert np.isnan(table["d_inter"][1])
+    np.testing.assert_allclose(table["d_inter"][[0, 2, 3]], plain["d_inter"])
+
+
+def test_fewer_rows_than_clusters_are_refused_with_the_way_out() -> None:
+    with pytest.raises(BudgetError, match=r"cannot keep only 2 rows: the floors .* sum to 3 .*"):
+        chosen(density(2))
+
+
+def test_dbp_writes_its_cluster_table_beside_the_keep_list(world: World, tmp_path: Path) -> None:
+    world.select(preset("dbp"), tmp_path)
+    table = json.loads((tmp_path / "clusters.json").read_text())
+    assert sum(table["quota"]) == KEPT
+    assert table["size"][4] == 0
+    assert table["d_intra"][4] is None
+    assert all(kept <= size for kept, size in zip(table["quota"], table["size"], strict=True))
+
+
+def test_a_decision_of_dbp_gives_cluster_rank_distance_and_quota() -> None:
+    rows, clusters, pool = twelve((1, 5, 6))
+    kept, _ = density(6, complexity="equal").choose(rows, 6, pool, clusters=clusters)
+    stays, goes = kept.decision(3), kept.decision(4)
+    assert (stays["cluster"], stays["rank"], stays["quota"]) == (1, 2, 3)
+    assert (goes["cluster"], goes["rank"], goes["quota"]) == (1, 3, 3)
+    assert goes["reason"] == "beyond the cluster's quota"
+    assert goes["value"] == pytest.approx(DISTANCE[4])
+
+
+def test_a_smaller_uniform_budget_is_a_subset_of_a_larger_one(world: World, tmp_path: Path) -> None:
+    kept = [
+        world.select(Uniform(Budget(num_kept=n), 7), tmp_path / str(n)) for n in (1, 20, 21, 130)
+    ]
+    for smaller, larger in itertools.pairwise(kept):
+        assert set(smaller.rows) < set(larger.rows)
+
+
+def test_a_row_drawn_uniformly_stays_drawn_when_other_rows_leave(tmp_path: Path) -> None:
+    world = World(np.arange(200))
+    first = world.select(Uniform(Budget(num_kept=60), 7), tmp_path / "first")
+    without = np.setdiff1d(world.rows.rows, first.rows)[:30]
+    world.rows = world.rows.narrow("filter", ~np.isin(world.rows.rows, without), "low", "high")
+    again = world.select(Uniform(Budget(num_kept=60), 7), tmp_path / "again")
+    assert first.rows.tolist() == again.rows.tolist()
+
+
+def test_uniform_seeds_draw_apart_and_every_row_equally_often() -> None:
+    n = 60
+    rows, pool = everything("pool", np.ones(n, bool)), pool_of([str(i) for i in range(n)])
+    times = np.zeros(n)
+    for seed in range(200):
+        kept, _ = Uniform(Budget(num_kept=20), seed).choose(rows, 20, pool)
+        times[kept.rows] += 1
+    # Each count is binomial, mean 66.7, deviation 6.7: five deviations either way.
+    assert times.min() > 33
+    assert times.max() < 100
+
+
+def test_top_score_keeps_the_best_and_breaks_ties_by_uid() -> None:
+    values = np.array([0.3, 0.1, 0.3, np.nan, 0.3, 0.9])
+    pool = pool_of(list("abcdef"))
+    rows = everything("pool", np.ones(6, bool))
+    stage = TopScore(Budget(num_kept=3), 0)
+    kept, counts = stage.choose(rows, 3, pool, scores=Scores(values))
+    tied = sorted([0, 2, 4], key=lambda row: hash_64("abcdef"[row].encode()))
+    assert kept.rows.tolist() == sorted([5, *tied[:2]])
+    assert counts["lowest kept score"] == 0.3
+    assert kept.decision(tied[2])["reason"] == "lower score"
+    assert kept.decision(3)["reason"] == "no score"
+
+
+# settings out of range
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("dbp", {"temperature": 0.0}, "select.temperature=0.0: it must be above 0"),
+        ("dbp", {"num_neighbours": 0}, "select.num_neighbours=0: it must be at least 1"),
+        ("dbp", {"min_per_cluster": -1}, "select.min_per_cluster=-1: it must be at least 0"),
+        ("dbp", {"members": "hardest"}, "select.members='hardest': Did you mean 'hard'?"),
+        ("dbp", {"complexity": "produkt"}, "select.complexity='produkt': Did you mean 'product'?"),
+        ("ssp", {"balance": 1.5}, "select.balance=1.5: it must be in [0, 1]"),
+        ("ssp", {"scope": "globl"}, "select.scope='globl': Did you mean 'global'?"),
+    ],
+)
+def test_a_setting_out_of_range_is_named_in_full(
+    name: str, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        preset(name, **changes)
+    assert str(refusal.value) == said
+
+
+# the budget
+
+
+@pytest.mark.parametrize(
+    ("budget", "num_of", "num_kept"),
+    [
+        (Budget(keep_fraction=0.29), 100, 29),  # 0.29 * 100 is 28.999999999999996 in binary
+        (Budget(keep_fraction=0.3), 10, 3),
+        (Budget(keep_fraction=0.7), 10, 7),
+        (Budget(prune_ratio=0.7), 10, 3),  # (1 - 0.7) * 10 is 3.0000000000000004
+        (Budget(prune_ratio=0.9), 10, 1),  # (1 - 0.9) * 10 is 0.9999999999999998
+        (Budget(prune_ratio=0.71), 100, 29),
+        (Budget(keep_fraction=0.333), 1_000, 333),
+        (Budget(keep_fraction=0.3), 99, 29),
+        (Budget(keep_fraction=1e-7), 30_000_000, 3),
+        (Budget(keep_fraction=0.1), 12_800_000_007, 1_280_000_000),
+        (Budget(keep_fraction=1.0), 17, 17),
+        (Budget(prune_ratio=0.0), 17, 17),
+        (Budget(num_kept=5), 17, 5),
+    ],
+)
+def test_a_budget_is_the_floor_of_the_exact_decimal_product(
+    budget: Budget, num_of: int, num_kept: int
+) -> None:
+    assert budget.resolve(num_of, num_of) == num_kept
+
+
+def test_a_ratio_pruned_and_the_fraction_kept_beside_it_agree() -> None:
+    for percent in range(1, 100):
+        kept = Budget(keep_fraction=percent / 100).resolve(12_345, 12_345)
+        assert Budget(prune_ratio=(100 - percent) / 100).resolve(12_345, 12_345) == kept
+
+
+@pytest.mark.parametrize(("of", "num_kept"), [("pool", 30), ("dedup", 24), ("filtered", 18)])
+def test_a_fraction_refers_to_the_rows_that_the_budget_names(
+    of: str, num_kept: int, tmp_path: Path
+) -> None:
+    pool = everything("pool", np.ones(100, bool))
+    dedup = pool.narrow("dedup", np.arange(100) < 80, "duplicate", "no earlier duplicate")
+    filtered = dedup.narrow("filter", np.arange(80) < 60, "low", "high")
+    base = {"pool": pool, "dedup": dedup, "filtered": filtered}[of]
+    Uniform(Budget(keep_fraction=0.3, of=of), 0).run(
+        Work(tmp_path, tmp_path, "key"),
+        rows=filtered,
+        base=base,
+        pool=pool_of([str(i) for i in range(100)]),
+    )
+    assert KeepList.load(tmp_path).num_kept == num_kept
+
+
+def test_a_fraction_of_more_rows_than_are_left_is_refused_with_its_base() -> None:
+    with pytest.raises(BudgetError) as refusal:
+        Budget(keep_fraction=0.5, of="pool").resolve(1_000_000, 400_000)
+    assert str(refusal.value).startswith(
+        "cannot keep 500,000 rows (budget.keep_fraction=0.5 of 1,000,000 rows (budget.of=pool)): "
+        "400,000 are left after dedup and filter."
+    )
+
+
+def test_a_budget_of_no_row_is_refused() -> None:
+    with pytest.raises(BudgetError, match=r"budget.keep_fraction=0.01 of 99 rows .* keeps no row"):
+        Budget(keep_fraction=0.01).resolve(99, 99)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "given: none of them"),
+        (
+            {"prune_ratio": 0.7, "keep_fraction": 0.3},
+            "given: budget.prune_ratio=0.7 and budget.keep_fraction=0.3",
+        ),
+        ({"keep_fraction": 1.7}, "keep_fraction=1.7: it must be above 0 and at most 1"),
+        ({"keep_fraction": 0.0}, "keep_fraction=0.0: it must be above 0 and at most 1"),
+        ({"prune_ratio": 1.0}, "prune_ratio=1.0: it must be at least 0 and below 1"),
+        ({"prune_ratio": -0.1}, "prune_ratio=-0.1: it must be at least 0 and below 1"),
+        ({"num_kept": 0}, "num_kept=0: it must be at least 1"),
+        ({"keep_fraction": float("nan")}, "keep_fraction=nan"),
+    ],
+)
+def test_a_budget_that_cannot_be_meant_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(BudgetError) as refusal:
+        Budget(**given)
+    assert said in str(refusal.value)
