@@ -100,7 +100,7 @@ def save_part(
     Zero and non-finite vectors join the failed. Returns counts by outcome.
     """
     failed = dict(failed)
-    finite = np.isfinite(vectors).all(axis=1)
+    finite = np.asarray(np.isfinite(vectors).all(axis=1))
     # In float64: the square of a very large or very small fp32 value leaves fp32's range.
     norms = np.linalg.norm(np.where(finite[:, None], vectors, 0).astype(np.float64), axis=1)
     for row in rows[~finite]:

@@ -67,7 +67,7 @@ def open_shard(shard: str) -> Iterator[IO[bytes]]:
         return
     from webdataset.gopen import gopen, set_options
 
-    stream = gopen(shard, mode="rb")
+    stream: Any = gopen(shard, mode="rb")
     try:
         try:
             yield stream

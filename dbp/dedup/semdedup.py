@@ -189,8 +189,10 @@ class SimilarRows:
         import pyarrow.parquet as pq
 
         table = pq.read_table(folder / "similar.parquet")
-        columns = (table[name].to_numpy() for name in ("row", "similarity", "twin", "cluster"))
-        return cls(*columns, load_missing(folder))
+        row, similarity, twin, cluster = (
+            table[name].to_numpy() for name in ("row", "similarity", "twin", "cluster")
+        )
+        return cls(row, similarity, twin, cluster, load_missing(folder))
 
 
 NearestEarlier.makes = SimilarRows

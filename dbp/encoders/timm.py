@@ -50,7 +50,9 @@ class Timm(Encoder):
                 f"{nearest(base, timm.list_models())[:300]}"
             )
         device = pick_device(self.device)
-        sized: dict[str, Any] = {"img_size": self.image_size} if "vit" in base or "swin" in base else {}
+        sized: dict[str, Any] = (
+            {"img_size": self.image_size} if "vit" in base or "swin" in base else {}
+        )
         if self.random_weights:
             torch.manual_seed(0)
         try:

@@ -51,7 +51,9 @@ def manifests(home: Path) -> set[str]:
 def test_every_arm_sees_equally_many_samples_in_equally_many_steps(swept):
     lines = [json.loads(line) for line in (swept / "results.jsonl").read_text().splitlines()]
     assert {line["arm"] for line in lines} == {"unpruned", "uniform", "clip score", "ssp", "dbp"}
-    assert {(line["samples_seen"], line["steps"], line["batch_size"]) for line in lines} == {(64, 2, 32)}
+    assert {(line["samples_seen"], line["steps"], line["batch_size"]) for line in lines} == {
+        (64, 2, 32)
+    }
 
 
 def test_the_methods_keep_equally_many_rows_and_the_unpruned_arm_keeps_all(swept):

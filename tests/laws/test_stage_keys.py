@@ -198,6 +198,19 @@ def test_a_field_that_decides_the_result_changes_the_key_and_no_other_does(stage
         assert (key(changed) != original) is matters, f"{type(stage).__name__}.{name}"
 
 
+def test_what_only_changes_the_speed_or_the_place_is_marked_so_everywhere() -> None:
+    speed = {"device", "num_workers", "batch_size", "cache", "loggers", "log_every_samples"}
+    place = {"shards", "root", "checkpoint", "images", "texts"}
+    classes = {type(stage) for stage in STAGES} | set(subclasses(Encoder))
+    unmarked = {
+        f"{cls.__name__}.{item.name}"
+        for cls in classes
+        for item in dataclasses.fields(cls)
+        if item.name in speed | place and not item.metadata.get("runtime")
+    }
+    assert unmarked == {"Train.batch_size"}, "there, it is the number of negatives"
+
+
 @pytest.mark.parametrize("stage", STAGES, ids=NAMES)
 def test_equal_stages_have_equal_keys(stage: Stage) -> None:
     assert key(dataclasses.replace(stage)) == key(stage)

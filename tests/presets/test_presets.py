@@ -35,7 +35,9 @@ def commands() -> list[str]:
     text = "\n".join(
         (ROOT / name).read_text().replace("\\\n", " ") for name in ("README.md", "CONTRIBUTING.md")
     )
-    return sorted(set(re.findall(r"^ {4}(dbp (?:curate|train|evaluate|sweep) [^\n#]*)", text, re.M)))
+    return sorted(
+        set(re.findall(r"^ {4}(dbp (?:curate|train|evaluate|sweep) [^\n#]*)", text, re.M))
+    )
 
 
 def test_the_readme_shows_commands():

@@ -348,11 +348,12 @@ def test_uniform_seeds_draw_apart_and_every_row_equally_often() -> None:
 
 def test_top_score_keeps_the_best_and_breaks_ties_by_uid() -> None:
     values = np.array([0.3, 0.1, 0.3, np.nan, 0.3, 0.9])
-    pool = pool_of(list("abcdef"))
+    pool = pool_of(list("ghijkl"))
+    tied = sorted([0, 2, 4], key=lambda row: hash_64("ghijkl"[row].encode()))
+    assert tied[2] != 4, "the order by uid is not the order by row"
     rows = everything("pool", np.ones(6, bool))
     stage = TopScore(Budget(num_kept=3), 0)
     kept, counts = stage.choose(rows, 3, pool, scores=Scores(values))
-    tied = sorted([0, 2, 4], key=lambda row: hash_64("abcdef"[row].encode()))
     assert kept.rows.tolist() == sorted([5, *tied[:2]])
     assert counts["lowest kept score"] == 0.3
     assert kept.decision(tied[2])["reason"] == "lower score"
