@@ -74,11 +74,11 @@ def expand_shards(patterns: str | list[str] | tuple[str, ...]) -> list[str]:
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import braceexpand
 
     try:
         return list(braceexpand(pattern))
-    except UnbalancedBracesError:
+    except ValueError:  # its UnbalancedBracesError
         raise PoolError(
             f"pool.shards: {pattern!r} has a brace without its partner, and nothing of that name "
             "exists. A brace range is written 'folder/{00000..00099}.tar'."

@@ -63,7 +63,7 @@ class KeepList:
 
     def decision(self, row: int) -> dict[str, Any]:
         """Why a row stayed or went."""
-        found = self.decisions.filter(pc.equal(self.decisions["row"], row))
+        found = self.decisions.filter(pc.field("row") == row)
         return found.to_pylist()[0]
 
     def counts(self) -> dict[str, int]:
@@ -106,7 +106,7 @@ class KeepList:
                     pa.nulls(len(keep), item.type) if values is None else _column(values, item.type)
                 )
         decided = pa.table(data, schema=DECISIONS)
-        before = self.decisions.filter(pc.invert(self.decisions["kept"]))
+        before = self.decisions.filter(~pc.field("kept"))
         return KeepList(
             self.pool_digest,
             self.num_pool_rows,
@@ -141,7 +141,7 @@ class KeepList:
             table,
             folder / "decisions.parquet",
             compression="zstd",
-            use_dictionary=["stage", "reason"],
+            use_dictionary=["stage", "reason"],  # type: ignore[arg-type]
         )
 
     @classmethod

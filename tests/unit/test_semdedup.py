@@ -82,10 +82,15 @@ def test_copies_of_another_length_tie_with_their_original(
         assert similarity.max() <= 1
 
 
-def test_rivals_that_fp32_cannot_tell_apart_are_told_apart() -> None:
+@pytest.mark.parametrize("tile", [4, 2048])
+def test_rivals_that_fp32_cannot_tell_apart_are_told_apart(
+    tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(semdedup, "TILE", tile)
     rng = np.random.default_rng(3)
     centre = rng.normal(size=48)
-    check((centre + rng.normal(scale=1e-4, size=(60, 48))).astype(np.float32), rng.permutation(60))
+    vectors = (centre + rng.normal(scale=1e-4, size=(60, 48))).astype(np.float32)
+    check(vectors, rng.permutation(60))
 
 
 def test_fp16_vectors_are_compared_as_stored() -> None:
