@@ -18,7 +18,8 @@ from dbp.encoders.embed import Embed
 from dbp.errors import ConfigError
 from dbp.selection.base import NoSelection
 from dbp.stage import Node, Stage
-from dbp.store import Store, Work
+from dbp.store import Store
+from dbp.work import Work
 
 WAYS = ("prune_ratio", "keep_fraction", "num_kept")
 UNTIL = ("index", "dedup", "score", "filter", "cluster", "select")

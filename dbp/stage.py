@@ -16,10 +16,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
-if TYPE_CHECKING:
-    from dbp.store import Work
+from dbp.work import Work
 
 
 def runtime(
@@ -47,9 +46,10 @@ class Stage:
     needs: ClassVar[tuple[str, ...]] = ()
     makes: ClassVar[type]
     home: ClassVar[str] = "store"  # or "runs": the folder tree that keeps the result
+    opens_with: ClassVar[tuple[str, ...]] = ()  # the inputs that `open` needs, of a finished one
     content_named: ClassVar[bool] = False  # downstream keys use the content digest, not the key
 
-    def run(self, work: "Work", **inputs: Any) -> dict[str, Any]:
+    def run(self, work: Work, **inputs: Any) -> dict[str, Any]:
         """Write the artifact into `work.folder`; return counts for the manifest."""
         raise TypeError(f"{type(self).__name__} does not say how it runs")
 

@@ -21,7 +21,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,57 +29,10 @@ from dbp.disk import sizes_of, sync, sync_folder, write_json
 from dbp.errors import StoreError
 from dbp.provenance import commit, peak_memory, versions
 from dbp.stage import Node, key_of, parameters, runtime_parameters
+from dbp.work import Work
 
 MANIFEST = "manifest.json"
-PART = "part.json"
 WRITER = re.compile(r"[^-]+-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")  # folders of .tmp
-
-
-@dataclass
-class Work:
-    """A stage's desk: `folder` becomes the artifact; parts survive a kill."""
-
-    folder: Path
-    shared: Path
-    key: str
-    parts: list[str] = field(default_factory=list)
-
-    def part(self, name: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """Make one part, unless an earlier try finished it; return the counts that `make` returned.
-
-        `make` writes into a folder of its own, which is renamed when it is on disk, its record last.
-        """
-        home = self.shared / name
-        self.parts.append(name)
-        if (counts := _finished_part(home)) is not None:
-            return counts
-        beside = self.shared / f".{name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        beside.mkdir(parents=True)
-        counts = make(beside)
-        record = {"counts": counts, "files": sizes_of(beside)}
-        write_json(beside / PART, record)
-        sync(beside)
-        try:
-            beside.rename(home)
-        except OSError:
-            if _finished_part(home) is None:  # damaged
-                shutil.rmtree(home, ignore_errors=True)
-                beside.rename(home)
-            else:  # another writer's equal one, which it may be reading
-                shutil.rmtree(beside, ignore_errors=True)
-        return counts
-
-    def collect(self) -> None:
-        """Bring the finished parts into the artifact, without copying where links are possible."""
-        for name in self.parts:
-            (self.folder / name).mkdir(exist_ok=True)
-            for file in (self.shared / name).iterdir():
-                if file.name == PART:
-                    continue
-                try:
-                    os.link(file, self.folder / name / file.name)
-                except OSError:
-                    shutil.copy2(file, self.folder / name / file.name)
 
 
 @dataclass(frozen=True)
@@ -228,17 +181,24 @@ class Store:
     # building
 
     def get(self, node: Node) -> Any:
-        """The node's artifact, built with all that it rests on where it is missing."""
+        """The node's artifact; built, with what it rests on, where it is missing.
+
+        What a complete artifact rests on is neither built nor read, so that embeddings may be deleted
+        once the keep lists are made.
+        """
         with self.steady():
             return self._get(node)
 
     def _get(self, node: Node) -> Any:
-        inputs = {name: self._get(upstream) for name, upstream in node.inputs.items()}
-        key = self.key(node)
-        assert key is not None, "inputs are built, so their identities are known"
-        if key in self.loaded:
+        key, entry = self.key(node), self.entry(node)
+        if key is not None and key in self.loaded:
             return self.loaded[key]
-        entry = self.entry(node)
+        if entry is None:
+            inputs = {name: self._get(upstream) for name, upstream in node.inputs.items()}
+            key = self.key(node)
+            assert key is not None, "inputs are built, so their identities are known"
+            entry = self.entry(node)  # an index built just now may name what is there already
+        assert key is not None, "a complete artifact has a key"
         if entry is None:
             entry = self._build(node, key, inputs)
             self.built.append(key)
@@ -249,7 +209,12 @@ class Store:
         else:
             self.reused.append(key)
             self.say(f"{node.stage.name:<10} {key[:12]}  reused")
-        artifact = node.stage.open(entry.folder, **inputs)
+        needed = {
+            name: self._get(node.inputs[name])
+            for name in node.stage.opens_with
+            if name in node.inputs
+        }
+        artifact = node.stage.open(entry.folder, **needed)
         self.loaded[key] = artifact
         return artifact
 
@@ -363,15 +328,6 @@ def _entry(folder: Path) -> Entry | None:
     except (json.JSONDecodeError, UnicodeDecodeError):
         return None
     return Entry(folder, manifest)
-
-
-def _finished_part(home: Path) -> dict[str, Any] | None:
-    try:
-        record = json.loads((home / PART).read_text())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    sizes = {name: size for name, size in sizes_of(home).items() if name != PART}
-    return record["counts"] if sizes == record["files"] else None
 
 
 def _alive(pid: int) -> bool:

@@ -10,7 +10,7 @@ from dbp.config import build, require
 from dbp.errors import ConfigError
 from dbp.progress import progress
 from dbp.stage import Node, Stage, runtime
-from dbp.store import Work
+from dbp.work import Work
 from evaluation.results import Failure, Result, load_results, save_results
 
 

@@ -226,7 +226,7 @@ def cost_ledger(
         row["runs"] += 1
 
     if checkpoint := common.get("encoder.score.checkpoint"):
-        from dbp.show import lineage
+        from dbp.lineage import lineage
 
         for entry in lineage(store, store.find(Path(checkpoint).parent.name)):
             add(entry, "encoder")

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from dbp.encoders.openclip import LoadedClip, load_openclip
 from dbp.errors import ConfigError, WorldError
 from dbp.progress import progress
-from dbp.store import Work
+from dbp.work import Work
 from training.callbacks import LastCheckpoint, Recorder, resume_point
 from training.config import Model
 from training.data import PairData

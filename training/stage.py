@@ -9,7 +9,7 @@ from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.encoders.base import pick_device
 from dbp.stage import Stage, parameters, runtime
-from dbp.store import Work
+from dbp.work import Work
 from training.augmentation import Augmentation
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.config import Model, Optimiser, Precision, resolve_precision

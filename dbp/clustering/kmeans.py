@@ -14,7 +14,7 @@ from dbp.data.keep_list import KeepList
 from dbp.data.missing import save_missing
 from dbp.errors import ConfigError
 from dbp.stage import Stage
-from dbp.store import Work
+from dbp.work import Work
 
 BLOCK = 8192  # rows assigned at once
 UNDECIDED = 1e-5  # runners-up this near are compared again in float64

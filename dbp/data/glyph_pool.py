@@ -9,7 +9,7 @@ from dbp.data.glyphs import GlyphPlan, render_pool
 from dbp.data.index import Index
 from dbp.data.pool import ShardFolder
 from dbp.stage import Node, Stage
-from dbp.store import Work
+from dbp.work import Work
 
 
 @dataclass(frozen=True)

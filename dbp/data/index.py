@@ -25,7 +25,7 @@ from dbp.errors import PoolError
 from dbp.paths import expand_shards, is_remote
 from dbp.progress import log, progress
 from dbp.stage import Node, Stage, runtime
-from dbp.store import Work
+from dbp.work import Work
 
 DOTTED = "pictures not read: a dot in the key"
 DAMAGED = "damaged shards"
@@ -51,6 +51,7 @@ class Index(Stage):
     needs: ClassVar[tuple[str, ...]] = ("folder",)
     makes: ClassVar[type] = Pool
     content_named: ClassVar[bool] = True
+    opens_with: ClassVar[tuple[str, ...]] = ("folder",)
 
     uid: str
     caption: str

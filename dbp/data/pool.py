@@ -106,7 +106,9 @@ class Pool:
         """
         import pyarrow.compute as pc
 
-        rows = np.flatnonzero(pc.call_function("equal", [self.table["uid"], uid]).to_numpy(zero_copy_only=False))
+        rows = np.flatnonzero(
+            pc.call_function("equal", [self.table["uid"], uid]).to_numpy(zero_copy_only=False)
+        )
         if len(rows) == 0 and "/" in uid:
             shard, _, key = uid.partition("/")
             at = [i for i, path in enumerate(self.shards) if Path(path).stem == shard]

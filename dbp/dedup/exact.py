@@ -8,7 +8,7 @@ import numpy as np
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.stage import Stage
-from dbp.store import Work
+from dbp.work import Work
 
 
 @dataclass(frozen=True)

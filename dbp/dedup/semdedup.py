@@ -23,7 +23,7 @@ from dbp.data.missing import load_missing, reasons_of, save_missing
 from dbp.data.pool import Pool
 from dbp.progress import progress
 from dbp.stage import Stage
-from dbp.store import Work
+from dbp.work import Work
 
 TILE = 2048  # rows of a block of the triangle: 2048 x 2048 fp32 is 16 MB
 UNDECIDED = 1e-5  # rivals this near are compared again in float64

@@ -18,7 +18,7 @@ from dbp.errors import ConfigError, PoolError
 from dbp.paths import is_remote
 from dbp.progress import progress
 from dbp.stage import Stage
-from dbp.store import Work
+from dbp.work import Work
 
 
 @dataclass(frozen=True)

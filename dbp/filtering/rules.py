@@ -9,7 +9,7 @@ from dbp.config import require
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.stage import Stage
-from dbp.store import Work
+from dbp.work import Work
 
 
 @dataclass(frozen=True)

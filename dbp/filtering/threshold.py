@@ -12,7 +12,7 @@ from dbp.data.missing import reasons_of
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
 from dbp.stage import Stage
-from dbp.store import Work
+from dbp.work import Work
 
 
 @dataclass(frozen=True)

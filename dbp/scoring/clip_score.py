@@ -11,7 +11,7 @@ from dbp.data.pool import Pool
 from dbp.data.scores import Scores
 from dbp.errors import ConfigError
 from dbp.stage import Stage
-from dbp.store import Work
+from dbp.work import Work
 
 BLOCK = 65_536
 

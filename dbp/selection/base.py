@@ -15,7 +15,7 @@ from dbp.data.pool import Pool
 from dbp.errors import BudgetError
 from dbp.selection.budget import Budget
 from dbp.stage import Stage
-from dbp.store import Work
+from dbp.work import Work
 
 
 @dataclass(frozen=True)

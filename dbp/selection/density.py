@@ -24,7 +24,7 @@ from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.selection.base import Selection, by_quota, ranked_members
 from dbp.selection.quotas import allocate
-from dbp.store import Work
+from dbp.work import Work
 
 Complexity = Literal["product", "d_intra", "d_inter", "size", "equal"]
 

@@ -108,7 +108,9 @@ def test_an_axis_that_no_arm_reads_is_refused(home, swept):
 
 
 def test_arms_of_unequal_compute_are_refused(home, swept):
-    with pytest.raises(ConfigError, match="not compute-matched: train\\.samples_seen is 64 and 128"):
+    with pytest.raises(
+        ConfigError, match="not compute-matched: train\\.samples_seen is 64 and 128"
+    ):
         sweep(home, "sweep.train.samples_seen=[64,128]")
 
 

@@ -24,7 +24,7 @@ from dbp.selection.prototypes import Prototypes
 from dbp.selection.top_score import TopScore
 from dbp.selection.uniform import Uniform
 from dbp.stage import Stage
-from dbp.store import Work
+from dbp.work import Work
 
 PRESETS = sorted(file.stem for file in (config_folder() / "select").glob("*.yaml"))
 METHODS = [name for name in PRESETS if name != "none"]

@@ -14,7 +14,7 @@ from dbp.dedup import semdedup
 from dbp.dedup.exact import ExactContent
 from dbp.dedup.semdedup import SemDeDup, SimilarRows, nearest_earlier, remove_similar
 from dbp.errors import ConfigError
-from dbp.store import Work
+from dbp.work import Work
 
 
 def all_pairs(vectors: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

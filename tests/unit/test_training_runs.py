@@ -20,7 +20,8 @@ from dbp.data.keep_list import KeepList, everything
 from dbp.data.pool import Pool
 from dbp.errors import ConfigError, PoolError, StoreError
 from dbp.stage import Node, Stage
-from dbp.store import Store, Work
+from dbp.store import Store
+from dbp.work import Work
 from training.augmentation import RandomResizedCrop, Shift
 from training.checkpoint import Checkpoint
 from training.config import Model, Optimiser
