@@ -43,13 +43,13 @@ def nearest_like(store: Store, node: Node) -> tuple[Entry, list[str]] | None:
     """The artifact of the same stage that differs in the fewest fields, and those fields."""
     best: tuple[Entry, list[str]] | None = None
     ours: dict[str, Any] = {
-        f"{node.stage.name}.{k}": v for k, v in _flat(parameters(node.stage)).items()
+        f"{node.stage.name}.{k}": v for k, v in flat(parameters(node.stage)).items()
     }
     ours |= {f"input {n}": store.identity(up) for n, up in node.inputs.items()}
     for entry in store.entries():
         if entry.stage != node.stage.name:
             continue
-        theirs = {f"{entry.stage}.{k}": v for k, v in _flat(entry.manifest["parameters"]).items()}
+        theirs = {f"{entry.stage}.{k}": v for k, v in flat(entry.manifest["parameters"]).items()}
         theirs |= {f"input {n}": i["identity"] for n, i in entry.manifest["inputs"].items()}
         found = [
             f"{name}: {_short(theirs.get(name))} there, {_short(ours.get(name))} here"
@@ -112,11 +112,12 @@ def _label(node: Node) -> str:
     return f"{node.stage.name} {side}" if side else node.stage.name
 
 
-def _flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested values by full key: {train: {seed: 1}} and {train.seed: 1} mean the same."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         full = f"{path}{name}"
-        found |= _flat(value, f"{full}.") if isinstance(value, dict) else {full: value}
+        found |= flat(value, f"{full}.") if isinstance(value, dict) else {full: value}
     return found
 
 

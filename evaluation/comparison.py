@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.measures import metric_replicates
+from evaluation.measures import paired_replicates
 from evaluation.results import Result
 from evaluation.significance import percentile_interval
 from evaluation.tasks import find_task
@@ -67,7 +67,7 @@ def compare(arms: Sequence[Arm], seed: int = 0) -> dict[str, dict[str, Cell]]:
         arms: All of one suite, protocol and budget.
         seed: Of the bootstrap.
     """
-    draws = {arm.name: _replicates(arm, seed) for arm in arms if arm.runs}
+    draws = _replicates(arms, seed)
     table: dict[str, dict[str, Cell]] = {}
     for arm in arms:
         base = draws.get(arm.control or "", {})
@@ -79,27 +79,43 @@ def compare(arms: Sequence[Arm], seed: int = 0) -> dict[str, dict[str, Cell]]:
     return table
 
 
-def _replicates(arm: Arm, seed: int) -> dict[str, tuple[list[float], np.ndarray]]:
-    """For each task the seeds' values, and bootstrap replicates of their mean."""
-    values: dict[str, list[float]] = {}
-    draws: dict[str, list[np.ndarray]] = {}
-    for run in arm.runs:
-        for result in run.results:
-            task = find_task(result.task)
-            metric = task.main_metric
-            value = result.metrics.get(metric) if metric else None
-            if metric is None or value is None:
-                continue
-            values.setdefault(task.key, []).append(value)
-            draws.setdefault(task.key, []).append(
-                metric_replicates(task, metric, result.outcomes, seed=seed)
-            )
-    found = {task: (values[task], np.mean(draws[task], axis=0)) for task in values}
-    complete = [task for task in values if len(values[task]) == len(arm.runs)]
-    if complete and len(complete) == len(values):
-        means = np.mean([values[task] for task in complete], axis=0)
-        found[MEAN] = (means.tolist(), np.mean([found[task][1] for task in complete], axis=0))
-    return found
+def _replicates(
+    arms: Sequence[Arm], seed: int
+) -> dict[str, dict[str, tuple[list[float], np.ndarray]]]:
+    """For each arm and task the seeds' values, and bootstrap replicates of their mean.
+
+    An arm that lacks a task, or a seed of it, has no mean: it would be the mean of something else.
+    """
+    measured: dict[tuple[str, str], list[tuple[str, Result]]] = {}
+    for arm in arms:
+        for result in (result for run in arm.runs for result in run.results):
+            if _value(result) is not None:
+                same_set = measured.setdefault((result.task, result.set_digest), [])
+                same_set.append((arm.name, result))
+    values: dict[str, dict[str, list[float]]] = {arm.name: {} for arm in arms}
+    draws: dict[str, dict[str, list[np.ndarray]]] = {arm.name: {} for arm in arms}
+    for (key, _), found in measured.items():
+        task = find_task(key)
+        drawn = paired_replicates(task, task.main_metric or "", [r for _, r in found], seed=seed)
+        for (name, result), replicates in zip(found, drawn, strict=True):
+            values[name].setdefault(key, []).append(_value(result) or 0.0)
+            draws[name].setdefault(key, []).append(replicates)
+    tasks = list(dict.fromkeys(key for key, _ in measured))
+    table: dict[str, dict[str, tuple[list[float], np.ndarray]]] = {}
+    for arm in arms:
+        mine, row = values[arm.name], {}
+        for key in (key for key in tasks if key in mine):
+            row[key] = (mine[key], np.mean(draws[arm.name][key], axis=0))
+        if tasks and all(len(mine.get(key, ())) == len(arm.runs) for key in tasks):
+            means = np.mean([mine[key] for key in tasks], axis=0).tolist()
+            row[MEAN] = (means, np.mean([row[key][1] for key in tasks], axis=0))
+        table[arm.name] = row
+    return table
+
+
+def _value(result: Result) -> float | None:
+    metric = find_task(result.task).main_metric
+    return result.metrics.get(metric) if metric else None
 
 
 def _against(

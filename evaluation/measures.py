@@ -1,19 +1,21 @@
 """Where each kind of task finds its intervals. A new kind adds its module here."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from evaluation import retrieval, zero_shot
-from evaluation.significance import NUM_RESAMPLES, percentile_interval
+from evaluation.results import Result
+from evaluation.significance import NUM_RESAMPLES, percentile_interval, picture_draws
 from evaluation.tasks import Task
 
 REPLICATES = {
     "classification": zero_shot.replicates,
     "retrieval": retrieval.replicates,
 }
+ON_DRAWS = {"classification": zero_shot.on_draws, "retrieval": retrieval.on_draws}
 
 
 def metric_replicates(
@@ -36,6 +38,34 @@ def metric_replicates(
     generator = np.random.default_rng([seed, zlib.crc32(f"{task.key} {metric}".encode())])
     replicates = REPLICATES[task.kind]
     return replicates(outcomes, metric, num_resamples=num_resamples, generator=generator)
+
+
+def paired_replicates(
+    task: Task,
+    metric: str,
+    results: Sequence[Result],
+    *,
+    seed: int,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Float[np.ndarray, "c r"]:
+    """Compute a metric of several checkpoints, each resample the same pictures for all.
+
+    Args:
+        task: What was evaluated.
+        metric: One of those that the task reports.
+        results: Of one set and choice of pictures, with their outcomes.
+        seed: Of the bootstrap; other sets draw independently.
+        num_resamples: How many sets to draw.
+    """
+    first = results[0]
+    assert all(r.set_digest == first.set_digest for r in results), "the same pictures"
+    name = f"{task.key} {metric} {first.set_digest}"
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    blocks = picture_draws(first.num_samples, num_resamples=num_resamples, generator=generator)
+    on_draws = ON_DRAWS[task.kind]
+    return np.concatenate(
+        [[on_draws(r.outcomes, metric, drawn) for r in results] for drawn in blocks], axis=1
+    )
 
 
 def metric_intervals(

@@ -47,7 +47,8 @@ def duplicate_quality(
     kind = np.array(truth["kind"].to_pylist())
     uids = {uid: row for row, uid in enumerate(truth["uid"].to_pylist())}
     source = np.array(
-        [uids[s] if s is not None else row for row, s in enumerate(truth["source_uid"].to_pylist())]
+        # A pool that is cut from the front may hold a copy without its original.
+        [uids.get(s, row) for row, s in enumerate(truth["source_uid"].to_pylist())]
     )
     picture = truth["same_picture"].to_numpy()
     character = truth["same_character"].to_numpy()
@@ -110,17 +111,20 @@ def _recall(
     """Rows of a kind that went, and that should have gone: all but one of each group."""
     if name in ("exact", "re-encoded"):
         member = kind == {"exact": "exact", "re-encoded": "reencoded"}[name]
-        copies = np.flatnonzero(member & unseen & unseen[source])
+        has_original = source != np.arange(len(source))
+        copies = np.flatnonzero(member & has_original & unseen & unseen[source])
         # Either end of the pair may stay; the copy is found if one of them went.
         return int((removed[copies] | removed[source[copies]]).sum()), len(copies)
     originals = np.flatnonzero((kind == "original") & unseen)
     if name == "unrelated":
         return 0, 0
     group = picture if name == "same picture" else character
-    if name == "other face":  # one row a picture, so that equal pictures are not counted here again
-        _, first = np.unique(picture[originals], return_index=True)
+    is_gone = removed[originals]
+    if name == "other face":
+        # One row a picture, gone when all of its rows are, so that equal pictures do not count again.
+        _, first, at = np.unique(picture[originals], return_index=True, return_inverse=True)
+        is_gone = np.bincount(at, ~is_gone, len(first)) == 0
         originals = originals[first]
-    numbers, sizes = np.unique(group[originals], return_counts=True)
-    at = np.searchsorted(numbers, group[originals])
-    went = np.bincount(at, removed[originals], len(numbers))
+    numbers, at, sizes = np.unique(group[originals], return_inverse=True, return_counts=True)
+    went = np.bincount(at, is_gone, len(numbers))
     return int(np.minimum(went, sizes - 1).sum()), int((sizes - 1).sum())

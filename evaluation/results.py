@@ -68,7 +68,7 @@ class Result:
         """Write it as one line of JSON, without the outcomes."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "outcomes"}
         # A NaN token is not JSON; it is written as null.
-        return json.dumps(_without_nan(values), allow_nan=False)
+        return json.dumps(without_nan(values), allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,10 @@ def _write_beside(path: Path, write: Callable[[BinaryIO], object]) -> None:
     beside.replace(path)
 
 
-def _without_nan(value: object) -> object:
+def without_nan(value: object) -> object:
+    """A value with null in place of every number that JSON cannot write."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+        return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
+        return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,7 +14,7 @@ Source:
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 
 from evaluation.significance import resample_counts
 from evaluation.similarity import distinct_rows, score
@@ -103,24 +103,38 @@ def replicates(
 
     Captions of one picture are not independent, so they are never drawn apart.
     """
-    name, k = metric.split("@")
-    text_hit = outcomes["text_rank"] < int(k)
-    image_hits = outcomes["image_rank"] < int(k)
-    num_pictures = len(text_hit)
-    owner = outcomes["caption_picture"]
-    hits = np.bincount(owner[image_hits], minlength=num_pictures)
-    captions = np.bincount(owner, minlength=num_pictures)
-    kinds, counts = np.unique(
-        np.stack([text_hit.astype(np.int64), hits, captions], axis=1), axis=0, return_counts=True
+    weights, counts = np.unique(_hits(outcomes, metric), axis=0, return_counts=True)
+    return resample_counts(
+        counts,
+        lambda drawn: _recall(metric, drawn @ weights, len(outcomes["text_rank"])),
+        num_resamples=num_resamples,
+        generator=generator,
     )
 
-    def statistic(drawn: Int[np.ndarray, "r u"]) -> Float[np.ndarray, " r"]:
-        text_sum, image_sum, caption_sum = (drawn @ kinds).T
-        text, image = text_sum / num_pictures, image_sum / caption_sum
-        return {
-            "text_retrieval_recall": text,
-            "image_retrieval_recall": image,
-            "mean_recall": (text + image) / 2,
-        }[name]
 
-    return resample_counts(counts, statistic, num_resamples=num_resamples, generator=generator)
+def on_draws(
+    outcomes: Mapping[str, np.ndarray], metric: str, drawn: Float32[np.ndarray, "r n"]
+) -> Float[np.ndarray, " r"]:
+    """Compute a metric on given draws: how often each picture is taken in each."""
+    sums = drawn @ _hits(outcomes, metric).astype(np.float32)
+    return _recall(metric, sums.astype(np.float64), drawn.shape[1])
+
+
+def _hits(outcomes: Mapping[str, np.ndarray], metric: str) -> Int[np.ndarray, "n 3"]:
+    """For each picture: whether it is a hit, how many of its captions are, how many it has."""
+    k = int(metric.split("@")[1])
+    owner = outcomes["caption_picture"]
+    num_pictures = len(outcomes["text_rank"])
+    image_hits = np.bincount(owner[outcomes["image_rank"] < k], minlength=num_pictures)
+    captions = np.bincount(owner, minlength=num_pictures)
+    text_hit = (outcomes["text_rank"] < k).astype(np.int64)
+    return np.stack([text_hit, image_hits, captions], axis=1)
+
+
+def _recall(metric: str, sums: np.ndarray, num_pictures: int) -> Float[np.ndarray, " r"]:
+    text, image = sums[:, 0] / num_pictures, sums[:, 1] / sums[:, 2]
+    return {
+        "text_retrieval_recall": text,
+        "image_retrieval_recall": image,
+        "mean_recall": (text + image) / 2,
+    }[metric.split("@")[0]]

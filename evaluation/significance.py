@@ -11,10 +11,10 @@ This is test-sample noise. Training noise (other seeds) is not in it. A metric o
 interval of no width here: the bootstrap cannot see what never occurred.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Float32, Int, Shaped
 
 NUM_RESAMPLES = 1_000
 LEVEL = 0.95
@@ -59,6 +59,26 @@ def mean_replicates(
         num_resamples=num_resamples,
         generator=generator,
     )
+
+
+def picture_draws(
+    num_pictures: int,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    generator: np.random.Generator,
+) -> Iterator[Float32[np.ndarray, "b n"]]:
+    """How often each picture is drawn in each resample, in blocks of resamples.
+
+    For what is compared on the same pictures: one draw must serve all, or what they share in luck does
+    not cancel. Equal seeds of the shortcut above do not do that.
+    """
+    step = max(1, _BLOCK // num_pictures)
+    for start in range(0, num_resamples, step):
+        block = [
+            np.bincount(generator.integers(num_pictures, size=num_pictures), minlength=num_pictures)
+            for _ in range(min(step, num_resamples - start))
+        ]
+        yield np.array(block, np.float32)  # exact: counts and their sums are far below 2**24
 
 
 def class_recall_replicates(

@@ -181,6 +181,23 @@ def replicates(
     return mean_replicates(hits, num_resamples=num_resamples, generator=generator)
 
 
+def on_draws(
+    outcomes: Mapping[str, np.ndarray], metric: str, drawn: Float32[np.ndarray, "r n"]
+) -> Float[np.ndarray, " r"]:
+    """Compute a metric on given draws: how often each picture is taken in each."""
+    if metric != "mean_per_class_recall":
+        hits = outcomes["rank"] < {"acc1": 1, "acc5": 5}[metric]
+        return (drawn @ hits.astype(np.float32)).astype(np.float64) / drawn.shape[1]
+    labels = outcomes["label"]
+    order = np.argsort(labels, kind="stable")
+    starts = np.unique(labels[order], return_index=True)[1]
+    is_right = (outcomes["predicted"] == labels)[order].astype(np.float32)
+    sizes = np.add.reduceat(drawn[:, order], starts, axis=1)
+    right = np.add.reduceat(drawn[:, order] * is_right, starts, axis=1)
+    recalls = right.astype(np.float64) / np.maximum(sizes, 1)
+    return recalls.sum(axis=1) / (sizes > 0).sum(axis=1)
+
+
 def _fill(template: str, name: str) -> str:
     try:
         return template.format(c=name)

@@ -4,15 +4,21 @@ All state is in the store, so a killed sweep goes on from what was finished, and
 the same artifact both end well.
 """
 
-import multiprocessing
 import os
+import threading
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 from dbp.errors import DbpError
+from dbp.stage import Node
 from dbp.store import Store
 from slurm.plan import Point, stages
+
+DIED = "its process died, twice: killed, as when memory runs out (then lower train.batch_size)"
 
 
 def run_points(
@@ -29,37 +35,55 @@ def run_points(
     Returns:
         Key of each failed point's evaluation -> why it failed; the other points are run all the same.
     """
-    waiting = [p for p in points if store.entry(p.last) is None]
+    by_key = {str(store.key(p.last)): p for p in points if store.entry(p.last) is None}
     failures: dict[str, str] = {}
+    ended = 0
 
-    def done(point: Point, reason: str | None, number: int) -> None:
+    def done(point: Point, reason: str | None) -> None:
+        nonlocal ended
+        ended += 1
         if reason:
             failures[str(store.key(point.last))] = reason
-        say(f"[{number}/{len(waiting)}] {point.label} seed {point.seed}: {reason or 'done'}")
+        say(f"[{ended}/{len(by_key)}] {point.label} seed {point.seed}: {reason or 'done'}")
 
+    waiting = list(by_key.values())
     if workers <= 1 or len(waiting) <= 1:
-        for number, point in enumerate(waiting, 1):
-            done(point, _attempt(point, store), number)
+        for point in waiting:
+            done(point, attempt(store, point.last))
         return failures
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, _quiet, (threads,)) as pool:
-        jobs = [
-            (p, pool.apply_async(_run, (_container(p), str(store.root), str(store.runs))))
-            for p in waiting
-        ]
-        for number, (point, job) in enumerate(jobs, 1):
-            try:
-                reason = job.get()
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-            done(point, reason, number)
+    # A process that dies takes the work of its siblings with it: they go on one by one, so that the
+    # point that kills its process (out of memory, mostly) is known, and is the only one that fails.
+    for point in _run_apart(waiting, store, workers, done):
+        if _run_apart([point], store, 1, done):
+            done(point, DIED)
     return failures
 
 
-def _attempt(point: Point, store: Store) -> str | None:
+def _run_apart(
+    points: Sequence[Point], store: Store, workers: int, done: Callable[[Point, str | None], None]
+) -> list[Point]:
+    """Run points in processes of their own; return those that a dying process left undone."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (threads,))
+    undone: list[Point] = []
     try:
-        store.get(point.last)
+        where = (str(store.root), str(store.runs))
+        jobs = {pool.submit(_run, _container(point), *where): point for point in points}
+        for job in as_completed(jobs):
+            try:
+                done(jobs[job], job.result())
+            except BrokenProcessPool:
+                undone.append(jobs[job])
+    finally:  # on an interrupt, too: what has not begun does not begin
+        pool.shutdown(cancel_futures=True)
+    return undone
+
+
+def attempt(store: Store, *nodes: Node) -> str | None:
+    """Build nodes; return why it failed, if it did."""
+    try:
+        for node in nodes:
+            store.get(node)
     except DbpError as error:
         return f"{type(error).__name__}: {error}"
     except Exception:  # a bug in one arm must not stop the others; its trace is the message
@@ -76,16 +100,23 @@ def _container(point: Point) -> dict[str, Any]:
     return found
 
 
-def _quiet(threads: int) -> None:
+def _begin(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed sweep leaves no process behind: without its parent one would wait for work forever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run(container: dict[str, Any], root: str, runs: str) -> str | None:
     from omegaconf import OmegaConf
 
-    config = OmegaConf.create(container)
-    point = Point("", {}, config, stages(config))
-    return _attempt(point, Store(root, runs))
+    return attempt(Store(root, runs), stages(OmegaConf.create(container))["evaluate"])

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dbp.config import require
+from dbp.errors import ConfigError
+from dbp.plan import flat
 
 
 @dataclass(frozen=True)
@@ -15,13 +17,16 @@ class SweepSettings:
         name: Folder of the sweep's tables, and their title.
         arms: Name -> settings; one arm of the config as it stands where none is given.
         axes: Key -> values; every arm is run at every point of the axes that it reads.
-        encoder: Settings of a run that is trained first, whose checkpoint becomes every arm's encoder.
+        encoder: Settings of a run that is trained first; its checkpoint becomes the encoder of every
+            use that names no weights of its own.
         control: The arm that differences are taken from.
         notes: Lines that stand above the table.
         workers: Processes that train side by side; `auto` is one a core up to four where there is no
             GPU, each with one thread, else one.
         plots: Draw the figures.
-        unequal_compute: Allow arms whose steps, batch or model differ.
+        unequal_compute: Allow arms whose steps, batch, model or evaluation differ.
+        rehearsal: For smoke runs: keys (and all below them) that arms and axes may not change; of
+            the other axes only the first value is taken.
     """
 
     name: str
@@ -33,6 +38,7 @@ class SweepSettings:
     workers: int | Literal["auto"] = "auto"
     plots: bool = True
     unequal_compute: bool = False
+    rehearsal: list[str] | None = None
 
     def num_workers(self) -> int:
         """How many processes `workers` means on this machine."""
@@ -48,8 +54,13 @@ class SweepSettings:
         Raises:
             ConfigError: A value is out of range.
         """
-        for given in (self.arms, self.axes, self.encoder or {}):
-            require(isinstance(given, dict), "sweep", given, "mappings of names to settings")
+        for name, given in self.arms.items():
+            require(
+                given is None or isinstance(given, dict),
+                f"sweep.arms.{name}",
+                given,
+                "a mapping of settings",
+            )
         require(
             self.workers == "auto" or self.workers >= 1,
             "sweep.workers",
@@ -65,10 +76,59 @@ class SweepSettings:
             )
 
 
-def flat(settings: dict[str, Any] | None, path: str = "") -> dict[str, Any]:
-    """Nested settings by full key: {train: {seed: 1}} and {train.seed: 1} mean the same."""
-    found: dict[str, Any] = {}
-    for name, value in (settings or {}).items():
-        key = f"{path}{name}"
-        found |= flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
-    return found
+@dataclass(frozen=True)
+class Grid:
+    """The arms and axes of one sweep, by full keys.
+
+    Args:
+        arms: Name -> settings.
+        axes: Key -> values.
+    """
+
+    arms: dict[str, dict[str, Any]]
+    axes: dict[str, list[Any]]
+
+    @classmethod
+    def of(
+        cls, settings: SweepSettings, said: dict[str, list[Any]], base: list[str], alone: str
+    ) -> "Grid":
+        """The grid of an experiment and of what a person said.
+
+        Args:
+            settings: Of the experiment.
+            said: Axes of the command line; they replace the experiment's of the same key.
+            base: The other settings of the command line.
+            alone: Name of the one arm of a sweep without arms. Where `select` is an axis, its values
+                are the arms.
+
+        Raises:
+            ConfigError: A setting of the command line has no effect.
+        """
+        arms = {name: flat(given or {}) for name, given in settings.arms.items()}
+        axes = {k: list(v) for k, v in flat(settings.axes).items()} | said
+        if not arms:
+            methods = axes.pop("select", [])
+            arms = {str(m): {"select": m} for m in methods} or {alone: {}}
+        if settings.rehearsal is not None:
+            held = settings.rehearsal
+            arms = {name: _without(given, held) for name, given in arms.items()}
+            axes = {key: values[:1] for key, values in _without(axes, held).items()}
+        for key in (argument.partition("=")[0] for argument in base):
+            if key in axes and key not in said:
+                raise ConfigError(
+                    f"{key} is an axis of this sweep, with values {axes[key]}, so one value has no "
+                    f"effect. Say sweep.{key}=[…] to change them."
+                )
+            if all(key in given for given in arms.values()):
+                raise ConfigError(
+                    f"{key} has no effect: every arm of this sweep sets it. Say it of one arm "
+                    "(sweep.arms), or make it an axis of a sweep without arms."
+                )
+        return cls(arms, axes)
+
+
+def _without(settings: dict[str, Any], held: list[str]) -> dict[str, Any]:
+    def is_held(key: str) -> bool:
+        return any(key == h or key.startswith((f"{h}.", f"{h}@")) for h in held)
+
+    return {key: value for key, value in settings.items() if not is_held(key)}

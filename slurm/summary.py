@@ -1,16 +1,20 @@
 """What a sweep tells at its end: the table, what was planted and found, the ledger, the plots."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dbp.data.keep_list import KeepList
+from dbp.data.pool import Pool
+from dbp.lineage import lineage
 from dbp.store import Store
 from evaluation import report
-from evaluation.comparison import Arm, Run, compare
-from slurm.plan import SEED, Plan, Point
+from evaluation.comparison import Arm, Cell, Run, compare
+from evaluation.results import without_nan
+from slurm.plan import Plan, Point
 from slurm.settings import SweepSettings
 
 
@@ -19,16 +23,16 @@ def write_summary(
     store: Store,
     settings: SweepSettings,
     failures: dict[str, str],
-    common: dict[str, Any],
+    encoder: Mapping[str, str],
     out: Path,
-) -> None:
-    """Print the table and write table.md, table.csv, results.jsonl, ledger.md and the plots into `out`."""
+) -> list[Arm]:
+    """Print the table; write table.md, table.csv, JSON and the plots into `out`; return the arms."""
     arms = collect_arms(plan, store, failures, settings.control)
     cells = compare([arm for arm in arms if arm.runs])
     heading, rows = report.table_rows(arms, cells, settings.control)
-    planted, planted_lines = planted_report(plan, store, common)
-    ledger, ledger_lines = cost_ledger(plan, store, common)
-    notes = [*planted["notes"], *settings.notes, *verdict_notes(arms, cells)]
+    planted, planted_lines = planted_report(plan, store, encoder)
+    ledger, ledger_lines = cost_ledger(plan, store, encoder)
+    notes = [*planted["notes"], *settings.notes, *verdict_notes(arms, cells, settings.control)]
     for note in notes:
         print(note)
     print()
@@ -53,11 +57,12 @@ def write_summary(
     report.write(out / "table.csv", report.csv_text(arms, cells))
     report.write(out / "results.jsonl", report.json_lines(arms))
     report.write(out / "ledger.json", json.dumps(ledger, indent=1))
-    report.write(out / "planted.json", json.dumps(planted, indent=1, default=float))
+    report.write(out / "planted.json", json.dumps(without_nan(planted), indent=1))
     if settings.plots and cells:
         from slurm.figures import draw_all
 
         draw_all(plan, store, arms, cells, settings, out)
+    return arms
 
 
 def collect_arms(plan: Plan, store: Store, failures: dict[str, str], control: str) -> list[Arm]:
@@ -76,19 +81,9 @@ def collect_arms(plan: Plan, store: Store, failures: dict[str, str], control: st
             found = store.get(point.last)
             runs.append(Run(point.seed, found.results, _facts(point, store)))
             reasons += [f"{failure.task}: {failure.reason}" for failure in found.failures]
-        arms.append(Arm(label, runs, control_of(plan, label, control), reasons))
+        arms.append(Arm(label, runs, plan.control_of(label, control), reasons))
     store.loaded.clear()
     return arms
-
-
-def control_of(plan: Plan, label: str, control: str) -> str | None:
-    """The control's label at the same point of the axes that both arms read."""
-    here = next(point for point in plan.points if point.label == label)
-    for point in plan.points:
-        shared = (set(point.axes) & set(here.axes)) - {SEED}
-        if point.arm == control and all(point.axes[a] == here.axes[a] for a in shared):
-            return point.label
-    return None
 
 
 def _facts(point: Point, store: Store) -> dict[str, Any]:
@@ -112,18 +107,23 @@ def _facts(point: Point, store: Store) -> dict[str, Any]:
     }
 
 
-def verdict_notes(arms: list[Arm], cells: dict[str, Any]) -> list[str]:
+def verdict_notes(arms: list[Arm], cells: dict[str, dict[str, Cell]], control: str) -> list[str]:
     """What a reader must know before reading the numbers."""
-    least = min((len(arm.runs) for arm in arms if arm.runs), default=0)
+    shown = [cell for by_task in cells.values() for cell in by_task.values()]
     notes = []
-    if least < 2:
+    if any(cell.difference_interval for cell in shown):
+        notes.append(
+            "Bold (**): the 95 % interval of the difference to the control, over test pictures and "
+            "seeds, excludes nil; not corrected for the number of cells."
+        )
+    elif any(cell.difference is not None for cell in shown):
         notes.append(
             "One seed an arm: checkpoints can be told apart, methods cannot. Nothing is bold."
         )
-    else:
+    elif len(arms) > 1:
         notes.append(
-            f"Bold (**): the 95 % interval of the difference to the control, over test pictures and "
-            f"{least} or more seeds, excludes nil; not corrected for the number of cells."
+            f"No differences: no other arm has a finished control {control!r} at its point of the axes "
+            "(sweep.control names the arm). Nothing is bold."
         )
     broken = [arm.name for arm in arms if arm.failures]
     if broken:
@@ -132,7 +132,7 @@ def verdict_notes(arms: list[Arm], cells: dict[str, Any]) -> list[str]:
 
 
 def planted_report(
-    plan: Plan, store: Store, common: dict[str, Any]
+    plan: Plan, store: Store, encoder: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
     """What was planted in a glyphs pool, and how much of it dedup and CLIP score found."""
     from dbp.config import build
@@ -148,10 +148,14 @@ def planted_report(
 
     from evaluation.planted import area_under_roc, duplicate_quality
 
-    shown = pool_config.plan
-    notes = [
+    pools = {p.nodes["index"].inputs["folder"].stage: None for p in plan.points if _glyphs(p)}
+    shares = [
         f"Glyphs pool of {shown.num_pairs:,} pairs. Planted: {shown.exact_copies:.0%} exact copies, "
-        f"{shown.reencoded_copies:.0%} re-encoded copies, {shown.swapped_captions:.0%} swapped captions.",
+        f"{shown.reencoded_copies:.0%} re-encoded copies, {shown.swapped_captions:.0%} swapped captions."
+        for shown in (stage.plan for stage in pools)
+    ]
+    notes = [
+        *shares,
         "What wins here depends on what was planted: these rankings do not transfer to web data.",
     ]
     folder = store.folder(pool_config.truth())
@@ -159,7 +163,7 @@ def planted_report(
     truth = pq.read_table(folder / "truth.parquet").slice(
         0, store.get(point.nodes["index"]).num_rows
     )
-    unseen = _unseen(store, common, truth.num_rows)
+    unseen = _unseen(store, encoder, store.get(point.nodes["index"]))
     found: dict[str, Any] = {"notes": notes, "rows unseen by the encoder": int(unseen.sum())}
     lines = [f"On the {int(unseen.sum()):,} rows that the encoder was not trained on:"]
     scored = store.entry(point.nodes["score"])
@@ -184,8 +188,9 @@ def planted_report(
             f"dedup at epsilon {epsilon}: kind, recall, and share of the removed rows whose twin is of that kind"
         )
         for row in quality:
+            recall = f"{row['recall']:.1%}" if row["to remove"] else "-"
             lines.append(
-                f"  {row['kind']:<20} recall {row['recall']:6.1%} ({row['removed']:,} of "
+                f"  {row['kind']:<20} recall {recall:>6} ({row['removed']:,} of "
                 f"{row['to remove']:,})   of removed {row['share of removed']:6.1%} "
                 f"({row['removed rows by twin']:,})"
             )
@@ -193,19 +198,19 @@ def planted_report(
     return found, lines
 
 
-def _unseen(store: Store, common: dict[str, Any], num_rows: int) -> np.ndarray:
+def _unseen(store: Store, encoder: Mapping[str, str], pool: Pool) -> np.ndarray:
     """Rows of the pool that the trained encoder's keep list does not hold; all without one."""
-    unseen = np.ones(num_rows, bool)
-    checkpoint = common.get("encoder.score.checkpoint")
-    if checkpoint:
+    unseen = np.ones(pool.num_rows, bool)
+    if checkpoint := encoder.get("checkpoint"):
         manifest = json.loads((Path(checkpoint).parent / "manifest.json").read_text())
         keep = KeepList.load(store.find(manifest["inputs"]["keep"]["key"]).folder)
-        unseen[keep.rows] = False
+        if keep.pool_digest == pool.digest:
+            unseen[keep.rows] = False
     return unseen
 
 
 def cost_ledger(
-    plan: Plan, store: Store, common: dict[str, Any]
+    plan: Plan, store: Store, encoder: Mapping[str, str]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Seconds of every artifact that the sweep rests on, each once, with the number of runs that share it."""
     rows: dict[str, dict[str, Any]] = {}
@@ -225,9 +230,7 @@ def cost_ledger(
         )
         row["runs"] += 1
 
-    if checkpoint := common.get("encoder.score.checkpoint"):
-        from dbp.lineage import lineage
-
+    if checkpoint := encoder.get("checkpoint"):
         for entry in lineage(store, store.find(Path(checkpoint).parent.name)):
             add(entry, "encoder")
     for point in plan.points:
