@@ -22,6 +22,7 @@ VERBS = {
     "gc": "dbp.show",
     "export": "dbp.export",
 }
+HYDRA = ("curate", "train", "evaluate")  # modules that are Hydra programs of their own, too
 ABOUT = {
     "curate": "from a pool to a keep list",
     "train": "curate, then train CLIP on the keep list",
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(verb: str, rest: list[str]) -> int:
-    if any(flag in rest for flag in ("-m", "--multirun")):
+    if verb in HYDRA and any(flag in rest for flag in ("-m", "--multirun")):
         os.execv(sys.executable, [sys.executable, "-m", VERBS[verb], *rest])
     module_name = VERBS[verb]
     if module_name == "dbp.show" or verb == "export":
@@ -92,7 +93,7 @@ def _run(verb: str, rest: list[str]) -> int:
 
     folders, print_only, keys = _flags(rest)
     if verb == "sweep":
-        return importlib.import_module(module_name).main(keys, folders) or 0
+        return importlib.import_module(module_name).main(keys, folders, print_only)
     config = compose(verb, overrides(keys), folders)
     if print_only:
         from omegaconf import OmegaConf

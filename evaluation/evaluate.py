@@ -28,7 +28,7 @@ def run_suite(
     root: str | Path,
     *,
     checkpoint: str | None = None,
-    config: str | None = None,
+    config: str | dict[str, Any] | None = None,
     pretrained: str | None = None,
     random_weights: bool = False,
     device: str = "cpu",
@@ -60,24 +60,27 @@ def run_suite(
 
 def run(config: Any) -> int:
     """Do what `dbp evaluate` does with a composed config; return 1 if a task failed."""
+    from dbp.config import build
     from dbp.curate import open_store
     from dbp.encoders.base import pick_device
     from dbp.progress import progress
-    from evaluation.stage import sets_node
+    from evaluation.stage import Evaluate, sets_node
     from evaluation.table import format_results
+    from training.config import Model
 
+    settings: Evaluate = build(config.evaluate, Evaluate, "evaluate")
+    model: Model = build(config.model, Model, "model")
     checkpoint = find_checkpoint(config)
     beside = checkpoint.parent / "open_clip_config.json" if checkpoint else None
-    described = config.model.config or (str(beside) if beside and beside.exists() else None)
+    described = model.described() or (str(beside) if beside and beside.exists() else None)
     if config.dry_run:
-        print("\n".join(task.key for task in resolve_suite(_suite(config))))
+        print("\n".join(task.key for task in resolve_suite(settings.suite)))
         return 0
     sets = open_store(config).get(sets_node(config))
     home = Path(config.paths.runs) / "evaluations" / (config.name or _name(checkpoint, config))
-    settings = config.evaluate
     results, failures = run_suite(
-        None if described else config.model.name,
-        _suite(config),
+        None if described else model.name,
+        settings.suite,
         sets.folder,
         checkpoint=str(checkpoint) if checkpoint else None,
         config=described,
@@ -90,7 +93,7 @@ def run(config: Any) -> int:
         max_templates=settings.max_templates,
         seed=settings.seed,
         precision=settings.precision,
-        protocols=(config.protocol,),
+        protocols=(settings.protocol,),
         progress=progress,
     )
     print(format_results(results, failures))
@@ -115,6 +118,10 @@ def find_checkpoint(config: Any) -> Path | None:
             "no weights to evaluate: give checkpoint=FILE (an open_clip state dict), checkpoint=KEY "
             "(a run of ours), or model.name=NAME pretrained=TAG"
         )
+    if config.pretrained:
+        raise ConfigError(
+            f"checkpoint={named!r} and pretrained={config.pretrained!r} name two sets of weights. Give one."
+        )
     path = Path(str(named))
     if path.is_dir():
         path = path / "weights.pt"
@@ -138,10 +145,6 @@ def _name(checkpoint: Path | None, config: Any) -> str:
     if checkpoint is None:
         return f"{config.model.name}-{config.pretrained}"
     return file_digest(checkpoint, "checkpoint")[:16]
-
-
-def _suite(config: Any) -> Any:
-    return config.suite if isinstance(config.suite, str) else list(config.suite)
 
 
 if __name__ == "__main__":

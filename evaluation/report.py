@@ -31,7 +31,10 @@ def table_rows(
     for arm in arms:
         if not arm.runs:
             reason = arm.failures[0].strip().splitlines()[-1] if arm.failures else "unfinished"
-            rows.append([arm.name, "0", f"no result: {reason}"[:60]] + [""] * (len(heading) - 3))
+            reason = f"no result: {reason}".replace("|", "/")[
+                :60
+            ]  # a bar would end a Markdown cell
+            rows.append([arm.name, "0", reason] + [""] * (len(heading) - 3))
             continue
         facts = arm.runs[0].facts
         row = [

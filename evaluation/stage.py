@@ -105,6 +105,12 @@ class Evaluate(Stage):
         require(
             self.limit is None or self.limit > 0, "limit", self.limit, "above 0, or null for all"
         )
+        require(
+            self.max_templates is None or (self.max_templates > 0 and self.limit is not None),
+            "max_templates",
+            self.max_templates,
+            "above 0 and beside a limit, or null for all prompts",
+        )
 
     def run(self, work: Work, checkpoint: Any, sets: Any) -> dict[str, Any]:
         from dbp.encoders.base import pick_device

@@ -13,7 +13,7 @@ Source:
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 
 from dbp.errors import ConfigError, nearest
 from evaluation.significance import class_recall_replicates, mean_replicates

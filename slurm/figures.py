@@ -58,10 +58,11 @@ def draw_all(
     )
     clusters: Clusters = store.get(dense.nodes["cluster"])
     shown = {label: next(p for p in plan.points if p.label == label) for label in plan.labels}
+    pool_key = store.key(dense.nodes["index"])  # rows of another pool are other samples
     kept = {
         label: _kept_sizes(clusters, store.get(p.nodes["select"]))
         for label, p in shown.items()
-        if store.entry(p.nodes["select"])
+        if store.key(p.nodes["index"]) == pool_key and store.entry(p.nodes["select"])
     }
     plots.sizes_before_after(clusters.sizes, dict(list(kept.items())[:8]), out / "sizes.png")
     _draw_pictures(dense, store, clusters, arrays["complexity"], out / "pictures.png")
@@ -127,7 +128,6 @@ def _draw_pictures(
 
 def pool_image(pool: Pool, row: Any) -> Image.Image:
     """A row's picture, or a grey square where it cannot be decoded."""
-
     try:
         return pool.image(int(row))
     except Undecodable:

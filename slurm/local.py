@@ -4,6 +4,7 @@ All state is in the store, so a killed sweep goes on from what was finished, and
 the same artifact both end well.
 """
 
+import contextlib
 import os
 import threading
 import traceback
@@ -51,32 +52,40 @@ def run_points(
         for point in waiting:
             done(point, attempt(store, point.last))
         return failures
-    # A process that dies takes the work of its siblings with it: they go on one by one, so that the
-    # point that kills its process (out of memory, mostly) is known, and is the only one that fails.
-    for point in _run_apart(waiting, store, workers, done):
-        if _run_apart([point], store, 1, done):
-            done(point, DIED)
+    while waiting:
+        undone = _run_apart(waiting, store, workers, done)
+        # A process that dies takes the work of its siblings with it. The point that killed it is among
+        # the first undone, which go on one by one, so that it is known and fails alone.
+        suspects, waiting = undone[: workers + 1], undone[workers + 1 :]
+        for point in suspects:
+            if _run_apart([point], store, 1, done):
+                done(point, DIED)
     return failures
 
 
 def _run_apart(
     points: Sequence[Point], store: Store, workers: int, done: Callable[[Point, str | None], None]
 ) -> list[Point]:
-    """Run points in processes of their own; return those that a dying process left undone."""
+    """Run points in processes of their own; return those that a dying process left undone, in order."""
     threads = max(1, (os.cpu_count() or 1) // workers)
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (threads,))
-    undone: list[Point] = []
+    undone = {str(store.key(point.last)): point for point in points}
     try:
-        where = (str(store.root), str(store.runs))
-        jobs = {pool.submit(_run, _container(point), *where): point for point in points}
+        jobs = {}
+        with contextlib.suppress(BrokenProcessPool):
+            for key, point in undone.items():
+                jobs[pool.submit(_run, _container(point), str(store.root), str(store.runs))] = key
         for job in as_completed(jobs):
             try:
-                done(jobs[job], job.result())
+                reason = job.result()
             except BrokenProcessPool:
-                undone.append(jobs[job])
+                continue
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+            done(undone.pop(jobs[job]), reason)
     finally:  # on an interrupt, too: what has not begun does not begin
         pool.shutdown(cancel_futures=True)
-    return undone
+    return list(undone.values())
 
 
 def attempt(store: Store, *nodes: Node) -> str | None:

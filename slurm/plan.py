@@ -278,7 +278,7 @@ def check_compute(plan: Plan, unequal: bool) -> None:
     epochs = next((e for p in plan.points if (e := p.config.train.epochs) is not None), None)
     if epochs is not None and len(plan.labels) > 1:
         raise ConfigError(
-            f"train.epochs={epochs} gives each arm as many steps as its kept rows make, so arms are "
+            f"train.epochs={epochs:g} gives each arm as many steps as its kept rows make, so arms are "
             "not compute-matched. Give train.samples_seen, or say sweep.unequal_compute=true if that "
             "is the point."
         )

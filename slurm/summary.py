@@ -1,18 +1,22 @@
 """What a sweep tells at its end: the table, what was planted and found, the ledger, the plots."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
+from dbp.data.glyph_pool import RenderGlyphs
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.lineage import lineage
+from dbp.stage import Node
 from dbp.store import Store
 from evaluation import report
 from evaluation.comparison import Arm, Cell, Run, compare
+from evaluation.planted import area_under_roc, duplicate_quality
 from evaluation.results import without_nan
 from slurm.plan import Plan, Point
 from slurm.settings import SweepSettings
@@ -134,40 +138,26 @@ def verdict_notes(arms: list[Arm], cells: dict[str, dict[str, Cell]], control: s
 def planted_report(
     plan: Plan, store: Store, encoder: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """What was planted in a glyphs pool, and how much of it dedup and CLIP score found."""
-    from dbp.config import build
-    from dbp.data.glyph_pool import GlyphPool
+    """What was planted in a glyphs pool, and how much of it dedup and CLIP score found.
 
-    point = next(
-        (p for p in plan.points if p.config.dedup._target_.endswith("SemDeDup")), plan.points[0]
-    )
-    pool_config = build(point.config.pool, path="pool")
-    if not isinstance(pool_config, GlyphPool):
+    It is counted at the first point that removes near duplicates, in its pool.
+    """
+    points = [p for p in plan.points if _render(p)]
+    if not points:
         return {"notes": []}, []
-    import pyarrow.parquet as pq
-
-    from evaluation.planted import area_under_roc, duplicate_quality
-
-    pools = {p.nodes["index"].inputs["folder"].stage: None for p in plan.points if _glyphs(p)}
-    shares = [
-        f"Glyphs pool of {shown.num_pairs:,} pairs. Planted: {shown.exact_copies:.0%} exact copies, "
-        f"{shown.reencoded_copies:.0%} re-encoded copies, {shown.swapped_captions:.0%} swapped captions."
-        for shown in (stage.plan for stage in pools)
-    ]
-    notes = [
-        *shares,
-        "What wins here depends on what was planted: these rankings do not transfer to web data.",
-    ]
-    folder = store.folder(pool_config.truth())
+    point = next((p for p in points if _is_semantic(p)), points[0])
+    pool: Pool = store.get(point.nodes["index"])
+    render = _render(point)
+    folder = store.folder(render) if render else None
     assert folder is not None
-    truth = pq.read_table(folder / "truth.parquet").slice(
-        0, store.get(point.nodes["index"]).num_rows
-    )
-    unseen = _unseen(store, encoder, store.get(point.nodes["index"]))
-    found: dict[str, Any] = {"notes": notes, "rows unseen by the encoder": int(unseen.sum())}
+    truth = pq.read_table(folder / "truth.parquet").slice(0, pool.num_rows)
+    unseen = _unseen(store, encoder, pool)
+    found: dict[str, Any] = {
+        "notes": _shares(points),
+        "rows unseen by the encoder": int(unseen.sum()),
+    }
     lines = [f"On the {int(unseen.sum()):,} rows that the encoder was not trained on:"]
-    scored = store.entry(point.nodes["score"])
-    if scored:
+    if store.entry(point.nodes["score"]):
         values = store.get(point.nodes["score"]).values
         at = unseen & ~np.isnan(values)
         area = area_under_roc(values[at], ~np.array(truth["caption_swapped"].to_pylist())[at])
@@ -175,27 +165,48 @@ def planted_report(
         lines.append(
             f"CLIP score tells true from swapped captions with area under the ROC curve {area:.3f}"
         )
-    deduped = store.entry(point.nodes["dedup"])
-    if deduped and point.config.dedup._target_.endswith("SemDeDup"):
+    if _is_semantic(point) and store.entry(point.nodes["dedup"]):
         keep: KeepList = store.get(point.nodes["dedup"])
-        decisions = keep.decisions.sort_by("row")
-        removed = ~keep.mask
-        twin = decisions["related_row"].fill_null(-1).to_numpy()
-        quality = duplicate_quality(truth, removed, twin, unseen)
-        found["dedup"] = quality
-        epsilon = point.config.dedup.epsilon
-        lines.append(
-            f"dedup at epsilon {epsilon}: kind, recall, and share of the removed rows whose twin is of that kind"
-        )
-        for row in quality:
-            recall = f"{row['recall']:.1%}" if row["to remove"] else "-"
-            lines.append(
-                f"  {row['kind']:<20} recall {recall:>6} ({row['removed']:,} of "
-                f"{row['to remove']:,})   of removed {row['share of removed']:6.1%} "
-                f"({row['removed rows by twin']:,})"
-            )
+        twin = keep.decisions.sort_by("row")["related_row"].fill_null(-1).to_numpy()
+        found["dedup"] = duplicate_quality(truth, ~keep.mask, twin, unseen)
+        lines += _quality_lines(found["dedup"], point.config.dedup.epsilon)
     store.loaded.clear()
     return found, lines
+
+
+def _render(point: Point) -> Node | None:
+    """The stage that renders a glyphs pool, if it is one."""
+    node = point.nodes["index"].inputs.get("folder")
+    return node if node is not None and isinstance(node.stage, RenderGlyphs) else None
+
+
+def _is_semantic(point: Point) -> bool:
+    return point.config.dedup._target_.endswith("SemDeDup")
+
+
+def _shares(points: Sequence[Point]) -> list[str]:
+    """What was planted in each pool of a sweep, and what it means for the numbers."""
+    plans = dict.fromkeys(node.stage.plan for p in points if (node := _render(p)))  # type: ignore[attr-defined]
+    return [
+        *(
+            f"Glyphs pool of {plan.num_pairs:,} pairs. Planted: {plan.exact_copies:.0%} exact copies, "
+            f"{plan.reencoded_copies:.0%} re-encoded copies, {plan.swapped_captions:.0%} swapped captions."
+            for plan in plans
+        ),
+        "What wins here depends on what was planted: these rankings do not transfer to web data.",
+    ]
+
+
+def _quality_lines(quality: list[dict[str, Any]], epsilon: float) -> list[str]:
+    return [
+        f"dedup at epsilon {epsilon}: kind, recall, and share of the removed rows whose twin is of that kind",
+        *(
+            f"  {row['kind']:<20} recall {row['recall']:6.1%} ({row['removed']:,} of "
+            f"{row['to remove']:,})   of removed {row['share of removed']:6.1%} "
+            f"({row['removed rows by twin']:,})"
+            for row in quality
+        ),
+    ]
 
 
 def _unseen(store: Store, encoder: Mapping[str, str], pool: Pool) -> np.ndarray:

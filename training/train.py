@@ -10,7 +10,7 @@ from typing import Any
 
 from dbp.config import build
 from dbp.curate import open_store, read, recipe
-from dbp.plan import print_plan
+from dbp.plan import check_budget, print_plan, require_upstream
 from training.checkpoint import Checkpoint
 from training.config import Model
 from training.stage import Train
@@ -33,6 +33,9 @@ def run(config: Any) -> Checkpoint | None:
     if config.dry_run:
         print_plan(store, node)
         return None
+    if config.upstream == "require":
+        require_upstream(store, node)
+    check_budget(store, nodes)
     checkpoint = store.get(node)
     print(
         f"trained {checkpoint.name} for {checkpoint.samples_seen:,} samples: checkpoint "

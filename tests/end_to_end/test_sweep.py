@@ -114,6 +114,28 @@ def test_arms_of_unequal_compute_are_refused(home, swept):
         sweep(home, "sweep.train.samples_seen=[64,128]")
 
 
+def test_arms_of_unequal_evaluation_are_refused(home, swept):
+    with pytest.raises(ConfigError, match="not compute-matched: evaluate\\.limit is 40 and 20"):
+        sweep(home, "sweep.evaluate.limit=[40,20]")
+
+
+def test_an_arm_that_fails_is_in_the_table_and_the_others_go_on(home, swept, capsys):
+    greedy = "+sweep.arms.greedy={select:uniform,budget:{num_kept:10000,keep_fraction:null}}"
+    assert sweep(home, greedy, "sweep.name=greedy", "sweep.plots=false") == 1
+    assert "finished, with failures in greedy" in capsys.readouterr().out
+    table = (home / "runs" / "sweeps" / "greedy" / "table.md").read_text()
+    assert "| greedy | 0 | no result: BudgetError: cannot keep 10,000 rows" in table
+    assert "With failures: greedy." in table
+    lines = (home / "runs" / "sweeps" / "greedy" / "results.jsonl").read_text().splitlines()
+    assert {json.loads(line)["arm"] for line in lines} == {
+        "unpruned", "uniform", "clip score", "ssp", "dbp"
+    }  # fmt: skip
+
+
+def test_a_pool_cut_from_the_front_is_summed_up(home, swept):
+    assert sweep(home, "pool.max_samples=300", "sweep.name=cut") == 0
+
+
 def test_an_axis_on_the_command_line_needs_a_list():
     assert divide(["sweep.seed=[0,1]", "seed=3"]) == (["seed=3"], {"seed": [0, 1]})
     with pytest.raises(ConfigError, match="an axis takes a list of values"):

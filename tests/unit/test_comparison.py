@@ -1,33 +1,27 @@
 """Arms compared, and what was planted scored, against hand-made cases and scikit-learn."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from evaluation.comparison import MEAN, Arm, Run, compare
+from evaluation import retrieval, zero_shot
+from evaluation.comparison import MEAN, Arm, Cell, Run, compare
 from evaluation.planted import area_under_roc, duplicate_quality
 from evaluation.results import Result
+from evaluation.significance import picture_draws
 
 
-def result(correct: np.ndarray, task: str = "glyphs/letters") -> Result:
-    from evaluation import zero_shot
-
-    outcomes = {
-        "label": np.zeros(len(correct), np.int64),
-        "predicted": np.where(correct, 0, 1),
-        "label_rank": np.where(correct, 0, 7),
-    }
-    made = zero_shot.outcomes(
-        np.where(correct[:, None], [[1.0, 0.0]], [[0.0, 1.0]]).astype(np.float32),
-        np.zeros(len(correct), np.int64),
-        "corrected",
-    )
-    assert set(made) >= set(outcomes) & set(made)
+def result(correct: np.ndarray, task: str = "glyphs/letters", digest: str = "d") -> Result:
+    labels = np.zeros(len(correct), np.int64)
+    logits = np.where(correct[:, None], [[1.0, 0.0]], [[0.0, 1.0]]).astype(np.float32)
     return Result(
         task=task, protocol="corrected", metrics={"acc1": float(correct.mean())}, intervals={},
         num_samples=len(correct), limit=None, checkpoint=None, model="m", samples_seen=1,
-        precision="fp32", versions={}, set_digest="d", seed=0, outcomes=made,
+        precision="fp32", versions={}, set_digest=digest, seed=0,
+        outcomes=zero_shot.outcomes(logits, labels, "corrected"),
     )  # fmt: skip
 
 
@@ -62,6 +56,89 @@ def test_one_seed_gives_a_difference_and_no_verdict():
     assert cell.difference == pytest.approx(0.4, abs=1e-3)
     assert cell.difference_interval is None
     assert not cell.is_separate
+
+
+def seeds(name: str, *corrects: np.ndarray, digest: str = "d") -> Arm:
+    runs = [Run(i, [result(c, digest=digest)], {}) for i, c in enumerate(corrects)]
+    return Arm(name, runs, control="uniform")
+
+
+def reach(cell: Cell) -> float:
+    low, high = cell.difference_interval or (0, 0)
+    return (high - low) / 2
+
+
+def test_arms_are_compared_on_the_same_pictures():
+    # Every seed alike, so that only the noise of the pictures is in the interval.
+    n = 2000
+    first = np.arange(n) < n // 2
+    control = seeds("uniform", first, first)
+    cells = compare([control, seeds("same", first, first), seeds("other", ~first, ~first)])
+    assert reach(cells["same"]["glyphs/letters"]) == 0
+    # Hits minus misses are 1 or -1 on every picture: standard error 1 / sqrt(n).
+    assert reach(cells["other"]["glyphs/letters"]) == pytest.approx(1.96 / np.sqrt(n), rel=0.1)
+    apart = compare([control, seeds("other", first, first, digest="other pictures")])
+    # Other pictures share no luck: the errors of two rates of one half add.
+    assert reach(apart["other"]["glyphs/letters"]) == pytest.approx(
+        1.96 * np.sqrt(2 * 0.25 / n), rel=0.1
+    )
+
+
+def test_seeds_that_err_on_other_pictures_steady_the_mean():
+    n = 2000
+    first = np.arange(n) < n // 2
+    cells = compare([seeds("alike", first, first), seeds("apart", first, ~first)])
+    low, high = cells["alike"]["glyphs/letters"].interval
+    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.25 / n), rel=0.1)
+    assert cells["apart"]["glyphs/letters"].interval == (0.5, 0.5)
+
+
+def test_welch_intervals_of_seeds_are_scipys():
+    from scipy.stats import ttest_ind
+
+    n, rates = 10_000, ([0.50, 0.53, 0.49], [0.60, 0.68])
+    hits = [[np.arange(n) < round(rate * n) for rate in side] for side in rates]
+    cells = compare([seeds("uniform", *hits[0]), seeds("few", *hits[1])])
+    theirs = ttest_ind(rates[1], rates[0], equal_var=False).confidence_interval(0.95)
+    by_seeds = (theirs.high - theirs.low) / 2
+    paired = np.mean(hits[1], axis=0) - np.mean(hits[0], axis=0)
+    by_pictures = 1.96 * paired.std() / np.sqrt(n)
+    assert reach(cells["few"]["glyphs/letters"]) == pytest.approx(
+        np.hypot(by_seeds, by_pictures), rel=1e-3
+    )
+
+
+def test_an_arm_that_lacks_a_task_has_no_mean():
+    hits = np.arange(100) < 50
+    both = [result(hits), result(hits, "glyphs/letters_shift")]
+    whole = Arm("uniform", [Run(0, both, {})], "uniform")
+    cells = compare([whole, Arm("part", [Run(0, both[:1], {})], "uniform")])
+    assert MEAN in cells["uniform"]
+    assert set(cells["part"]) == {"glyphs/letters"}
+
+
+@pytest.mark.parametrize("metric", ["acc1", "mean_per_class_recall", "mean_recall@1"])
+def test_a_metric_on_the_draw_of_every_picture_once_is_the_metric(metric):
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(300, 7)).astype(np.float32)
+    module: Any = zero_shot
+    outcomes = zero_shot.outcomes(logits, generator.choice([0, 2, 5], 300))
+    values = zero_shot.metrics(outcomes, 7)
+    if metric == "mean_recall@1":
+        module, owner = retrieval, np.sort(np.r_[np.arange(300), generator.integers(300, size=90)])
+        pictures = logits / np.linalg.norm(logits, axis=1, keepdims=True)
+        captions = pictures[owner] + 0.3 * generator.normal(size=(390, 7)).astype(np.float32)
+        outcomes = retrieval.outcomes(pictures, captions, owner)
+        values = retrieval.metrics(outcomes)
+    once = np.ones((2, 300), np.float32)
+    assert module.on_draws(outcomes, metric, once) == pytest.approx([values[metric]] * 2)
+    picks = np.random.default_rng(1)
+    drawn = np.concatenate(list(picture_draws(300, num_resamples=2000, generator=picks)))
+    assert (drawn.sum(axis=1) == 300).all()
+    paired = module.on_draws(outcomes, metric, drawn)
+    quick = module.replicates(outcomes, metric, num_resamples=2000, generator=picks)
+    assert paired.mean() == pytest.approx(quick.mean(), abs=0.003)
+    assert paired.std() == pytest.approx(quick.std(), rel=0.1)
 
 
 def test_the_control_has_no_difference_to_itself():
@@ -110,3 +187,24 @@ def test_rows_that_the_encoder_has_seen_do_not_count():
     unseen = np.array([True, False])
     rows = duplicate_quality(truth, np.array([False, True]), np.array([-1, 0]), unseen)
     assert all(row["to remove"] == 0 for row in rows)
+
+
+def test_a_copy_whose_original_was_cut_off_asks_for_nothing():
+    truth = pa.table({
+        "uid": ["a", "b"], "kind": ["original", "exact"], "source_uid": [None, "z"],
+        "same_picture": [0, 1], "same_character": [0, 1],
+    })  # fmt: skip
+    rows = duplicate_quality(truth, np.zeros(2, bool), np.array([-1, -1]), np.ones(2, bool))
+    assert all(row["to remove"] == 0 for row in rows)
+
+
+def test_a_picture_that_stays_as_its_homoglyph_does_not_count_as_another_face_that_went():
+    # rows: 0 a, 1 its homoglyph, 2 a in another face; 0 went, its picture stays as row 1.
+    truth = pa.table({
+        "uid": list("abc"), "kind": ["original"] * 3, "source_uid": [None] * 3,
+        "same_picture": [0, 0, 1], "same_character": [0, 1, 0],
+    })  # fmt: skip
+    removed, twin = np.array([True, False, False]), np.array([1, -1, -1])
+    rows = {r["kind"]: r for r in duplicate_quality(truth, removed, twin, np.ones(3, bool))}
+    assert (rows["same picture"]["removed"], rows["same picture"]["to remove"]) == (1, 1)
+    assert (rows["other face"]["removed"], rows["other face"]["to remove"]) == (0, 1)
