@@ -81,11 +81,3 @@ class GlyphPool:
         """The index of the rendered shards."""
         index = Index(uid="key", caption="txt", max_pixels=10**6, max_samples=self.max_samples)
         return index.bind(folder=RenderGlyphs(self.plan).bind())
-
-    def tasks(self) -> Node:
-        """The evaluation sets."""
-        return RenderTasks.of(self.plan).bind()
-
-    def truth(self) -> Node:
-        """What was planted, beside the shards."""
-        return RenderGlyphs(self.plan).bind()
