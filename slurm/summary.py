@@ -201,7 +201,7 @@ def _quality_lines(quality: list[dict[str, Any]], epsilon: float) -> list[str]:
     return [
         f"dedup at epsilon {epsilon}: kind, recall, and share of the removed rows whose twin is of that kind",
         *(
-            f"  {row['kind']:<20} recall {row['recall']:6.1%} ({row['removed']:,} of "
+            f"  {row['kind']:<20} recall {_percent(row['recall']):>6} ({row['removed']:,} of "
             f"{row['to remove']:,})   of removed {row['share of removed']:6.1%} "
             f"({row['removed rows by twin']:,})"
             for row in quality
@@ -265,3 +265,7 @@ def cost_ledger(
             f"{seconds / max(whole, 1e-9):>6.1%}"
         )
     return list(rows.values()), lines
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None or np.isnan(share) else f"{share:.1%}"

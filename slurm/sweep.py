@@ -68,6 +68,7 @@ def main(arguments: list[str], config_dirs: list[str], print_only: bool = False)
     failures |= run_points(ready, store, settings.num_workers(), print)
     out = Path(config.paths.runs) / "sweeps" / settings.name
     out.mkdir(parents=True, exist_ok=True)
+    store.say = lambda line: None  # what follows only reads
     arms = write_summary(plan, store, settings, failures, encoder, out)
     broken = ", ".join(arm.name for arm in arms if arm.failures)
     print(
