@@ -48,6 +48,7 @@ TOGETHER = {
     ("Model", "config"): {"config": {"embed_dim": 1, "vision_cfg": {}, "text_cfg": {}}},
     ("Train", "loggers"): {"loggers": (Csv(),)},
     ("Evaluate", "suite"): {"suite": "glyphs"},
+    ("Evaluate", "max_templates"): {"max_templates": 1, "limit": 5},
     # A file's content enters the key and its path does not; tested apart.
     ("OpenClip", "checkpoint"): None,
     ("OpenClip", "config"): None,
