@@ -196,3 +196,14 @@ def test_an_interpolation_of_nothing_is_named(said) -> None:
     assert status == 1
     assert message.startswith("ConfigError: ")
     assert "nowhere" in message
+
+
+def test_a_reader_that_closes_the_pipe_early_is_no_error():
+    import subprocess
+    import sys
+
+    found = subprocess.run(
+        f"{sys.executable} -m dbp --help | true; exit ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (found.returncode, found.stderr) == (0, "")
