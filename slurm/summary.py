@@ -202,7 +202,7 @@ def _quality_lines(quality: list[dict[str, Any]], epsilon: float) -> list[str]:
         f"dedup at epsilon {epsilon}: kind, recall, and share of the removed rows whose twin is of that kind",
         *(
             f"  {row['kind']:<20} recall {_percent(row['recall']):>6} ({row['removed']:,} of "
-            f"{row['to remove']:,})   of removed {row['share of removed']:6.1%} "
+            f"{row['to remove']:,})   of removed {_percent(row['share of removed']):>6} "
             f"({row['removed rows by twin']:,})"
             for row in quality
         ),
