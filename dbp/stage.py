@@ -69,8 +69,6 @@ class Stage:
             raise TypeError(f"{type(self).__name__} needs {sorted(missing)}")
         return Node(self, {name: node for name, node in inputs.items() if node is not None})
 
-    on = bind
-
 
 @dataclass(frozen=True, eq=False)
 class Node:
