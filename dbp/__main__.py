@@ -21,7 +21,14 @@ VERBS = {
     "ls": "dbp.show",
     "gc": "dbp.show",
     "export": "dbp.export",
+    "import": "dbp.importing",
+    "uids": "dbp.uids",
+    "parts": "dbp.parts_verb",
+    "rehearse": "dbp.rehearse",
+    "tune": "dbp.tuning",
+    "compat": "dbp.compat",
 }
+LIGHT = ("show", "why", "ls", "gc", "export", "uids", "compat", "tune")  # do not read the config
 HYDRA = ("curate", "train", "evaluate")  # modules that are Hydra programs of their own, too
 ABOUT = {
     "curate": "from a pool to a keep list",
@@ -32,7 +39,13 @@ ABOUT = {
     "why": "why a sample stayed or went",
     "ls": "what the store holds",
     "gc": "what may go (says so; removes with delete=true)",
-    "export": "a keep list for other tools",
+    "export": "a keep list, shards or vectors for other tools",
+    "import": "keep lists, vectors and clusters of other tools",
+    "uids": "union, intersection, difference and overlap of uid lists",
+    "parts": "long stages part by part, for any scheduler",
+    "rehearse": "a curation of a synthetic pool of any size",
+    "tune": "what temperatures would do, from a finished keep list",
+    "compat": "the original repository's three scripts",
 }
 
 
@@ -87,18 +100,20 @@ def _run(verb: str, rest: list[str]) -> int:
     if verb in HYDRA and any(flag in rest for flag in ("-m", "--multirun")):
         os.execv(sys.executable, [sys.executable, "-m", VERBS[verb], *rest])
     module_name = VERBS[verb]
-    if module_name == "dbp.show" or verb == "export":
+    if verb in LIGHT:
         return importlib.import_module(module_name).main(verb, rest) or 0
     import logging
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("dbp").setLevel(logging.INFO)
     logging.getLogger().setLevel(logging.WARNING)
+    if verb == "import":
+        return importlib.import_module(module_name).main(verb, rest) or 0
     from dbp.command_line import overrides
     from dbp.config import compose
 
     folders, print_only, keys = _flags(rest)
-    if verb == "sweep":
+    if verb in ("sweep", "parts", "rehearse"):
         return importlib.import_module(module_name).main(keys, folders, print_only)
     config = compose(verb, overrides(keys), folders)
     if print_only:
@@ -154,9 +169,10 @@ def _help(verb: str) -> str:
     spec = importlib.util.find_spec(VERBS[verb].split(".")[0])
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    path = Path(next(iter(spec.submodule_search_locations)), VERBS[verb].split(".")[1] + ".py")
+    path = Path(next(iter(spec.submodule_search_locations)), VERBS[verb].split(".")[1])
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     about = ast.get_docstring(ast.parse(path.read_text())) or ABOUT[verb]
-    if verb in ("show", "why", "ls", "gc", "export"):
+    if verb in (*LIGHT, "parts", "import", "rehearse"):
         return about
     from dbp.command_line import help_text
 

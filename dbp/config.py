@@ -124,7 +124,13 @@ def _cast(value: Any, hint: Any, path: str) -> Any:
             raise ConfigError(f"{path}={value!r}: it must be a mapping of names to values")
         return dict(value)
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else build(value, hint, path)  # type: ignore[arg-type]
+        kind: Any = hint
+        made = value if isinstance(value, kind) else build(value, kind, path)
+        if not isinstance(made, kind):
+            raise ConfigError(
+                f"{path} is a {type(made).__name__}; it must be a {kind.__name__}. Choose options that fit."
+            )
+        return made
     return _cast_scalar(value, hint, path)
 
 

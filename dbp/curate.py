@@ -10,88 +10,88 @@ until the store is asked for a result, and then only what is missing.
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from dbp.clustering.kmeans import KMeans
+from dbp.clustering.together import assign_together, with_others
 from dbp.config import build, require
 from dbp.data.keep_list import KeepList, everything
 from dbp.data.pool import Pool
-from dbp.encoders.base import Encoder, Modality
+from dbp.dedup.borders import BorderLoss, Borders
+from dbp.dedup.semdedup import SemDeDup
+from dbp.encoders.base import Encoder
 from dbp.encoders.embed import Embed
 from dbp.errors import ConfigError
-from dbp.selection.base import NoSelection
+from dbp.narrowing import Narrowing
+from dbp.runners import PartsSettings
+from dbp.settings import Curation, read
 from dbp.stage import Node, Stage
 from dbp.store import Store
-from dbp.work import Work
 
-WAYS = ("prune_ratio", "keep_fraction", "num_kept")
-UNTIL = ("index", "dedup", "score", "filter", "cluster", "select")
+UNTIL = ("index", "embed", "dedup", "score", "filter", "centroids", "cluster", "borders", "select")
 
 
 @dataclass(frozen=True)
-class Encoders:
-    """The encoder of each use; they may differ."""
-
-    dedup: Encoder
-    cluster: Encoder
-    score: Encoder
-
-
-@dataclass(frozen=True)
-class Curation:
-    """What curation reads of the config: a slot each."""
-
-    pool: Any
-    encoder: Encoders
-    dedup: Stage
-    score: Stage
-    filter: Stage
-    cluster: Any
-    select: Stage
-    base: Literal["pool", "dedup", "filtered"]
-
-
-@dataclass(frozen=True)
-class ValidRows(Stage):
+class ValidRows(Narrowing):
     """The rows with a caption and an image of sound header; the others go with their reason."""
 
     name: ClassVar[str] = "valid"
+    version: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("pool",)
-    makes: ClassVar[type] = KeepList
 
-    def run(self, work: Work, pool: Pool) -> dict[str, Any]:
-        rows = everything(pool.digest, pool.is_valid, pool.column("reason"))
-        rows.save(work.folder)
-        return {"rows": pool.num_rows, "kept": rows.num_kept}
+    def decide(self, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
+        return everything(pool.digest, pool.is_valid, pool.index.codes("reason")), {}
 
 
 def recipe(curation: Curation) -> dict[str, Node]:
     """The graph of stages, by what each makes. `select` is the keep list."""
     pool = curation.pool.node()
     rows = ValidRows().bind(pool=pool)
+    use = curation.encoder
 
-    def vectors(encoder: Encoder, modality: Modality) -> dict[str, Node | None]:
+    def vectors(encoder: Encoder, modality: str) -> dict[str, Node | None]:
         sides: tuple[Literal["image", "text"], ...] = ("image", "text")
+        wanted = sides if modality not in sides else (modality,)
         return {
-            side: Embed(encoder, side).bind(pool=pool) if modality in (side, "joint") else None
+            side: Embed(encoder, side, curation.rows_per_part).bind(pool=pool)
+            if side in wanted
+            else None
             for side in sides
         }
 
-    use = curation.encoder
-    similar = None
-    if "similar" in curation.dedup.needs:
-        dedup: Any = curation.dedup
-        similar = _bind(
-            dedup.comparison(), rows=rows, pool=pool, **vectors(use.dedup, dedup.modality)
-        )
-    deduped = _bind(curation.dedup, rows=rows, pool=pool, similar=similar)
+    def clustered(stage: Stage, rows: Node, encoder: Encoder) -> tuple[Node | None, Node]:
+        """A clustering's centroids, where it fits them itself, and the clustering."""
+        have = {"rows": rows, "pool": pool, **vectors(encoder, getattr(stage, "modality", "image"))}
+        centroids = _bind(stage.fitting(), **have) if isinstance(stage, KMeans) else None
+        return centroids, _bind(stage, centroids=centroids, **have)
 
     scores = _bind(curation.score, pool=pool, **vectors(use.score, "joint"))
-    filtered = _bind(curation.filter, rows=deduped, pool=pool, scores=scores)
+
+    similar = borders = None
+    dedup = curation.dedup
+    if isinstance(dedup, SemDeDup):
+        _, fine = clustered(dedup.clustering(), rows, use.dedup)
+        similar = _bind(
+            dedup.comparison(),
+            rows=rows,
+            pool=pool,
+            clusters=fine,
+            scores=scores if dedup.keep == "score" else None,
+            **vectors(use.dedup, dedup.modality),
+        )
+        borders = _bind(
+            Borders(),
+            rows=rows,
+            pool=pool,
+            clusters=fine,
+            **vectors(use.dedup, dedup.clustering().modality),
+        )
+    deduped = _bind(dedup, rows=rows, pool=pool, similar=similar)
+
+    filtered = _bind(
+        curation.filter, rows=deduped, pool=pool, scores=scores, **vectors(use.score, "image")
+    )
 
     survivors = {"pool": rows, "dedup": deduped, "filtered": filtered}
-    clusters = _bind(
-        curation.cluster,
-        rows=survivors[curation.cluster.on],
-        **vectors(use.cluster, curation.cluster.modality),
-    )
+    centroids, clusters = clustered(curation.cluster, survivors[curation.cluster.on], use.cluster)
 
     keep = _bind(
         curation.select,
@@ -101,12 +101,14 @@ def recipe(curation: Curation) -> dict[str, Node]:
         scores=scores,
         clusters=clusters,
     )
+    optional = {"centroids": centroids, "borders": borders}
     return {
         "index": pool,
         "valid": rows,
         "dedup": deduped,
         "score": scores,
         "filter": filtered,
+        **{name: node for name, node in optional.items() if node},
         "cluster": clusters,
         "select": keep,
     }
@@ -117,47 +119,34 @@ def _bind(stage: Stage, **have: Node | None) -> Node:
     return stage.bind(**{name: have[name] for name in stage.needs})
 
 
-def read(config: Any) -> Curation:
-    """Build and check what curation reads of a composed config.
-
-    Raises:
-        ConfigError: A setting is wrong; it names the full key.
-    """
-    from omegaconf import OmegaConf
-
-    select: Any = None
-    given = config.get("budget") or {}
-    if config.until != "select" and not any(given.get(name) for name in WAYS):
-        budget, base, select = None, "dedup", NoSelection()  # what stops earlier needs no budget
-    elif "budget" in config and config.select.get("_target_", "").endswith("NoSelection"):
-        budget, base = None, "dedup"
-    else:
-        from dbp.selection.budget import Budget
-
-        budget = build(config.budget, Budget, "budget")
-        base = budget.of
-    if OmegaConf.is_missing(config.pool, "shards"):
-        raise ConfigError(
-            "pool.shards is not set. Name the tars: pool.shards='folder/{00000..00099}.tar'. "
-            "To see the tool work without data of your own: pool=glyphs."
-        )
-    encoders = {use: build(node, path=f"encoder.{use}") for use, node in config.encoder.items()}
-    return Curation(
-        pool=build(config.pool, path="pool"),
-        encoder=Encoders(**encoders),
-        dedup=build(config.dedup, path="dedup"),
-        score=build(config.score, path="score"),
-        filter=build(config.filter, path="filter"),
-        cluster=build(config.cluster, path="cluster"),
-        select=select
-        or build(config.select, path="select", **({"budget": budget} if budget else {})),
-        base=base,
-    )
-
-
 def open_store(config: Any, say: Any = print) -> Store:
     """The store that a config names."""
-    return Store(config.paths.store, config.paths.runs, say)
+    runner = build(config.parts, PartsSettings, "parts").build() if "parts" in config else None
+    return Store(config.paths.store, config.paths.runs, say, runner)
+
+
+def _wanted(nodes: dict[str, Node], until: str) -> list[Node]:
+    """The nodes that `until` names; for `embed` every encoding that the keep list rests on.
+
+    Raises:
+        ConfigError: This recipe makes no such artifact.
+    """
+    if until == "embed":
+        every = [*nodes["select"].lineage(), *nodes["cluster"].lineage()]
+        return list(dict.fromkeys(node for node in every if isinstance(node.stage, Embed)))
+    if until not in nodes:
+        raise ConfigError(
+            f"until={until}: this recipe makes none. centroids need cluster=kmeans, borders dedup=semdedup."
+        )
+    return [nodes[until]]
+
+
+def _clusterings(nodes: dict[str, Node], until: str) -> list[Node]:
+    """The coarse clustering and those that `cluster.also` asks for; none where it asks for none."""
+    others = getattr(nodes["cluster"].stage, "also", ())
+    if not others or until not in ("cluster", "select"):
+        return []
+    return with_others(nodes["cluster"], others, nodes["centroids"])
 
 
 def run(config: Any) -> KeepList | None:
@@ -170,16 +159,22 @@ def run(config: Any) -> KeepList | None:
     )
     nodes = recipe(read(config))
     store = open_store(config)
-    wanted = nodes[config.until]
+    *before, wanted = _wanted(nodes, config.until)
     if config.dry_run:
-        print_plan(store, wanted)
+        print_plan(store, *before, *_clusterings(nodes, config.until), wanted)
         return None
     if config.upstream == "require":
         require_upstream(store, wanted)
     if config.until == "select":
         check_budget(store, nodes)
+    for node in before:
+        store.get(node)
+    assign_together(store, _clusterings(nodes, config.until))
     result = store.get(wanted)
     where = store.folder(wanted)
+    if isinstance(result, BorderLoss):
+        for line in result.lines():
+            print(line)
     if not isinstance(result, KeepList):
         print(f"{config.until} {store.key(wanted)} in {where} ({store.work_done()})")
         return None

@@ -1,6 +1,5 @@
 """What an artifact in the store rests on, found again from manifests."""
 
-from dbp.data.index import Index
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.errors import StoreError
@@ -31,12 +30,13 @@ def open_keep_list(store: Store, key: str) -> tuple[Entry, KeepList]:
         StoreError: The artifact is no keep list.
     """
     entry = store.find(key)
-    if not (entry.folder / "decisions.parquet").exists():
+    keep = store.open(entry.key)
+    if not isinstance(keep, KeepList):
         raise StoreError(
             f"{key} is the artifact of stage {entry.stage}, no keep list. `dbp ls stage=select` "
             "lists keep lists."
         )
-    return entry, KeepList.load(entry.folder)
+    return entry, keep
 
 
 def open_pool_of(store: Store, entry: Entry) -> Pool:
@@ -46,24 +46,8 @@ def open_pool_of(store: Store, entry: Entry) -> Pool:
         StoreError: Its index is no longer in the store.
     """
     for upstream in lineage(store, entry):
-        if upstream.stage == Index.name:
-            made = upstream.manifest
-            shards = made["runtime"].get("shards") or ""
-            rendered = made["inputs"].get("folder")
-            if rendered:
-                home = store.find(rendered["key"]).folder
-                paths = [str(path) for path in sorted((home / "shards").glob("*.tar"))]
-            else:
-                from dbp.paths import expand_shards
-
-                try:
-                    paths = expand_shards(shards)
-                except Exception:  # the index answers although the shards are away
-                    paths = [str(shards)]
-            parameters = made["parameters"]
-            return Pool.load(
-                upstream.folder, paths, parameters["caption"], parameters["max_pixels"]
-            )
+        if upstream.stage == "index":
+            return store.open(upstream.key)
     raise StoreError(
         f"the index that {entry.key} rests on is no longer in {store.root}. Index the pool again "
         "with dbp curate … until=index."

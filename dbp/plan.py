@@ -1,42 +1,175 @@
 """What a run would do: every stage, whether it is there, and what sets it apart from one that is."""
 
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from dbp.advice import advice
+from dbp.amounts import bytes_text, count_text, flops_text, seconds_text
+from dbp.data.embeddings import Embeddings
 from dbp.data.keep_list import KeepList
+from dbp.effort import Effort, Timing, vector_bytes
 from dbp.errors import BudgetError, StoreError
+from dbp.outlook import Outlook, needed_for, same_once
 from dbp.stage import Node, parameters
 from dbp.store import Entry, Store
 
+PROBE = 2.0  # seconds that measuring the machine may take, and as much again if stages differ in threads
+HEAD = ("stage", "key", "state", "rows", "read", "written", "FLOP", "time", "memory", "bound by")
+WIDTH = 100  # columns of a terminal that the plan fits into
+TOGETHER = "\N{NO-BREAK SPACE}"  # a difference is not broken into two lines
 
-def print_plan(store: Store, wanted: Node) -> None:
-    """Print one line per stage: key, reused or to build, rows, expected seconds and bytes."""
+
+@dataclass(frozen=True)
+class Line:
+    """One stage of a plan."""
+
+    node: Node
+    key: str | None
+    entry: Entry | None
+    is_needed: bool
+    rows: str = "-"
+    effort: Effort | None = None
+    timing: Timing | None = None
+    like: tuple[Entry, list[str]] | None = None
+
+    @property
+    def is_to_build(self) -> bool:
+        return self.is_needed and self.entry is None
+
+    def cells(self) -> tuple[str, ...]:
+        """What the table says of it."""
+        key = self.key[:12] if self.key else "after index"
+        head = (_label(self.node), key)
+        if not self.is_to_build:
+            size = bytes_text(self.entry.bytes) if self.entry else "-"
+            state = "reused" if self.entry else "not used"
+            return (*head, state, self.rows, "-", size, "-", "-", "-", "")
+        effort, timing = self.effort, self.timing
+        if effort is None or timing is None:
+            seconds, size, bound = "-", "-", "not known"
+            if self.like:
+                entry, _ = self.like
+                size, bound = bytes_text(entry.bytes), f"as {entry.key[:12]}"
+                seconds = seconds_text(entry.manifest["seconds"])
+            return (*head, "build", self.rows, "-", size, "-", seconds, "-", bound)
+        return (
+            *head,
+            "build",
+            self.rows,
+            bytes_text(effort.bytes_read),
+            bytes_text(effort.bytes_written),
+            flops_text(effort.flops) if effort.flops else "-",
+            "-" if timing.seconds is None else seconds_text(timing.seconds),
+            bytes_text(effort.memory),
+            timing.bound_by if timing.seconds is not None else f"{timing.bound_by}?",
+        )
+
+
+def print_plan(store: Store, *wanted: Node) -> None:
+    """Print what a run would do, stage by stage, and what it would cost on this machine.
+
+    Bytes, operations and memory follow from rows, width and k; seconds from the machine's rates, measured
+    now. What is not known is not guessed. Nothing is written into the store.
+    """
     with store.steady():
-        for node in wanted.lineage():
-            print(describe(store, node))
-        missing = [node for node in wanted.lineage() if store.entry(node) is None]
-    print(f"{len(missing)} to build, {len(wanted.lineage()) - len(missing)} reused in {store.root}")
+        outlook = Outlook(store)
+        lines = plan(outlook, wanted)
+        table = [HEAD, *(line.cells() for line in lines)]
+        table += [total(lines)] if any(line.is_to_build for line in lines) else []
+        for text in as_table(table):
+            print(text)
+        for note in notes(outlook, lines):
+            wrapped = textwrap.fill(
+                note, WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+            )
+            print(wrapped.replace(TOGETHER, " "))
+    to_build = sum(line.is_to_build for line in lines)
+    reused = sum(line.entry is not None for line in lines)
+    print(f"{to_build} to build, {reused} reused in {store.root}")
 
 
-def describe(store: Store, node: Node) -> str:
-    """One line of a plan."""
-    key = store.key(node)
-    name = _label(node)
-    if key is None:
-        return f"{name:<14} {'key known after index':<24} to build"
-    entry = store.entry(node)
-    if entry is not None:
-        rows = entry.manifest["counts"].get("rows")
-        size = f"{entry.bytes / 1e6:,.1f} MB"
-        return f"{name:<14} {key:<24} reused    {rows or 0:>12,} rows  {size}"
-    like = nearest_like(store, node)
-    if like is None:
-        return f"{name:<14} {key:<24} to build  nothing like it yet: seconds and bytes not known"
-    other, differences = like
-    seconds, size = other.manifest["seconds"], other.bytes / 1e6
+def plan(outlook: Outlook, wanted: Sequence[Node]) -> list[Line]:
+    """A line for each artifact that some nodes rest on, inputs first."""
+    store, lines = outlook.store, []
+    wanted = same_once(wanted)
+    needed = needed_for(store, wanted)
+    in_memory: set[Node] = set()  # vectors that were read or written just before
+    for node in dict.fromkeys(up for last in wanted for up in last.lineage()):
+        key, entry = store.key(node), store.entry(node)
+        line = Line(node, key, entry, node in needed, _rows(outlook, node, entry))
+        if not line.is_to_build:
+            lines.append(line)
+            continue
+        like = nearest_like(store, node) if key else None
+        effort = outlook.effort(node)
+        timing = None
+        if effort is not None:
+            machine = outlook.machine(node, PROBE)
+            vectors = {up for up in node.inputs.values() if _holds_vectors(up)}
+            timing = effort.on(machine, bool(vectors) and vectors <= in_memory)
+            size = sum(_vector_bytes(outlook, up) for up in vectors | {node})
+            if size < machine.memory_free / 2:
+                in_memory |= vectors | {node}
+        lines.append(replace(line, effort=effort, timing=timing, like=like))
+    return lines
+
+
+def notes(outlook: Outlook, lines: Sequence[Line]) -> Iterator[str]:
+    """What sets stages apart from those that are there, what was assumed, and advice."""
+    efforts = {line.node: line.effort for line in lines if line.effort and line.is_to_build}
+    to_build = {line.node for line in lines if line.is_to_build}
+    for line in lines:
+        if line.like and line.node in to_build:
+            other, found = line.like
+            # What an input differs in stands at that input's own line, if it is to be built, too.
+            follow = {f"input {name}:" for name, up in line.node.inputs.items() if up in to_build}
+            own = [item for item in found if not any(item.startswith(name) for name in follow)]
+            differ = "; ".join(item.replace(" ", TOGETHER) for item in own)
+            took = seconds_text(other.manifest["seconds"])
+            if own:
+                yield f"{_label(line.node)}: {other.key[:12]} ({took}) differs in {differ}"
+    if unknown := {
+        line.timing.bound_by for line in lines if line.timing and line.timing.seconds is None
+    }:
+        yield (
+            f"?: how long {' and '.join(sorted(unknown))} will take is not known: the store holds no such run "
+            "to go by, or its disk cannot be tried"
+        )
+    most = max(efforts, key=lambda node: efforts[node].flops, default=None)
+    machine = outlook.machine(most, PROBE) if most else None
+    yield from advice(outlook, efforts, machine, PROBE)
+
+
+def total(lines: list[Line]) -> tuple[str, ...]:
+    """The table's last row: sums, and the largest memory of one process."""
+    own = [line for line in lines if line.is_to_build]
+    known = [line.timing.seconds for line in own if line.timing and line.timing.seconds is not None]
+    efforts = [line.effort for line in own if line.effort]
+    flops, seconds = sum(effort.flops for effort in efforts), sum(known)
+    least = "" if len(known) == len(own) else "> "
     return (
-        f"{name:<14} {key:<24} to build  about {seconds:,.1f} s and {size:,.1f} MB, as {other.key[:12]}, "
-        f"which differs in {'; '.join(differences)}"
-    )
+        "total", "", "", "",
+        bytes_text(sum(effort.bytes_read for effort in efforts)),
+        bytes_text(sum(effort.bytes_written for effort in efforts)),
+        flops_text(flops) if flops else "-",
+        "-" if not known or (least and seconds < 0.1) else least + seconds_text(seconds),
+        bytes_text(max((effort.memory for effort in efforts), default=0.0)),
+        "",
+    )  # fmt: skip
+
+
+def as_table(rows: Sequence[tuple[str, ...]], left: Sequence[int] = (0, 1, 2, 9)) -> list[str]:
+    """Aligned lines: columns of words to the left, of amounts to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        " ".join(
+            cell.ljust(width) if at in left else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def nearest_like(store: Store, node: Node) -> tuple[Entry, list[str]] | None:
@@ -63,6 +196,29 @@ def nearest_like(store: Store, node: Node) -> tuple[Entry, list[str]] | None:
         if best is None or len(found) < len(best[1]):
             best = (entry, found)
     return best
+
+
+def _rows(outlook: Outlook, node: Node, entry: Entry | None) -> str:
+    """The rows that a stage works on, `~` before those that are estimated, or the most there can be."""
+    if entry is not None:
+        rows = entry.manifest["counts"].get("rows")
+        return count_text(rows) if isinstance(rows, int) else "-"
+    outcome, sizes = outlook.outcome(node), outlook.sizes(node)
+    if outcome is None or sizes is None:
+        return "-"
+    reaches = [found for name in ("rows", "pool") if name in node.inputs
+               and (found := outlook.outcome(node.inputs[name]))]  # fmt: skip
+    is_about = (reaches or [outcome])[0].is_about
+    return ("~" if is_about else "") + count_text(sizes.rows)
+
+
+def _holds_vectors(node: Node) -> bool:
+    return getattr(node.stage, "makes", None) is Embeddings
+
+
+def _vector_bytes(outlook: Outlook, node: Node) -> float:
+    found = outlook.outcome(node)
+    return vector_bytes(found.rows, found.width) if found else 0.0
 
 
 def require_upstream(store: Store, wanted: Node) -> None:

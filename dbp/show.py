@@ -14,6 +14,7 @@ import shutil
 from typing import Any
 
 from dbp.config import require
+from dbp.decisions import explained
 from dbp.errors import ConfigError, nearest
 from dbp.lineage import lineage, open_keep_list, open_pool_of
 from dbp.store import Store
@@ -86,10 +87,10 @@ def show(store: Store, key: str) -> None:
 
 def why(store: Store, uid: str, keep: str) -> None:
     """Print why a sample stayed or went."""
-    entry, keep_list = open_keep_list(store, keep)
+    entry, _ = open_keep_list(store, keep)
     pool = open_pool_of(store, entry)
     row = pool.row_of(uid)
-    found = keep_list.decision(row)
+    found = explained(store, entry.key).decision(row)
     verdict = "stayed" if found["kept"] else "went"
     print(f"{uid} (row {row:,}) {verdict} at {found['stage']}: {found['reason']}")
     twin = found["related_row"]

@@ -124,6 +124,34 @@ def runtime_parameters(value: Any) -> dict[str, Any]:
     }
 
 
+def describe(value: Any) -> Any:
+    """A stage as JSON from which `rebuild` makes it again, runtime fields included."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = type(value)
+        fields = {
+            item.name: describe(getattr(value, item.name))
+            for item in dataclasses.fields(value)
+            if item.init
+        }
+        return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **fields}
+    if isinstance(value, Mapping):
+        return {str(name): describe(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    return plain(value)
+
+
+def rebuild(described: Any) -> Any:
+    """The stage that `describe` described.
+
+    Raises:
+        ConfigError: This version of the program has no such stage, or other fields.
+    """
+    from dbp.config import build
+
+    return build(described)
+
+
 def plain(value: Any) -> Any:
     """A value as JSON knows it, dataclasses with their type's name."""
     if value is None or isinstance(value, bool | int | str):

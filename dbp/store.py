@@ -28,8 +28,8 @@ from typing import Any
 from dbp.disk import sizes_of, sync, sync_folder, write_json
 from dbp.errors import StoreError
 from dbp.provenance import commit, peak_memory, versions
-from dbp.stage import Node, key_of, parameters, runtime_parameters
-from dbp.work import Work
+from dbp.stage import Node, describe, key_of, parameters, rebuild, runtime_parameters
+from dbp.work import Runner, Work
 
 MANIFEST = "manifest.json"
 WRITER = re.compile(r"[^-]+-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")  # folders of .tmp
@@ -63,6 +63,7 @@ class Store:
         root: Path | str,
         runs: Path | str | None = None,
         say: Callable[[str], None] = lambda line: None,
+        runner: Runner | None = None,
     ) -> None:
         """Open a store.
 
@@ -70,10 +71,12 @@ class Store:
             root: Folder of curation's artifacts; made when something is first built.
             runs: Folder of training and evaluation results; beside the store when not given.
             say: Receives one line for each artifact that is reused or made.
+            runner: Makes the parts of long stages; this process when there is none.
         """
         self.root = Path(root).absolute()
         self.runs = Path(runs).absolute() if runs else self.root.parent / "runs"
         self.say = say
+        self.runner = runner
         self.loaded: dict[str, Any] = {}
         self._keys: dict[Node, str] | None = None
         self.built: list[str] = []
@@ -174,6 +177,29 @@ class Store:
             )
         return entry
 
+    def open(self, key: str) -> Any:
+        """Load a complete artifact by its key alone.
+
+        Raises:
+            StoreError: There is none, or this version cannot read it.
+        """
+        entry = self.find(key)
+        if entry.key not in self.loaded:
+            made = entry.manifest
+            if "made_by" not in made:
+                raise StoreError(
+                    f"{entry.folder} was made by an older version, which did not record how to open it. "
+                    "Build it again."
+                )
+            stage = rebuild(made["made_by"])
+            needed = {
+                name: self.open(made["inputs"][name]["key"])
+                for name in stage.opens_with
+                if name in made["inputs"]
+            }
+            self.loaded[entry.key] = stage.open(entry.folder, **needed)
+        return self.loaded[entry.key]
+
     def work_done(self) -> str:
         """How many artifacts were made and how many reused, for a verb's last line."""
         return f"{len(self.built)} made, {len(self.reused)} reused"
@@ -200,11 +226,14 @@ class Store:
             entry = self.entry(node)  # an index built just now may name what is there already
         assert key is not None, "a complete artifact has a key"
         if entry is None:
+            was_begun = self.shared(node, key).exists()
             entry = self._build(node, key, inputs)
             self.built.append(key)
+            from dbp.rate import rate
+
             self.say(
                 f"{node.stage.name:<10} {key[:12]}  made in {entry.manifest['seconds']:.1f} s"
-                f"  {_short(entry.manifest['counts'])}"
+                f"{rate(self, node, entry, was_begun)}  {_short(entry.manifest['counts'])}"
             )
         else:
             self.reused.append(key)
@@ -224,7 +253,7 @@ class Store:
         beside = (
             home / ".tmp" / f"{key}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         )
-        shared = home / ".partial" / f"{stage.name}-{key}"
+        shared = self.shared(node, key)
         try:
             self.sweep()
             beside.mkdir(parents=True)
@@ -233,7 +262,7 @@ class Store:
                 f"cannot write to the store {home}: {error.strerror or error}. Give a folder that "
                 "can be written with paths.store=FOLDER (and paths.runs=FOLDER)."
             ) from error
-        work = Work(beside, shared, key)
+        work = Work(beside, shared, key, self.runner, self.job(node, key))
         began, cpu = time.time(), time.process_time()
         try:
             counts = stage.run(work, **inputs)
@@ -246,6 +275,7 @@ class Store:
                     "stage": stage.name,
                     "version": stage.version,
                     "parameters": parameters(stage),
+                    "made_by": describe(stage),
                     "source": stage.source(),
                     "runtime": runtime_parameters(stage),
                     "inputs": {
@@ -262,6 +292,7 @@ class Store:
                     "cpu_seconds": round(time.process_time() - cpu, 3),
                     "peak_memory_bytes": peak_memory(),
                     "files": sizes_of(beside),
+                    "crc32": work.checksums(),
                     "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                     "command": sys.argv,
                     "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -302,6 +333,20 @@ class Store:
         entry = _entry(final)
         assert entry is not None
         return entry
+
+    def shared(self, node: Node, key: str) -> Path:
+        """Where the finished parts of a node's unfinished artifact lie."""
+        return self._home(node) / ".partial" / f"{node.stage.name}-{key}"
+
+    def job(self, node: Node, key: str) -> dict[str, Any]:
+        """What another process needs to make parts of a node's artifact."""
+        return {
+            "store": str(self.root),
+            "runs": str(self.runs),
+            "stage": describe(node.stage),
+            "key": key,
+            "inputs": {name: self.key(up) for name, up in node.inputs.items()},
+        }
 
     def sweep(self) -> int:
         """Remove what dead writers on this machine left half-written; return the bytes freed."""

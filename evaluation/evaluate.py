@@ -62,7 +62,7 @@ def run(config: Any) -> int:
     """Do what `dbp evaluate` does with a composed config; return 1 if a task failed."""
     from dbp.config import build
     from dbp.curate import open_store
-    from dbp.encoders.base import pick_device
+    from dbp.device import pick_device
     from dbp.progress import progress
     from evaluation.stage import Evaluate, sets_node
     from evaluation.table import format_results

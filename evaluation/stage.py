@@ -113,7 +113,7 @@ class Evaluate(Stage):
         )
 
     def run(self, work: Work, checkpoint: Any, sets: Any) -> dict[str, Any]:
-        from dbp.encoders.base import pick_device
+        from dbp.device import pick_device
         from dbp.encoders.openclip import load_openclip
         from evaluation.runner import evaluate_checkpoint
 

@@ -1,17 +1,18 @@
 """The figures of a sweep, gathered from its artifacts."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
 from dbp.data.clusters import Clusters
 from dbp.data.images import Undecodable
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
+from dbp.decisions import explained
 from dbp.store import Store
 from evaluation import plots
 from evaluation.comparison import MEAN, Arm, Cell
@@ -39,14 +40,13 @@ def draw_all(
         f"{settings.name}: {facts['samples_seen']:,} samples seen an arm. "
         "Bars: 95 % over test pictures; dots: seeds",
     )
-    dense = next((p for p in plan.points if (_folder(store, p) / "clusters.json").exists()), None)
+    dense = next(
+        (p for p in plan.points if (_folder(store, p) / "clusters.parquet").exists()), None
+    )
     if dense is None:
         return
-    table = json.loads((_folder(store, dense) / "clusters.json").read_text())
-    arrays = {
-        name: np.array([np.nan if v is None else v for v in values], float)
-        for name, values in table.items()
-    }
+    table = pq.read_table(_folder(store, dense) / "clusters.parquet")
+    arrays = {name: table[name].to_numpy() for name in table.column_names}
     filled = arrays["size"] > 0
     plots.clusters(
         arrays["d_intra"][filled],
@@ -74,8 +74,7 @@ def _folder(store: Store, point: Point) -> Path:
 
 
 def _kept_sizes(clusters: Clusters, keep: KeepList) -> np.ndarray:
-    inside = np.isin(clusters.rows, keep.rows)
-    return np.bincount(clusters.assignment[inside], minlength=clusters.num_clusters)
+    return clusters.sizes_of(keep.mask)
 
 
 def _draw_pictures(
@@ -93,7 +92,7 @@ def _draw_pictures(
     lines = []
     for cluster in chosen:
         at = np.flatnonzero(clusters.assignment == cluster)
-        rows, distance = clusters.rows[at], clusters.distance_to_centroid[at]
+        rows, distance = at, clusters.distance_to_centroid[at]
         order = np.argsort(-distance)
         sides = [
             [
@@ -107,8 +106,10 @@ def _draw_pictures(
         lines.append(
             (name, *([(pool_image(pool, row), note) for row, note in side[:6]] for side in sides))
         )
-    decisions = store.get(point.nodes["dedup"]).decisions
-    gone = [d for d in decisions.slice(0, 5000).to_pylist() if d["reason"] == "duplicate"][:6]
+    key = store.key(point.nodes["dedup"])
+    assert key is not None, "what was trained on was curated"
+    decisions = explained(store, key).decision_tables(np.arange(min(pool.num_rows, 5000)))
+    gone = [d for d in next(decisions).to_pylist() if d["reason"] == "duplicate"][:6]
     if gone:
         lines.append(
             (

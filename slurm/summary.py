@@ -167,7 +167,7 @@ def planted_report(
         )
     if _is_semantic(point) and store.entry(point.nodes["dedup"]):
         keep: KeepList = store.get(point.nodes["dedup"])
-        twin = keep.decisions.sort_by("row")["related_row"].fill_null(-1).to_numpy()
+        twin = np.asarray(store.get(point.nodes["dedup"].inputs["similar"]).twin)
         found["dedup"] = duplicate_quality(truth, ~keep.mask, twin, unseen)
         lines += _quality_lines(found["dedup"], point.config.dedup.epsilon)
     store.loaded.clear()

@@ -9,16 +9,18 @@ the command line `sweep.KEY=[…]` makes any key an axis. Axes that a method doe
 upstream of what varies is made once. `debug=smoke` runs the same grid with real models on a handful of pairs.
 """
 
+import contextlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+from dbp.clustering.together import assign_together
 from dbp.command_line import USES
 from dbp.command_line import overrides as spelled_out
 from dbp.config import build, compose
 from dbp.curate import open_store
-from dbp.errors import ConfigError, nearest
+from dbp.errors import ConfigError, DbpError, nearest
 from dbp.plan import flat
 from dbp.stage import Node
 from dbp.store import Store
@@ -63,6 +65,7 @@ def main(arguments: list[str], config_dirs: list[str], print_only: bool = False)
         f"{len(plan.points)} runs of {len(plan.labels)} arms; {missing} to do, "
         f"{len(plan.points) - missing} reused"
     )
+    _cluster_together(plan, store)
     failures = _build_shared(plan, store)
     ready = [p for p in plan.points if store.key(p.last) not in failures]
     failures |= run_points(ready, store, settings.num_workers(), print)
@@ -76,6 +79,14 @@ def main(arguments: list[str], config_dirs: list[str], print_only: bool = False)
         f"{time.monotonic() - began:.0f} s; table, plots and results in {out}"
     )
     return 1 if broken else 0
+
+
+def _cluster_together(plan: Plan, store: Store) -> None:
+    """Make clusterings that differ in k in one reading of the vectors; what fails, its arm will say."""
+    left = [point.nodes for point in plan.points if store.entry(point.last) is None]
+    used = [nodes["cluster"] for nodes in left if nodes["cluster"] in nodes["select"].lineage()]
+    with contextlib.suppress(DbpError):
+        assign_together(store, used)
 
 
 def divide(arguments: list[str]) -> tuple[list[str], dict[str, list[Any]]]:

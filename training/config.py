@@ -121,7 +121,7 @@ def resolve_precision(precision: Precision, device: str) -> Literal["fp32", "bf1
     """
     if precision != "auto":
         return precision
-    from dbp.encoders.base import pick_device
+    from dbp.device import pick_device
 
     if not pick_device(device).startswith("cuda"):
         return "fp32"  # bf16 is emulated, and slower, on most CPUs

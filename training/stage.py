@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from dbp.config import require
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
-from dbp.encoders.base import pick_device
+from dbp.device import pick_device
 from dbp.stage import Stage, parameters, runtime
 from dbp.work import Work
 from training.augmentation import Augmentation

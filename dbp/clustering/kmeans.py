@@ -1,23 +1,34 @@
-"""Spherical k-means: fitted by faiss on a sample, every row then assigned exactly."""
+"""Spherical k-means in two stages: centroids fitted on a sample, then every row assigned in one pass."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int32
+from jaxtyping import Float16, Float32, Float64, Int32
 
+from dbp.clustering import lloyd
 from dbp.config import require
 from dbp.data.clusters import Clusters
 from dbp.data.embeddings import Embeddings
 from dbp.data.keep_list import KeepList
-from dbp.data.missing import save_missing
+from dbp.data.pool import Pool
+from dbp.data.vectors import Vectors, in_blocks
+from dbp.device import pick_device
+from dbp.disk import link_or_copy
+from dbp.effort import Effort, Sizes, of_assignment, of_lloyd, vector_bytes
 from dbp.errors import ConfigError
-from dbp.stage import Stage
-from dbp.work import Work
+from dbp.parts import Parted
+from dbp.products import BLOCK, Assigner, side_by_side
+from dbp.progress import log
+from dbp.stage import Stage, runtime
+from dbp.work import Part, Work
 
-BLOCK = 8192  # rows assigned at once
-UNDECIDED = 1e-5  # runners-up this near are compared again in float64
+RUNS_ABOVE = 4e9  # bytes of vectors that a small machine keeps at hand, so that reading here and there is fast
+
+Sides = Literal["image", "text", "joint"]
 
 
 def semdedup_num_clusters(num_rows: int) -> int:
@@ -29,29 +40,132 @@ def semdedup_num_clusters(num_rows: int) -> int:
 
 
 @dataclass(frozen=True)
-class KMeans(Stage):
-    """Cluster the surviving rows on the unit sphere.
+class Centroids:
+    """Cluster centres of unit length, on the grid of 2^-24."""
+
+    values: Float32[np.ndarray, "k d"]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Centroids":
+        return cls(np.load(folder / "centroids.npy"))
+
+
+@dataclass(frozen=True)
+class FitCentroids(Stage):
+    """Fit centroids on the rows with the smallest hashes of their uid, or on all rows.
 
     Args:
         num_clusters: k, or `auto` for sqrt(0.75 n).
-        num_iterations: Lloyd iterations.
-        points_per_centroid: Rows that the fit uses for each centroid, at most.
+        num_iterations: Lloyd iterations, at most.
+        points_per_centroid: Rows of the sample for each centroid, at most. faiss' default is 256.
         seed: Of the sample and the start.
-        modality: `image`, `text`, or `joint` (cosine is then the mean of the two).
+        modality: What a vector is.
+        start: `random` rows, or `kmeans++`.
+        full: Use every row, streamed once for each iteration, instead of a sample in memory. Under
+            torchrun or srun the processes share the rows.
+    """
+
+    name: ClassVar[str] = "centroids"
+    needs: ClassVar[tuple[str, ...]] = ("rows", "pool", "image", "text")
+    makes: ClassVar[type] = Centroids
+
+    num_clusters: int | Literal["auto"]
+    num_iterations: int
+    points_per_centroid: int
+    seed: int
+    modality: Sides
+    start: lloyd.Start = "random"
+    full: bool = False
+    threads: int = runtime(1)
+    device: str = runtime("auto")
+
+    def effort(self, sizes: Sizes) -> Effort:
+        """Lloyd iterations on the sample, as if none ended early."""
+        sample = lloyd.num_sampled(sizes.clusters, self.points_per_centroid, sizes.rows)
+        drawn = self.start == "kmeans++" and not self.full
+        steps = self.num_iterations
+        return of_lloyd(sizes, sample, steps, self.threads, BLOCK, self.full, drawn)
+
+    def run(
+        self,
+        work: Work,
+        rows: KeepList,
+        pool: Pool,
+        image: Embeddings | None = None,
+        text: Embeddings | None = None,
+    ) -> dict[str, Any]:
+        vectors = Vectors.of(image, text)
+        usable = vectors.present(rows.num_pool_rows) & rows.mask
+        n = int(np.count_nonzero(usable))
+        k = semdedup_num_clusters(n) if self.num_clusters == "auto" else int(self.num_clusters)
+        if k > n:
+            raise ConfigError(
+                f"cannot make num_clusters={k:,} clusters of {n:,} rows. Lower num_clusters, or "
+                "keep more rows before clustering."
+            )
+        count = lloyd.num_sampled(k, self.points_per_centroid, n)
+        chosen = lloyd.choose_sample(pool.uid_hashes, usable, count, self.seed)
+        speed = {
+            "threads": self.threads,
+            "device": pick_device(self.device),
+            "length": math.sqrt(len(vectors.sides)),
+            "say": _say_step,
+        }
+        if self.full:
+            from dbp.clustering.distributed import fit_all
+
+            first = lloyd.on_grid(vectors.gather(chosen[:k]).astype(np.float64))
+            found = fit_all(first, vectors, usable, self.num_iterations, work.shared, **speed)
+        else:
+            sample = vectors.gather(chosen)
+            found = lloyd.fit(sample, k, self.num_iterations, self.seed, self.start, **speed)
+        np.save(work.folder / "centroids.npy", found.centroids)
+        return {
+            "rows": n,
+            "clusters": k,
+            "sample": n if self.full else count,
+            "points per centroid": round((n if self.full else count) / k, 1),
+            "iterations": len(found.objective),
+            "objective": [round(value, 8) for value in found.objective],
+            "split clusters": sum(found.empty),
+        }
+
+
+def _say_step(step: int, objective: float) -> None:
+    log.debug("k-means step %d: mean cosine distance %.6f", step, objective)
+
+
+@dataclass(frozen=True)
+class KMeans(Parted):
+    """Cluster the surviving rows on the unit sphere: assign each to its nearest centroid.
+
+    The fields of `FitCentroids`, and:
+
+    Args:
         on: Rows to cluster: those of the `pool`, those left by `dedup`, or those left by the filter.
+        runs: Whether to write each part's vectors sorted by cluster, too, so that who compares the members
+            of clusters reads them in one piece: `yes`, `no`, or `auto` above 4 GB of vectors.
+        also: Further numbers of clusters that are fitted and assigned in the same reading of the vectors.
     """
 
     name: ClassVar[str] = "cluster"
-    version: ClassVar[int] = 1
-    needs: ClassVar[tuple[str, ...]] = ("rows", "image", "text")
+    version: ClassVar[int] = 2
+    needs: ClassVar[tuple[str, ...]] = ("rows", "image", "text", "centroids")
     makes: ClassVar[type] = Clusters
 
     num_clusters: int | Literal["auto"]
     num_iterations: int
     points_per_centroid: int
     seed: int
-    modality: Literal["image", "text", "joint"]
+    modality: Sides
     on: Literal["pool", "dedup", "filtered"]
+    start: lloyd.Start = "random"
+    full: bool = False
+    runs: Literal["auto", "yes", "no"] = runtime("no")
+    also: tuple[int, ...] = runtime(())
+    threads: int = runtime(1)
+    block: int = runtime(BLOCK)
+    device: str = runtime("auto")
 
     def __post_init__(self) -> None:
         auto = self.num_clusters == "auto"
@@ -61,132 +175,152 @@ class KMeans(Stage):
             self.num_clusters,
             "at least 1, or auto",
         )
-        require(self.num_iterations >= 1, "num_iterations", self.num_iterations, "at least 1")
-        require(
-            self.points_per_centroid >= 1,
-            "points_per_centroid",
+        for name in ("num_iterations", "points_per_centroid", "threads", "block"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+
+    def fitting(self) -> FitCentroids:
+        """The stage that makes the centroids."""
+        return FitCentroids(
+            self.num_clusters,
+            self.num_iterations,
             self.points_per_centroid,
-            "at least 1",
+            self.seed,
+            self.modality,
+            self.start,
+            self.full,
+            self.threads,
+            self.device,
         )
 
-    def run(
+    def effort(self, sizes: Sizes) -> Effort:
+        """2 n k d operations, and the sorted runs where they are written."""
+        vectors = vector_bytes(sizes.rows, sizes.width)
+        runs = self.runs == "yes" or (self.runs == "auto" and vectors > RUNS_ABOVE)
+        return of_assignment(sizes, self.threads, self.block, runs)
+
+    def parts(self, rows: KeepList, centroids: Centroids, **sides: Embeddings | None) -> list[Part]:
+        """One for each part of the embeddings."""
+        first = Vectors.of(*_sides(sides)).sides[0]
+        return [
+            Part(f"part-{number:07d}", number, float((path / "vectors.npy").stat().st_size))
+            for number, path in enumerate(first.parts)
+        ]
+
+    def make(
+        self, part: Part, folder: Path, rows: KeepList, centroids: Centroids, **sides: Any
+    ) -> dict[str, Any]:
+        vectors = Vectors.of(*_sides(sides))
+        own = vectors.part_rows(part.number, rows.mask)
+        label, distance = assign_rows(
+            vectors, own, centroids.values, self.threads, self.block, pick_device(self.device)
+        )
+        np.save(folder / "rows.npy", own)
+        np.save(folder / "label.npy", label)
+        np.save(folder / "distance.npy", distance)
+        runs = self.runs == "yes" or (self.runs == "auto" and _num_bytes(vectors) > RUNS_ABOVE)
+        if runs:
+            write_run(folder, vectors, own, label, len(centroids.values))
+        return {"rows": len(own), "run": runs}
+
+    def finish(
         self,
         work: Work,
+        counts: Mapping[str, dict[str, Any]],
         rows: KeepList,
-        image: Embeddings | None = None,
-        text: Embeddings | None = None,
+        centroids: Centroids,
+        **sides: Embeddings | None,
     ) -> dict[str, Any]:
-        clustered, vectors = joined(rows.rows, image, text)
-        clusters = self.fit(clustered, vectors)
+        assignment = np.full(rows.num_pool_rows, -1, np.int32)
+        distance = np.full(rows.num_pool_rows, np.nan, np.float32)
+        for name in counts:
+            own = np.load(work.shared / name / "rows.npy")
+            assignment[own] = np.load(work.shared / name / "label.npy")
+            distance[own] = np.load(work.shared / name / "distance.npy")
+        if all(found["run"] for found in counts.values()):
+            collect_runs(work, counts)
+        missing = Vectors.of(*_sides(sides)).missing
+        clusters = Clusters(centroids.values, assignment, distance, missing)
         clusters.save(work.folder)
-        save_missing(work.folder, rows.rows, image, text)
         sizes = clusters.sizes
         return {
-            "rows": len(clustered),
-            "without embedding": rows.num_kept - len(clustered),
+            "rows": int(sizes.sum()),
+            "without embedding": rows.num_kept - int(sizes.sum()),
             "clusters": clusters.num_clusters,
             "empty clusters": int((sizes == 0).sum()),
             "largest": int(sizes.max()),
+            "unevenness": round(float((sizes.astype(float) ** 2).mean() / sizes.mean() ** 2), 3),
         }
 
-    def fit(self, rows: Int[np.ndarray, " n"], vectors: Float32[np.ndarray, "n d"]) -> Clusters:
-        """Fit centroids on unit vectors and assign each row to the nearest.
 
-        Raises:
-            ConfigError: More clusters than rows.
-        """
-        n = len(rows)
-        k = semdedup_num_clusters(n) if self.num_clusters == "auto" else int(self.num_clusters)
-        if k > n:
-            raise ConfigError(
-                f"cannot make num_clusters={k:,} clusters of {n:,} rows. Lower num_clusters, or "
-                "keep more rows before clustering."
-            )
-        centroids = fit_centroids(
-            vectors, k, self.num_iterations, self.points_per_centroid, self.seed
-        )
-        assignment, distance = assign(vectors, centroids)
-        return Clusters(centroids, rows, assignment, distance)
+def _sides(sides: Mapping[str, Embeddings | None]) -> tuple[Embeddings | None, Embeddings | None]:
+    return sides.get("image"), sides.get("text")
 
 
-def joined(
-    rows: Int[np.ndarray, " m"], image: Embeddings | None, text: Embeddings | None
-) -> tuple[Int[np.ndarray, " n"], Float32[np.ndarray, "n d"]]:
-    """The rows that have the vectors needed, and those vectors at unit length.
+def assign_rows(
+    vectors: Vectors,
+    rows: np.ndarray,
+    centroids: Float32[np.ndarray, "k d"],
+    threads: int = 1,
+    block: int = BLOCK,
+    device: str = "cpu",
+) -> tuple[Int32[np.ndarray, " m"], Float32[np.ndarray, " m"]]:
+    """The nearest centroid of ascending rows and the cosine distance to it, read block by block.
 
-    With both sides the vectors are put side by side over the root of two, so that the cosine of two
-    rows is the mean of their image and their text cosine.
+    Returns:
+        Cluster numbers (the lower one of equally near centroids), and 1 - cosine in [0, 2].
     """
-    sides = [side for side in (image, text) if side is not None]
-    assert sides, "a modality names at least one side"
-    present = np.ones(len(rows), bool)
-    for side in sides:
-        present &= side.positions(rows) >= 0
-    found = rows[present]
-    vectors = np.concatenate([side.unit(found) for side in sides], axis=1)
-    return found, (vectors / np.float32(math.sqrt(len(sides)))).astype(np.float32)
+    label, distance = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
+    norms = vectors.norms(rows)
+    blocks = list(in_blocks(rows, block))
 
+    def share(number: int) -> None:
+        nearest = Assigner(centroids, device)
+        for start, own in blocks[number::threads]:
+            span = slice(start, start + len(own))
+            label[span], product, _ = nearest(vectors.gather(own))
+            distance[span] = np.clip(1 - product / norms[span], 0, 2)
 
-def fit_centroids(
-    vectors: Float32[np.ndarray, "n d"],
-    k: int,
-    num_iterations: int,
-    points_per_centroid: int,
-    seed: int,
-) -> Float32[np.ndarray, "k d"]:
-    """Spherical Lloyd iterations by faiss on a seeded sample; centroids have unit length."""
-    import faiss
-
-    sample = vectors
-    if len(vectors) > k * points_per_centroid:
-        chosen = np.random.default_rng(seed).choice(
-            len(vectors), k * points_per_centroid, replace=False
-        )
-        sample = vectors[np.sort(chosen)]
-    fit = faiss.Kmeans(
-        vectors.shape[1],
-        k,
-        niter=num_iterations,
-        seed=seed,
-        spherical=True,
-        verbose=False,
-        min_points_per_centroid=1,
-        max_points_per_centroid=max(points_per_centroid, 1),
-    )
-    fit.train(np.ascontiguousarray(sample))
-    found = np.asarray(fit.centroids, np.float64).reshape(k, -1)
-    norms = np.linalg.norm(found, axis=1, keepdims=True)
-    return (found / np.where(norms == 0, 1, norms)).astype(np.float32)
+    side_by_side(share, list(range(min(threads, max(len(blocks), 1)))), threads)
+    return label, distance
 
 
 def assign(
-    vectors: Float[np.ndarray, "n d"], centroids: Float[np.ndarray, "k d"]
+    vectors: Float16[np.ndarray, "n d"], centroids: Float32[np.ndarray, "k d"], block: int = BLOCK
 ) -> tuple[Int32[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
-    """The nearest centroid of each unit vector and the cosine distance to it.
+    """The nearest centroid of each stored vector in memory, and the cosine distance to it."""
+    nearest = Assigner(centroids)
+    label, product = np.empty(len(vectors), np.int32), np.empty(len(vectors))
+    for at in range(0, len(vectors), block):
+        span = slice(at, at + block)
+        label[span], product[span], _ = nearest(np.ascontiguousarray(vectors[span]))
+    return label, np.clip(1 - product / lengths(vectors), 0, 2).astype(np.float32)
 
-    The product is taken in fp32; where the runner-up is within 1e-5, and for the distance itself, the
-    cosine is taken again in float64, so that the answer does not depend on block size or threads.
 
-    Returns:
-        Cluster numbers (the lower one of equal centroids), and 1 - cosine in [0, 2].
-    """
-    n, k = len(vectors), len(centroids)
-    assignment = np.empty(n, np.int32)
-    distance = np.empty(n, np.float32)
-    precise = centroids.astype(np.float64)
-    for start in range(0, n, BLOCK):
-        block = vectors[start : start + BLOCK]
-        cosine = block @ centroids.T
-        best = cosine.argmax(axis=1)
-        top = cosine[np.arange(len(block)), best]
-        if k > 1:
-            close = cosine >= (top - UNDECIDED)[:, None]
-            for at in np.flatnonzero(close.sum(axis=1) > 1):
-                rivals = np.flatnonzero(close[at])
-                # Row by row: a matrix product can give equal centroids cosines that differ in the last bit.
-                exact = (precise[rivals] * block[at].astype(np.float64)).sum(axis=1)
-                best[at] = rivals[exact.argmax()]
-        exact = np.einsum("nd,nd->n", block.astype(np.float64), precise[best])
-        assignment[start : start + len(block)] = best
-        distance[start : start + len(block)] = np.clip(1 - exact, 0, 2)
-    return assignment, distance
+def lengths(vectors: Float16[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
+    """The exact lengths of stored vectors."""
+    return np.sqrt(np.square(vectors.astype(np.float64)).sum(axis=1))
+
+
+def _num_bytes(vectors: Vectors) -> int:
+    return sum(side.num_bytes for side in vectors.sides)
+
+
+def collect_runs(work: Work, parts: Iterable[str]) -> None:
+    """Bring the sorted runs of parts into the artifact."""
+    for name in parts:
+        (work.folder / name).mkdir()
+        for file in ("run.npy", "run_rows.npy", "run_starts.npy"):
+            link_or_copy(work.shared / name / file, work.folder / name / file)
+
+
+def write_run(folder: Path, vectors: Vectors, rows: np.ndarray, label: np.ndarray, k: int) -> None:
+    """Write a part's vectors and rows sorted by cluster, and where each cluster begins."""
+    order = np.argsort(label, kind="stable")
+    np.save(folder / "run_starts.npy", np.searchsorted(label[order], np.arange(k + 1)))
+    np.save(folder / "run_rows.npy", rows[order])
+    run = np.lib.format.open_memmap(
+        folder / "run.npy", "w+", np.float16, (len(rows), vectors.width)
+    )
+    for start, own in in_blocks(rows[order], BLOCK):
+        run[start : start + len(own)] = vectors.gather(own)
+    run.flush()

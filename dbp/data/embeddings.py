@@ -1,19 +1,21 @@
 """Embeddings: one unit vector for each row that could be embedded, in parts of fp16."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Float16, Float32, Int
+from jaxtyping import Bool, Float, Float16, Float32, Float64, Int
+
+from dbp.data.missing import Missing
 
 SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
         ("norm", pa.float32()),  # before normalising
-        ("stored_norm", pa.float32()),  # of the stored fp16 vector; 1 but for rounding
+        ("stored_norm", pa.float64()),  # of the stored fp16 vector; 1 but for rounding
     ]
 )
 
@@ -22,13 +24,16 @@ SCHEMA = pa.schema(
 class Embeddings:
     """Vectors of rows, and the rows that have none.
 
-    A part per run of shards, `vectors.npy` in fp16 and `rows.parquet` beside it, in one order. Rows that
-    could not be decoded or whose vector was zero or not finite are listed with the reason, never
-    guessed.
+    A part per run of shards, `vectors.npy` in fp16 and `rows.parquet` beside it, in one order, rows
+    ascending. Rows that could not be decoded or whose vector was zero or not finite are listed with the
+    reason, never guessed.
     """
 
     parts: list[Path]
     width: int
+    _open: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @classmethod
     def load(cls, folder: Path) -> "Embeddings":
@@ -37,56 +42,144 @@ class Embeddings:
         return cls(parts, next((width for width in widths if width), 0))
 
     @cached_property
+    def missing(self) -> Missing:
+        """Rows that have no vector, and why."""
+        return Missing.read(part / "failed.parquet" for part in self.parts)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all stored vectors."""
+        return sum((part / "vectors.npy").stat().st_size for part in self.parts)
+
+    def part_rows(self, part: int) -> Int[np.ndarray, " m"]:
+        """The rows of a part that have a vector, ascending."""
+        return self._part(part)[0]
+
+    @cached_property
     def rows(self) -> Int[np.ndarray, " n"]:
-        return np.concatenate([self._table(p)["row"].to_numpy() for p in self.parts])
+        """All rows that have a vector, ascending."""
+        every = [self.part_rows(part) for part in range(len(self.parts))]
+        return np.concatenate([np.zeros(0, np.int64), *every])
 
-    @cached_property
-    def stored_norms(self) -> Float32[np.ndarray, " n"]:
-        return np.concatenate([self._table(p)["stored_norm"].to_numpy() for p in self.parts])
-
-    @cached_property
-    def failed(self) -> dict[int, str]:
-        """Row -> why it has no vector."""
-        found: dict[int, str] = {}
-        for part in self.parts:
-            table = pq.read_table(part / "failed.parquet")
-            found |= dict(zip(table["row"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    def has(self, rows: Int[np.ndarray, " m"]) -> Bool[np.ndarray, " m"]:
+        """Which of ascending rows have a vector."""
+        found = np.zeros(len(rows), bool)
+        for part, span in self._spans(rows):
+            own = self.part_rows(part)
+            at = np.minimum(np.searchsorted(own, rows[span]), max(len(own) - 1, 0))
+            found[span] = own[at] == rows[span] if len(own) else False
         return found
 
-    @cached_property
-    def vectors(self) -> Float16[np.ndarray, "n d"]:
-        """All stored vectors in memory; for pools that fit."""
-        parts = [np.load(p / "vectors.npy", mmap_mode="r") for p in self.parts]
-        filled = [part for part in parts if len(part)]  # an empty part may not know the width
-        return np.concatenate(filled or [np.zeros((0, self.width), np.float16)])
+    def gather(self, rows: Int[np.ndarray, " m"]) -> Float16[np.ndarray, "m d"]:
+        """The stored vectors of rows, in their order; not to be written to.
 
-    def positions(self, rows: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
-        """Where the vectors of rows stand; -1 for a row without one."""
-        order = self._order
-        at = np.searchsorted(self.rows, rows, sorter=order)
-        at = np.minimum(at, len(order) - 1) if len(order) else at
-        found = order[at] if len(order) else np.full(len(rows), -1)
-        if len(order):
-            found = np.where(self.rows[found] == rows, found, -1)
-        return found
-
-    @cached_property
-    def _order(self) -> np.ndarray:
-        return np.argsort(self.rows, kind="stable")
-
-    def unit(self, rows: Int[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
-        """The vectors of rows at unit length, in fp32.
+        Rows that lie side by side in one part are not copied.
 
         Raises:
             KeyError: A row has no vector.
         """
-        at = self.positions(rows)
-        if (at < 0).any():
-            raise KeyError(f"row {rows[at < 0][0]} has no embedding")
-        return self.vectors[at].astype(np.float32) / self.stored_norms[at][:, None]
+        where = list(self._places(rows))
+        if len(where) == 1 and isinstance(where[0][0], slice) and isinstance(where[0][2], slice):
+            return self._part(where[0][1])[2][where[0][2]]
+        found = np.empty((len(rows), self.width), np.float16)
+        for places, part, at in where:
+            found[places] = self._part(part)[2][at]
+        return found
 
-    def _table(self, part: Path) -> pa.Table:
-        return pq.read_table(part / "rows.parquet")
+    def norms(self, rows: Int[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
+        """The lengths of the stored vectors of rows."""
+        found = np.empty(len(rows))
+        for places, part, at in self._places(rows):
+            found[places] = self._part(part)[1][at]
+        return found
+
+    def unit(self, rows: Int[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
+        """The vectors of rows at unit length, in fp32; for pools that fit.
+
+        Raises:
+            KeyError: A row has no vector.
+        """
+        return (self.gather(rows).astype(np.float32) / self.norms(rows)[:, None]).astype(np.float32)
+
+    def _places(self, rows: np.ndarray):  # type: ignore[no-untyped-def]
+        """For each part that holds some of the rows: where they stand in `rows`, and in the part."""
+        if len(rows) and not len(self._first):
+            raise KeyError(f"row {rows[0]} has no embedding")
+        order: slice | np.ndarray = slice(None)
+        ascending = rows
+        if len(rows) > 1 and not (rows[1:] > rows[:-1]).all():
+            order = np.argsort(rows, kind="stable")
+            ascending = rows[order]
+        for part, span in self._spans(ascending):
+            own, wanted = self.part_rows(part), ascending[span]
+            first, last = int(wanted[0]), int(wanted[-1])
+            begin = int(np.searchsorted(own, first))
+            whole = slice(begin, begin + len(wanted))
+            is_run = (
+                isinstance(order, slice)
+                and whole.stop <= len(own)
+                and own[begin] == first
+                and own[whole.stop - 1] == last
+                and last - first == len(wanted) - 1
+            )
+            at: slice | np.ndarray = whole
+            if not is_run:
+                at = np.minimum(np.searchsorted(own, wanted), max(len(own) - 1, 0))
+                absent = own[at] != wanted if len(own) else np.ones(len(wanted), bool)
+                if absent.any():
+                    raise KeyError(f"row {wanted[absent][0]} has no embedding")
+            yield (span if isinstance(order, slice) else order[span]), part, at
+
+    def _spans(self, rows: np.ndarray):  # type: ignore[no-untyped-def]
+        """The parts that may hold ascending rows, each with its slice of them."""
+        if len(rows) == 0 or len(self._first) == 0:
+            return
+        part = np.maximum(np.searchsorted(self._first, rows[[0, -1]], side="right") - 1, 0)
+        ends = np.searchsorted(rows, self._first[part[0] + 1 : part[1] + 1])
+        start = 0
+        for number, stop in zip(range(part[0], part[1] + 1), [*ends, len(rows)], strict=True):
+            if stop > start:
+                yield int(self._filled[number]), slice(start, int(stop))
+            start = int(stop)
+
+    @cached_property
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        filled = []
+        for number, part in enumerate(self.parts):
+            about = pq.read_metadata(part / "rows.parquet")
+            if about.num_rows:  # rows ascend, so the least is the first
+                filled.append((number, about.row_group(0).column(0).statistics.min))
+        return (
+            np.array([number for number, _ in filled], np.int64),
+            np.array([row for _, row in filled], np.int64),
+        )
+
+    @property
+    def _filled(self) -> np.ndarray:
+        return self._bounds[0]
+
+    @property
+    def _first(self) -> np.ndarray:
+        return self._bounds[1]
+
+    def _part(self, part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, lengths and mapped vectors of a part; a few parts stay open."""
+        found = self._open.get(part)
+        if found is None:
+            while len(self._open) >= 8:  # what is mapped counts as this process' memory
+                self._open.pop(next(iter(self._open)), None)
+            table = pq.read_table(self.parts[part] / "rows.parquet", columns=["row", "stored_norm"])
+            found = (
+                table["row"].to_numpy(),
+                table["stored_norm"].to_numpy(),
+                # Copy on write, since torch takes no array that is read-only.
+                np.load(self.parts[part] / "vectors.npy", mmap_mode="c"),
+            )
+            self._open[part] = found
+        return found
+
+    def __getstate__(self) -> dict:
+        return {"parts": self.parts, "width": self.width, "_open": {}}
 
 
 def save_part(
@@ -99,39 +192,31 @@ def save_part(
 
     Zero and non-finite vectors join the failed. Returns counts by outcome.
     """
-    failed = dict(failed)
     finite = np.asarray(np.isfinite(vectors).all(axis=1))
     # In float64: the square of a very large or very small fp32 value leaves fp32's range.
     norms = np.linalg.norm(np.where(finite[:, None], vectors, 0).astype(np.float64), axis=1)
-    for row in rows[~finite]:
-        failed[int(row)] = "embedding not finite"
-    for row in rows[finite & (norms == 0)]:
-        failed[int(row)] = "zero embedding"
+    no_direction = {int(row): "embedding not finite" for row in rows[~finite]}
+    no_direction |= {int(row): "zero embedding" for row in rows[finite & (norms == 0)]}
     good = finite & (norms > 0)
     stored = (vectors[good] / norms[good, None]).astype(np.float32).astype(np.float16)
     np.save(folder / "vectors.npy", stored)
-    stored_norms = np.linalg.norm(stored.astype(np.float32), axis=1)
+    # Squares of fp16 numbers add up in float64 without rounding, so this length has no other error.
+    stored_norms = np.sqrt(np.square(stored.astype(np.float64)).sum(axis=1))
     pq.write_table(
         pa.table(
             {
                 "row": rows[good].astype(np.int64),
                 "norm": norms[good].astype(np.float32),
-                "stored_norm": stored_norms.astype(np.float32),
+                "stored_norm": stored_norms,
             },
             schema=SCHEMA,
         ),
         folder / "rows.parquet",
     )
-    pq.write_table(
-        pa.table(
-            {
-                "row": pa.array(list(failed), pa.int64()),
-                "reason": pa.array(list(failed.values()), pa.string()),
-            }
-        ),
-        folder / "failed.parquet",
-    )
+    missing = Missing.of({**failed, **no_direction})
+    missing.save(folder)
+    (folder / "missing.parquet").rename(folder / "failed.parquet")
     counts: dict[str, int] = {"rows": int(good.sum())}
-    for reason in failed.values():
-        counts[reason] = counts.get(reason, 0) + 1
+    for code, text in enumerate(missing.texts):
+        counts[text] = int((missing.codes == code).sum())
     return counts

@@ -1,41 +1,80 @@
 """Why rows have no vector, kept beside what was made without them, for the decision table."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int
-
-from dbp.data.embeddings import Embeddings
+from jaxtyping import Int, UInt8
 
 
-def save_missing(folder: Path, rows: Int[np.ndarray, " n"], *sides: Embeddings | None) -> None:
-    """Write `missing.parquet`: of these rows those without a vector, and the first side's reason."""
-    reasons: dict[int, str] = {}
-    for side in sides:
-        for row, reason in side.failed.items() if side else ():
-            reasons.setdefault(row, reason)
-    failed = np.array(sorted(reasons), np.int64)
-    failed = failed[np.isin(failed, rows)]
-    found = [reasons[row] for row in failed.tolist()]
-    table = pa.table({"row": failed, "reason": pa.array(found, pa.string())})
-    pq.write_table(table, folder / "missing.parquet")
+@dataclass(frozen=True)
+class Missing:
+    """Rows without a vector, each with the number of its reason among `texts`."""
 
+    rows: Int[np.ndarray, " m"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    codes: UInt8[np.ndarray, " m"] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    texts: tuple[str, ...] = ()
 
-def load_missing(folder: Path) -> dict[int, str]:
-    """Row -> why it has no vector, as `save_missing` wrote it; nothing where it wrote none."""
-    if not (folder / "missing.parquet").exists():
-        return {}
-    table = pq.read_table(folder / "missing.parquet")
-    return dict(zip(table["row"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    @classmethod
+    def read(cls, files: Iterable[Path]) -> "Missing":
+        """Gather the files `missing.parquet` or `failed.parquet` of parts."""
+        rows, codes, texts = [np.zeros(0, np.int64)], [np.zeros(0, np.uint8)], []
+        for file in files:
+            if pq.read_metadata(file).num_rows == 0:
+                continue
+            table = pq.read_table(file, read_dictionary=["reason"])
+            reason = table["reason"].combine_chunks()
+            reason = reason.chunk(0) if isinstance(reason, pa.ChunkedArray) else reason
+            for text in reason.dictionary.to_pylist():
+                if text not in texts:
+                    texts.append(text)
+            new = np.array([texts.index(t) for t in reason.dictionary.to_pylist()], np.uint8)
+            rows.append(table["row"].to_numpy())
+            codes.append(new[reason.indices.to_numpy()])
+        row = np.concatenate(rows)
+        order = np.argsort(row, kind="stable")
+        return cls(row[order], np.concatenate(codes)[order], tuple(texts))
 
+    @classmethod
+    def of(cls, reasons: dict[int, str]) -> "Missing":
+        """From row -> reason, for few rows."""
+        texts = tuple(dict.fromkeys(reasons.values()))
+        rows = np.array(sorted(reasons), np.int64)
+        codes = np.array([texts.index(reasons[int(row)]) for row in rows], np.uint8)
+        return cls(rows, codes, texts)
 
-def reasons_of(
-    rows: Int[np.ndarray, " n"], missing: dict[int, str], otherwise: str | np.ndarray
-) -> np.ndarray:
-    """For each row why it is missing, where that is known; else `otherwise`."""
-    reasons = np.broadcast_to(np.asarray(otherwise, object), rows.shape).copy()
-    for at in np.flatnonzero(np.isin(rows, list(missing))):
-        reasons[at] = missing[int(rows[at])]
-    return reasons
+    def __or__(self, other: "Missing") -> "Missing":
+        """Both; where a row stands in both, the first one's reason holds."""
+        texts = tuple(dict.fromkeys(self.texts + other.texts))
+        new = np.array([texts.index(t) for t in other.texts], np.uint8)
+        rows = np.concatenate([self.rows, other.rows])
+        codes = np.concatenate([self.codes, new[other.codes] if len(other.codes) else other.codes])
+        rows, first = np.unique(rows, return_index=True)
+        return Missing(rows, codes[first], texts)
+
+    def save(self, folder: Path) -> None:
+        """Write `missing.parquet`."""
+        reason = pa.DictionaryArray.from_arrays(
+            pa.array(self.codes.astype(np.int32)), pa.array(list(self.texts), pa.string())
+        )
+        pq.write_table(
+            pa.table({"row": self.rows, "reason": reason.cast(pa.string())}),
+            folder / "missing.parquet",
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "Missing":
+        """What `save` wrote; nothing where it wrote none."""
+        file = folder / "missing.parquet"
+        return cls.read([file] if file.exists() else [])
+
+    def codes_over(
+        self, num_rows: int, otherwise: str
+    ) -> tuple[UInt8[np.ndarray, " n"], list[str]]:
+        """For each row of the pool the number of its reason; `otherwise` (0) where none is known."""
+        codes = np.zeros(num_rows, np.uint8)
+        codes[self.rows] = self.codes + np.uint8(1)
+        return codes, [otherwise, *self.texts]

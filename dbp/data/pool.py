@@ -1,5 +1,6 @@
 """The pool: shards and their index, read at any row."""
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -8,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Int, UInt64
 from PIL import Image
 
+from dbp.data.columns import Columns
 from dbp.data.images import decode_rgb
 from dbp.errors import PoolError
 from dbp.paths import is_remote
@@ -59,9 +60,11 @@ class Pool:
 
     Laws: each sample of each shard is one row, in order; equal content has an equal digest wherever
     the shards lie; a row's bytes are read at its offsets and checked against their recorded length.
+    Columns of the index are read when they are asked for. A pool of metadata alone has a column `text`
+    and no shards.
     """
 
-    table: pa.Table
+    index: Columns
     shards: list[str]
     digest: str
     caption_field: str
@@ -72,17 +75,23 @@ class Pool:
     def load(cls, folder: Path, shards: list[str], caption: str, max_pixels: int) -> "Pool":
         """Open an index beside the shards it describes."""
         manifest = json.loads((folder / "manifest.json").read_text())
-        parts = sorted(folder.glob("part-*/index.parquet"))
-        table = pa.concat_tables(pq.read_table(p, memory_map=True) for p in parts)
-        return cls(table, shards, manifest["digest"], caption, max_pixels)
+        index = Columns(sorted(folder.glob("part-*/index.parquet")))
+        return cls(index, shards, manifest["digest"], caption, max_pixels)
 
     @property
     def num_rows(self) -> int:
-        return self.table.num_rows
+        return self.index.num_rows
 
-    def column(self, name: str) -> np.ndarray:
-        """One column of the index as an array over all rows."""
-        return self.table[name].to_numpy(zero_copy_only=False)
+    @property
+    def table(self) -> pa.Table:
+        """The whole index in memory; for pools that fit."""
+        return self.index.table()
+
+    def column(self, name: str, rows: Int[np.ndarray, " m"] | None = None) -> np.ndarray:
+        """One column of the index over all rows, or at some."""
+        if rows is None:
+            return self.index.whole(name)
+        return self.index.at(name, rows).to_numpy(zero_copy_only=False)
 
     @cached_property
     def uid_hashes(self) -> UInt64[np.ndarray, " n"]:
@@ -91,12 +100,22 @@ class Pool:
     @cached_property
     def is_valid(self) -> Bool[np.ndarray, " n"]:
         """Rows with an image of sound header and a caption."""
-        return self.column("reason") == ""
+        codes, texts = self.index.codes("reason")
+        return np.asarray(codes == texts.index("")) if "" in texts else np.zeros(len(codes), bool)
 
     def uids(self, rows: Int[np.ndarray, " m"] | None = None) -> list[str]:
         """The names of rows at the border; of all rows when none are given."""
-        column = self.table["uid"] if rows is None else self.table["uid"].take(pa.array(rows))
-        return column.to_pylist()
+        every = np.arange(self.num_rows) if rows is None else rows
+        return self.index.at("uid", every).to_pylist()
+
+    def hash_words(self, name: str, rows: Int[np.ndarray, " m"]) -> UInt64[np.ndarray, "m 2"]:
+        """A 128-bit hash column at some rows, as two 64-bit numbers each."""
+        return self.index.words(name, rows)
+
+    @cached_property
+    def has_texts(self) -> bool:
+        """Whether captions lie in the index and not in the shards."""
+        return "text" in self.index.names
 
     def row_of(self, uid: str) -> int:
         """The row that a uid names; where uids repeat, SHARD/KEY and row:N name it, too.
@@ -104,15 +123,13 @@ class Pool:
         Raises:
             PoolError: No row, or more than one, has this uid.
         """
-        import pyarrow.compute as pc
-
-        rows = np.flatnonzero(
-            pc.call_function("equal", [self.table["uid"], uid]).to_numpy(zero_copy_only=False)
-        )
+        rows = np.flatnonzero(self.uid_hashes == hash_64(uid.encode()))
+        rows = rows[np.array([found == uid for found in self.uids(rows)], bool)]
         if len(rows) == 0 and "/" in uid:
             shard, _, key = uid.partition("/")
             at = [i for i, path in enumerate(self.shards) if Path(path).stem == shard]
-            rows = np.flatnonzero(np.isin(self.column("shard"), at) & (self.column("key") == key))
+            rows = np.flatnonzero(np.isin(self.column("shard"), at))
+            rows = rows[self.column("key", rows) == key]
         if len(rows) == 0 and uid.startswith("row:") and uid[4:].isdecimal():
             rows = np.array([int(uid[4:])])[: int(uid[4:]) < self.num_rows]
         if len(rows) == 1:
@@ -123,15 +140,15 @@ class Pool:
                 "as pool.uid makes it, or SHARD/KEY."
             )
         where = [
-            f"{self._shard_name(int(r))}/{self.table['key'][int(r)].as_py()} (row:{r})"
-            for r in rows[:5]
+            f"{self._shard_name(int(r))}/{self.column('key', rows[i : i + 1])[0]} (row:{r})"
+            for i, r in enumerate(rows[:5])
         ]
         raise PoolError(
             f"{len(rows)} samples are named {uid!r}: {', '.join(where)}. Give SHARD/KEY, or row:N."
         )
 
     def _shard_name(self, row: int) -> str:
-        shard = self.table["shard"][row].as_py()
+        shard = int(self.column("shard")[row])
         return Path(self.shards[shard]).stem if shard < len(self.shards) else str(shard)
 
     def image_bytes(self, row: int) -> bytes:
@@ -148,13 +165,21 @@ class Pool:
 
     def caption(self, row: int) -> str:
         """A row's caption; bytes that are not UTF-8 become replacement characters."""
+        if self.has_texts:
+            return self.captions(np.array([row]))[0]
         return caption_from(self._read(row, "caption"), self.caption_field) or ""
 
     def captions(self, rows: Int[np.ndarray, " m"]) -> list[str]:
         """The captions of rows, in their order."""
+        if self.has_texts:
+            return [text or "" for text in self.index.at("text", rows).to_pylist()]
         return [self.caption(int(row)) for row in rows]
 
     def _read(self, row: int, what: str) -> bytes:
+        if not self.shards:
+            raise PoolError(
+                f"row {row} has no {what} here: this pool is metadata alone. Give the tars with pool.shards."
+            )
         columns = self._columns
         shard, offset, length = (
             int(columns["shard"][row]),
@@ -202,6 +227,16 @@ class Pool:
         state = dict(self.__dict__)
         state["_handles"] = {}
         return state
+
+
+def hash_64(content: bytes) -> int:
+    """The first 8 bytes of a BLAKE2b digest, as an unsigned integer: what random keys start from."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def digest_16(content: bytes) -> bytes:
+    """A 128-bit content hash."""
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def caption_from(content: bytes, field_: str) -> str | None:

@@ -2,247 +2,135 @@
 
 Each row is compared with the rows of its cluster that come earlier in an order (by default hardest
 first: farthest from the centroid). Its best similarity and the row that has it are stored, so any
-epsilon can be applied later without reading a vector.
+epsilon, or any number of rows to keep, can be applied later without reading a vector.
 
 Abbas et al. 2023, algorithm in section 3 and the published code's chain rule: a row goes if it is more
-similar than 1 - epsilon to any earlier row, also to one that itself goes.
+similar than 1 - epsilon to any earlier row, also to one that itself goes. The greedy rule asks for an
+earlier row that stays.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float, Float64, Int
 
-from dbp.clustering.kmeans import KMeans, joined
-from dbp.clustering.order import member_order
+from dbp.clustering.kmeans import KMeans
 from dbp.config import require
-from dbp.data.embeddings import Embeddings
 from dbp.data.keep_list import KeepList
-from dbp.data.missing import load_missing, reasons_of, save_missing
-from dbp.data.pool import Pool
-from dbp.progress import progress
-from dbp.stage import Stage
-from dbp.work import Work
+from dbp.dedup.similar import Keep, Match, NearestEarlier, SimilarRows
+from dbp.effort import Effort, Sizes, over_columns
+from dbp.errors import BudgetError, ConfigError
+from dbp.narrowing import Narrowing
+from dbp.order import ascending, first
+from dbp.stage import runtime
 
-TILE = 2048  # rows of a block of the triangle: 2048 x 2048 fp32 is 16 MB
-UNDECIDED = 1e-5  # rivals this near are compared again in float64
-
-
-def nearest_earlier(
-    vectors: Float[np.ndarray, "n d"], order: Int[np.ndarray, " n"]
-) -> tuple[Float64[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """For each row, the best cosine to a row that comes earlier in an order, and which row that is.
-
-    Only the triangle is computed, in blocks, so memory does not grow with n squared. The similarity of
-    the winner is taken again in float64.
-
-    Args:
-        vectors: Any length but zero; normalised here.
-        order: A permutation of 0..n-1; `order[0]` comes first.
-
-    Returns:
-        Similarity in [-1, 1], and the row that has it (of equal ones the earliest in the order), both by
-        row. The first row in the order has none before it: -inf and -1.
-
-    Raises:
-        ValueError: `order` is no permutation, or a vector is zero or not finite.
-    """
-    n = len(vectors)
-    if not np.array_equal(np.sort(order), np.arange(n)):
-        raise ValueError(f"order must hold each of 0..{n - 1} once")
-    ordered = np.asarray(vectors, np.float32)[order]
-    norms = np.linalg.norm(ordered.astype(np.float64), axis=1)
-    if n and (not np.isfinite(norms).all() or (norms == 0).any()):
-        bad = order[np.flatnonzero(~np.isfinite(norms) | (norms == 0))[0]]
-        raise ValueError(f"vector {bad} is zero or not finite, so it has no direction")
-    unit = (ordered / norms[:, None]).astype(np.float32)
-    best = np.full(n, -np.inf)
-    partner = np.full(n, -1, np.int64)
-    for start in range(0, n, TILE):
-        rows = slice(start, min(start + TILE, n))
-        for before in range(0, start + 1, TILE):
-            columns = slice(before, min(before + TILE, n))
-            cosine = unit[rows] @ unit[columns].T
-            if before == start:
-                cosine[np.triu_indices(len(cosine))] = -np.inf
-            _improve(best[rows], partner[rows], cosine, before, ordered, norms, rows)
-    similarity = np.full(n, -np.inf)
-    similarity[order] = best
-    twin = np.full(n, -1, np.int64)
-    twin[order] = np.where(partner >= 0, order[partner], -1)
-    return similarity, twin
-
-
-def _improve(
-    best: np.ndarray,
-    partner: np.ndarray,
-    cosine: np.ndarray,
-    before: int,
-    ordered: np.ndarray,
-    norms: np.ndarray,
-    rows: slice,
-) -> None:
-    """Raise the running best of a block of rows by the columns from `before` on."""
-    top = cosine.max(axis=1)
-    hopeful = np.flatnonzero(top >= best - UNDECIDED)
-    hopeful = hopeful[top[hopeful] > -np.inf]
-    for at in hopeful:
-        rivals = np.flatnonzero(cosine[at] >= top[at] - UNDECIDED)
-        row = rows.start + at
-        # Row by row: a matrix product can give equal vectors cosines that differ in the last bit.
-        exact = (ordered[before + rivals].astype(np.float64) * ordered[row].astype(np.float64)).sum(
-            axis=1
-        )
-        exact = np.minimum(exact / (norms[before + rivals] * norms[row]), 1.0)
-        winner = int(exact.argmax())
-        if exact[winner] > best[at]:
-            best[at] = exact[winner]
-            partner[at] = before + rivals[winner]
+Rule = Literal["chain", "greedy"]
 
 
 @dataclass(frozen=True)
-class NearestEarlier(Stage):
-    """The stored half of SemDeDup: for each row its best earlier similarity and that row.
-
-    Args:
-        clusters: The fine clustering.
-        keep: Which row of a group comes first and so stays: `hard`, `easy` or `random`.
-        seed: For `random`.
-    """
-
-    name: ClassVar[str] = "similar"
-    version: ClassVar[int] = 1
-    needs: ClassVar[tuple[str, ...]] = ("rows", "image", "text", "pool")
-    makes: ClassVar[type] = "SimilarRows"  # type: ignore[assignment]
-
-    clusters: KMeans
-    keep: Literal["hard", "easy", "random"]
-    seed: int
-
-    def unread(self) -> set[str]:
-        return set() if self.keep == "random" else {"seed"}
-
-    def run(
-        self,
-        work: Work,
-        rows: KeepList,
-        pool: Pool,
-        image: Embeddings | None = None,
-        text: Embeddings | None = None,
-    ) -> dict[str, Any]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        found, vectors = joined(rows.rows, image, text)
-        clusters = self.clusters.fit(found, vectors)
-        similarity = np.full(len(found), -np.inf)
-        twin = np.full(len(found), -1, np.int64)
-        by_cluster = np.argsort(clusters.assignment, kind="stable")
-        ends = np.cumsum(clusters.sizes)
-        with progress("compare", len(found), "rows") as bar:
-            for start, stop in zip(np.r_[0, ends[:-1]], ends, strict=True):
-                members = by_cluster[start:stop]
-                order = member_order(
-                    self.keep,
-                    clusters.distance_to_centroid[members],
-                    found[members],
-                    pool.uid_hashes[found[members]],
-                    self.seed,
-                )
-                best, which = nearest_earlier(vectors[members], order)
-                similarity[members] = best
-                twin[members] = np.where(which >= 0, found[members][which], -1)
-                bar.advance(len(members))
-        pq.write_table(
-            pa.table(
-                {
-                    "row": found,
-                    "similarity": similarity,
-                    "twin": twin,
-                    "cluster": clusters.assignment,
-                }
-            ),
-            work.folder / "similar.parquet",
-            compression="zstd",
-        )
-        save_missing(work.folder, rows.rows, image, text)
-        return {
-            "rows": len(found),
-            "clusters": clusters.num_clusters,
-            "largest cluster": int(clusters.sizes.max()),
-        }
-
-
-@dataclass(frozen=True)
-class SimilarRows:
-    """For each row with a vector: the best similarity to an earlier row of its cluster, and that row."""
-
-    rows: Int[np.ndarray, " n"]
-    similarity: Float64[np.ndarray, " n"]
-    twin: Int[np.ndarray, " n"]
-    cluster: Int[np.ndarray, " n"]
-    missing: dict[int, str] = field(default_factory=dict)  # row -> why it has no vector
-
-    @classmethod
-    def load(cls, folder: Any) -> "SimilarRows":
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(folder / "similar.parquet")
-        row, similarity, twin, cluster = (
-            table[name].to_numpy() for name in ("row", "similarity", "twin", "cluster")
-        )
-        return cls(row, similarity, twin, cluster, load_missing(folder))
-
-
-NearestEarlier.makes = SimilarRows
-
-
-@dataclass(frozen=True)
-class SemDeDup(Stage):
+class SemDeDup(Narrowing):
     """Remove rows that are more similar than 1 - epsilon to an earlier row of their fine cluster.
 
     Args:
-        epsilon: In [0, 2]; larger removes more.
-        clusters: The fine clustering: k about sqrt(0.75 n).
-        keep: Which row of a group stays.
-        seed: For `keep=random`.
-        modality: What is compared.
+        epsilon: In [0, 2]; larger removes more. Or:
+        num_clusters: Of the fine clustering; `auto` for sqrt(0.75 n).
+        num_iterations, points_per_centroid: Of its fit.
+        keep: Which row of a group stays: `hard` (farthest from the centroid), `easy`, `random`, `score`
+            (highest CLIP score) or `largest` (most pixels).
+        seed: Of the fit, and for `keep=random`.
+        modality: What is compared: `image`, `text`, `joint` (mean of both cosines), or each side apart:
+            a row goes when `both` or `either` of its image and its caption are too similar.
+        rule: `chain` compares with every earlier row, as published; `greedy` with earlier rows that stay.
+        num_kept: Keep exactly so many rows, the least similar ones, instead of an epsilon; chain only.
+        floor: For `greedy`: pairs above this similarity are stored; epsilon can be anything up to
+            1 - floor without comparing anew.
+        runs: Whether the fine clustering also writes the vectors sorted by cluster: `auto` above 4 GB.
+        threads, device: Of the comparison and the fine clustering.
     """
 
     name: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("rows", "similar")
-    makes: ClassVar[type] = KeepList
 
-    epsilon: float
+    epsilon: float | None
     num_clusters: int | Literal["auto"]
     num_iterations: int
     points_per_centroid: int
-    keep: Literal["hard", "easy", "random"]
+    keep: Keep
     seed: int
-    modality: Literal["image", "text", "joint"]
+    modality: Match
+    rule: Rule = "chain"
+    num_kept: int | None = None
+    floor: float = 0.9
+    runs: Literal["auto", "yes", "no"] = runtime("auto")
+    threads: int = runtime(1)
+    device: str = runtime("auto")
 
     def __post_init__(self) -> None:
-        require(0 <= self.epsilon <= 2, "epsilon", self.epsilon, "in [0, 2]: 1 - cosine")
+        if (self.epsilon is None) == (self.num_kept is None):
+            raise ConfigError(
+                f"epsilon={self.epsilon}, num_kept={self.num_kept}: give exactly one of dedup.epsilon and "
+                "dedup.num_kept; null unsets the other."
+            )
+        if self.epsilon is not None:
+            require(0 <= self.epsilon <= 2, "epsilon", self.epsilon, "in [0, 2]: 1 - cosine")
+        if self.rule == "greedy":
+            require(self.num_kept is None, "num_kept", self.num_kept, "null with rule=greedy")
+            most = 1 - (self.epsilon or 0)
+            require(
+                -1 <= self.floor <= most,
+                "floor",
+                self.floor,
+                f"at most 1 - dedup.epsilon = {most:g}, so that every pair above it is stored",
+            )
         self.comparison()
+
+    def unread(self) -> set[str]:
+        return set() if self.rule == "greedy" else {"floor"}
 
     def comparison(self) -> NearestEarlier:
         """The stage whose result this one thresholds."""
-        clusters = KMeans(
+        floor = self.floor if self.rule == "greedy" else None
+        return NearestEarlier(
+            self.clustering(), self.keep, self.seed, self.modality, floor, self.threads, self.device
+        )
+
+    def clustering(self) -> KMeans:
+        """The fine clustering."""
+        side = self.modality if self.modality in ("text", "joint") else "image"
+        return KMeans(
             self.num_clusters,
             self.num_iterations,
             self.points_per_centroid,
             self.seed,
-            self.modality,
+            side,
             "pool",
+            runs=self.runs,
+            threads=self.threads,
+            device=self.device,
         )
-        return NearestEarlier(clusters, self.keep, self.seed)
 
-    def run(self, work: Work, rows: KeepList, similar: SimilarRows) -> dict[str, Any]:
-        kept = remove_similar(rows, similar, self.epsilon)
-        kept.save(work.folder)
-        return {"rows": rows.num_kept, "kept": kept.num_kept, **_removed(kept, "dedup")}
+    def effort(self, sizes: Sizes) -> Effort:
+        """A threshold on stored similarities, or their order where a number of rows is asked for."""
+        return over_columns(sizes, 1 if self.num_kept is None else 4)
+
+    def decide(self, rows: KeepList, similar: SimilarRows) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
+        counts: dict[str, Any] = {}
+        if self.rule == "greedy":
+            assert self.epsilon is not None, "greedy has an epsilon"
+            kept = remove_greedily(rows, similar, self.epsilon)
+        elif self.num_kept is not None:
+            kept, implied = keep_exactly(rows, similar, self.num_kept)
+            counts["epsilon"] = implied
+        else:
+            assert self.epsilon is not None, "one of the two is given"
+            kept = remove_similar(rows, similar, self.epsilon)
+        counts |= {
+            name.removeprefix("dedup: "): count
+            for name, count in kept.counts().items()
+            if name.startswith("dedup: ") and "no earlier" not in name
+        }
+        return kept, counts
 
 
 def remove_similar(rows: KeepList, similar: SimilarRows, epsilon: float) -> KeepList:
@@ -251,34 +139,67 @@ def remove_similar(rows: KeepList, similar: SimilarRows, epsilon: float) -> Keep
     The comparison is in float32, as published, so that exact copies go at epsilon = 0 only where their
     stored cosine exceeds 1 - epsilon.
     """
-    has_vector = np.isin(rows.rows, similar.rows, assume_unique=True)
-    at = np.searchsorted(similar.rows, rows.rows[has_vector])
-
-    def over(values: np.ndarray, missing: float | int) -> np.ndarray:
-        spread = np.full(rows.num_kept, missing, values.dtype)
-        spread[has_vector] = values[at]
-        return spread
-
-    similarity = over(similar.similarity, np.nan)
+    limit = np.float32(1 - epsilon)
     with np.errstate(invalid="ignore"):
-        is_duplicate = similarity.astype(np.float32) > np.float32(1 - epsilon)
-    absent = reasons_of(rows.rows, similar.missing, "no embedding")
-    reasons = np.where(has_vector, "duplicate", absent)
-    return rows.narrow(
+        keep = similar.has_vector & ~(similar.similarity > limit)
+    return _decided(rows, similar, keep, 1 - epsilon, similar.similarity, similar.twin)
+
+
+def keep_exactly(rows: KeepList, similar: SimilarRows, count: int) -> tuple[KeepList, float]:
+    """Keep the rows with the lowest stored similarity, exactly so many; of equal ones the lower rows.
+
+    Returns:
+        The keep list, and the epsilon that it implies: 1 - the lowest similarity that went.
+
+    Raises:
+        BudgetError: More than there are, or fewer than rows without any earlier row.
+    """
+    usable = rows.mask & similar.has_vector
+    alone = usable & np.isneginf(similar.similarity)
+    most, least = int(np.count_nonzero(usable)), int(np.count_nonzero(alone))
+    if not least <= count <= most:
+        raise BudgetError(
+            f"cannot keep dedup.num_kept={count:,} rows: {most:,} have a vector, and {least:,} of them "
+            "come first in their cluster, so nothing removes them. Give a number between, or fewer clusters."
+        )
+    gone = usable & ~first(ascending(similar.similarity), usable, count)
+    lowest = float(similar.similarity[gone].min()) if gone.any() else 1.0
+    keep = usable & ~gone
+    kept = _decided(rows, similar, keep, lowest, similar.similarity, similar.twin)
+    return kept, round(1 - lowest, 8)
+
+
+def remove_greedily(rows: KeepList, similar: SimilarRows, epsilon: float) -> KeepList:
+    """Remove rows that are more similar than 1 - epsilon to an earlier row that stays."""
+    from dbp.kernels import keep_greedily
+
+    pairs = similar.pairs
+    assert pairs is not None, "the comparison stored pairs"
+    over = pairs.similarity > np.float32(1 - epsilon)
+    keep = similar.has_vector.copy()
+    value = np.full(rows.num_pool_rows, np.nan, np.float32)
+    twin = np.full(rows.num_pool_rows, -1, np.int64)
+    keep_greedily(pairs.later[over], pairs.earlier[over], pairs.similarity[over], keep, value, twin)
+    return _decided(rows, similar, keep, 1 - epsilon, value, twin)
+
+
+def _decided(
+    rows: KeepList,
+    similar: SimilarRows,
+    keep: np.ndarray,
+    limit: float,
+    value: np.ndarray,
+    twin: np.ndarray,
+) -> KeepList:
+    codes, texts = similar.missing.codes_over(rows.num_pool_rows, "no embedding")
+    codes[similar.has_vector] = len(texts)
+    return rows.within(
         "dedup",
-        has_vector & ~is_duplicate,
-        reasons,
+        keep,
+        (codes, [*texts, "duplicate"]),
         "no earlier duplicate",
-        value=np.where(np.isneginf(similarity), np.nan, similarity),
-        limit=np.full(rows.num_kept, 1 - epsilon),
-        related_row=over(similar.twin, -1),
-        cluster=over(similar.cluster, -1),
+        value=lambda: np.where(np.isneginf(value), np.nan, value),
+        limit=lambda: np.full(rows.num_pool_rows, limit),
+        related_row=twin,
+        cluster=similar.cluster,
     )
-
-
-def _removed(kept: KeepList, stage: str) -> dict[str, int]:
-    return {
-        name.removeprefix(f"{stage}: "): count
-        for name, count in kept.counts().items()
-        if name.startswith(f"{stage}: ") and "no earlier" not in name
-    }

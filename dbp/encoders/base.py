@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32, Int
 
+from dbp.data.pool import Pool
 from dbp.errors import ConfigError
 
 Modality = Literal["image", "text", "joint"]
@@ -27,7 +28,9 @@ class Tower:
 
 @dataclass(frozen=True)
 class Encoder(ABC):
-    """A network's name and weights; subclasses say how it is loaded."""
+    """A network's name and weights; subclasses say how it is loaded, or where its vectors are read."""
+
+    reads: ClassVar[bool] = False  # whether vectors are read with `read_part`, not computed
 
     @abstractmethod
     def load(self) -> Tower:
@@ -37,18 +40,11 @@ class Encoder(ABC):
     def identity(self) -> dict[str, Any]:
         """What decides its vectors beside its fields: the digest of its weights."""
 
-
-def pick_device(device: str) -> str:
-    """`auto` is the first CUDA device where there is one, else the CPU."""
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"device={device}: this machine shows no CUDA device. Set device=cpu or auto."
-        )
-    return device
+    def read_part(
+        self, side: Literal["image", "text"], pool: Pool, shard: int, rows: Int[np.ndarray, " m"]
+    ) -> Float[np.ndarray, "m d"]:
+        """Vectors that another tool made, of rows that all lie in one shard of the pool."""
+        raise TypeError(f"{type(self).__name__} computes its vectors")
 
 
 @cache

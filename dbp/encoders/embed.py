@@ -1,6 +1,7 @@
 """The stage that embeds a pool, a part for each shard, resumable after each."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,55 +13,90 @@ from dbp.data.images import Undecodable, decode_rgb
 from dbp.data.index import part_name
 from dbp.data.pool import Pool, caption_from
 from dbp.data.tars import SAMPLE_FORMATS, image_of, samples
+from dbp.effort import NETWORK, Effort, Sizes, vector_bytes
 from dbp.encoders.base import Encoder, Tower
-from dbp.encoders.precomputed import Precomputed
 from dbp.errors import ConfigError, PoolError
+from dbp.parts import Parted
 from dbp.paths import is_remote
-from dbp.progress import progress
-from dbp.stage import Stage
-from dbp.work import Work
+from dbp.stage import runtime
+from dbp.work import Part, Work
 
 
 @dataclass(frozen=True)
-class Embed(Stage):
+class Embed(Parted):
     """Encode the images or the captions of all valid rows.
 
     Args:
         encoder: The network.
         side: Which of its towers.
+        rows_per_part: Fewest rows of a part; parts begin and end with shards.
     """
 
     name: ClassVar[str] = "embed"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("pool",)
     makes: ClassVar[type] = Embeddings
+    keeps_parts: ClassVar[bool] = True
 
     encoder: Encoder
     side: Literal["image", "text"]
+    rows_per_part: int = runtime(32_768)
 
-    def run(self, work: Work, pool: Pool) -> dict[str, Any]:
-        tower: Tower | None = None
-        shards = pool.column("shard")
-        totals: dict[str, int] = {}
-        with progress(f"embed {self.side}s", int(pool.is_valid.sum()), self.side + "s") as bar:
-            for shard in range(int(shards[-1]) + 1):
-                rows = np.flatnonzero((shards == shard) & pool.is_valid)
+    def parts(self, pool: Pool) -> list[Part]:
+        """Runs of shards with at least `rows_per_part` rows: tens of megabytes of vectors each."""
+        starts = pool.index.starts
+        return [
+            Part(part_name(first), first, float(starts[last + 1] - starts[first]))
+            for first, last in _runs(starts[1:], self.rows_per_part)
+        ]
 
-                def make(
-                    beside: Path, rows: np.ndarray = rows, shard: int = shard
-                ) -> dict[str, Any]:
-                    nonlocal tower
-                    if isinstance(self.encoder, Precomputed):
-                        vectors = self.encoder.read(self.side, pool.num_rows)[rows]
-                        return save_part(beside, rows, np.asarray(vectors), {})
-                    tower = tower or self.encoder.load()
-                    done, vectors, failed = self._encode(tower, pool, shard, rows)
-                    return save_part(beside, done, vectors, failed)
+    def effort(self, sizes: Sizes) -> Effort:
+        """Vectors in fp16 with 16 bytes of row and lengths; the network's time is known from a run alone.
 
-                for reason, count in work.part(part_name(shard), make).items():
-                    totals[reason] = totals.get(reason, 0) + count
-                bar.advance(len(rows))
-        return totals
+        Vectors that are read and not computed are taken to be fp32; a rehearsal's are neither. In memory a
+        number of a part costs up to 30 bytes: its fp32 copies, and float64 for its length; the network's own
+        memory is not counted.
+        """
+        n, d = sizes.rows, sizes.width
+        is_file = self.encoder.reads and not hasattr(self.encoder, "plan")
+        seconds = None if sizes.row_seconds is None else sizes.row_seconds * n
+        return Effort(
+            rows=n,
+            values=6.0 * n * d if is_file else 0.0,
+            bytes_read=4.0 * n * d if is_file else sizes.pool_bytes,
+            bytes_written=vector_bytes(n, d) + 16.0 * n,
+            memory=30.0 * min(n, self.rows_per_part) * d + 9.0 * sizes.pool_rows,
+            elsewhere=None if is_file else (NETWORK, seconds),
+        )
+
+    def make(self, part: Part, folder: Path, pool: Pool) -> dict[str, Any]:  # type: ignore[override]
+        starts = pool.index.starts
+        firsts = [part.number for part in self.parts(pool)] + [len(starts) - 1]
+        stop = firsts[firsts.index(part.number) + 1]
+        rows: list[np.ndarray] = [np.zeros(0, np.int64)]
+        vectors: list[np.ndarray] = []
+        failed: dict[int, str] = {}
+        for shard in range(part.number, stop):
+            span = slice(starts[shard], starts[shard + 1])
+            valid = np.flatnonzero(pool.is_valid[span]) + span.start
+            if self.encoder.reads:
+                found = np.asarray(self.encoder.read_part(self.side, pool, shard, valid))
+            else:
+                valid, found, broken = self._encode(_tower(self.encoder), pool, shard, valid)
+                failed |= broken
+            rows.append(valid)
+            vectors.append(found)
+        filled = [found for found in vectors if len(found)] or vectors[:1]
+        return save_part(folder, np.concatenate(rows), np.concatenate(filled), failed)
+
+    def finish(
+        self, work: Work, counts: Mapping[str, dict[str, Any]], pool: Pool
+    ) -> dict[str, Any]:
+        totals: Counter[str] = Counter()
+        for found in counts.values():
+            totals.update(found)
+        _LOADED.clear()
+        return {"rows": totals.pop("rows", 0), **totals}
 
     def _encode(
         self, tower: Tower, pool: Pool, shard: int, rows: np.ndarray
@@ -84,7 +120,9 @@ class Embed(Stage):
                 waiting.clear()
 
         for row, content in _contents(pool, shard, rows, self.side):
-            if self.side == "image":
+            if isinstance(content, str):
+                item: Any = content
+            elif self.side == "image":
                 try:
                     item = tower.preprocess(decode_rgb(content, pool.max_pixels))
                 except Undecodable as problem:
@@ -101,6 +139,25 @@ class Embed(Stage):
         return np.array(done, np.int64), stacked, failed
 
 
+_LOADED: list[tuple[Encoder, Tower]] = []  # the network that this process holds
+
+
+def _tower(encoder: Encoder) -> Tower:
+    if not _LOADED or _LOADED[0][0] != encoder:
+        _LOADED[:] = [(encoder, encoder.load())]
+    return _LOADED[0][1]
+
+
+def _runs(ends: np.ndarray, fewest: int) -> list[tuple[int, int]]:
+    """First and last shard of each run of shards that holds at least so many rows."""
+    found, first, start = [], 0, 0
+    for shard, end in enumerate(ends.tolist()):
+        if end - start >= fewest or shard == len(ends) - 1:
+            found.append((first, shard))
+            first, start = shard + 1, end
+    return found
+
+
 def _batch(items: list[Any], side: str) -> Any:
     if side == "text":
         return items
@@ -109,16 +166,25 @@ def _batch(items: list[Any], side: str) -> Any:
     return torch.stack(items)
 
 
-def _contents(pool: Pool, shard: int, rows: np.ndarray, side: str) -> Iterator[tuple[int, bytes]]:
+def _contents(
+    pool: Pool, shard: int, rows: np.ndarray, side: str
+) -> Iterator[tuple[int, bytes | str]]:
     """The bytes of rows of one shard: read at their offsets, or streamed where that cannot be."""
-    if not is_remote(pool.shards[shard]):
+    if side == "text" and pool.has_texts:
+        yield from zip(rows.tolist(), pool.captions(rows), strict=True)
+        return
+    if not pool.shards:
+        raise ConfigError(
+            "this pool has no pictures: it is metadata alone. Choose an encoder whose vectors are read, such as "
+            "encoder=datacomp_l14, or give the tars with pool.shards."
+        )
+    if not (shard < len(pool.shards) and is_remote(pool.shards[shard])):
         for row in rows:
             yield int(row), pool._read(int(row), "image" if side == "image" else "caption")
         return
     if len(rows) == 0:
         return
-    start = int(np.flatnonzero(pool.column("shard") == shard)[0])
-    keys = pool.table["key"]
+    start = int(pool.index.starts[shard])
     needed = set(rows.tolist())
     # What was readable was decided by the index; damage behind the last row does not matter here.
     stream = samples(pool.shards[shard], SAMPLE_FORMATS.__contains__, lambda message: None)
@@ -129,12 +195,13 @@ def _contents(pool: Pool, shard: int, rows: np.ndarray, side: str) -> Iterator[t
             _, member = image_of(sample)
         else:
             member = sample.members.get(pool.caption_field.partition(":")[0])
-        if member is None or sample.key != keys[row].as_py():
+        if member is None or sample.key != pool.column("key", np.array([row]))[0]:
             break
         needed.remove(row)
         yield row, member.content
     if needed:
+        key = pool.column("key", np.array([min(needed)]))[0]
         raise PoolError(
-            f"shard {pool.shards[shard]} does not give the {side} of {keys[min(needed)].as_py()!r} as it "
+            f"shard {pool.shards[shard]} does not give the {side} of {key!r} as it "
             "did when it was indexed. Restore the shard, or run again with a fresh paths.store."
         )

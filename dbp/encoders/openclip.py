@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from dbp.encoders.base import Encoder, Tower, file_digest, pick_device
+from dbp.device import pick_device
+from dbp.encoders.base import Encoder, Tower, file_digest
 from dbp.errors import ConfigError, WorldError, nearest
 from dbp.stage import runtime
 

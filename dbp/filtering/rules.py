@@ -4,16 +4,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Int
 
 from dbp.config import require
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
-from dbp.stage import Stage
-from dbp.work import Work
+from dbp.effort import Effort, Sizes, over_captions, over_columns
+from dbp.narrowing import Narrowing
 
 
 @dataclass(frozen=True)
-class Rules(Stage):
+class Rules(Narrowing):
     """Keep pairs with enough words, characters and pixels, and a moderate aspect ratio.
 
     Args:
@@ -27,9 +28,8 @@ class Rules(Stage):
     """
 
     name: ClassVar[str] = "filter"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("rows", "pool")
-    makes: ClassVar[type] = KeepList
 
     min_words: int
     min_characters: int
@@ -39,14 +39,18 @@ class Rules(Stage):
     def __post_init__(self) -> None:
         require(self.max_aspect_ratio >= 1, "max_aspect_ratio", self.max_aspect_ratio, "at least 1")
 
-    def run(self, work: Work, rows: KeepList, pool: Pool) -> dict[str, Any]:
-        width, height = (pool.column(name)[rows.rows] for name in ("width", "height"))
+    def effort(self, sizes: Sizes) -> Effort:
+        """Columns of the index; captions are read only where their words are counted."""
+        return over_captions(sizes) if self.min_words > 0 else over_columns(sizes)
+
+    def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
+        width, height = (pool.column(name)[rows.mask] for name in ("width", "height"))
         shorter = np.minimum(width, height)
         ratio = np.maximum(width, height) / np.maximum(shorter, 1)
-        characters = pool.column("caption_length")[rows.rows]
+        characters = pool.column("caption_length")[rows.mask]
         words = np.full(rows.num_kept, self.min_words)
         if self.min_words > 0:
-            words = np.array([len(pool.caption(int(row)).split()) for row in rows.rows])
+            words = word_counts(pool, rows.rows)
         failures = (
             ("too few words", words < self.min_words, words, self.min_words),
             (
@@ -58,15 +62,26 @@ class Rules(Stage):
             ("picture too small", shorter < self.min_side, shorter, self.min_side),
             ("picture too long", ratio > self.max_aspect_ratio, ratio, self.max_aspect_ratio),
         )
-        reason = np.full(rows.num_kept, "", object)
-        value = np.full(rows.num_kept, np.nan)
-        limit = np.full(rows.num_kept, np.nan)
-        for why, failed, measured, bound in failures:
-            new = failed & (reason == "")
-            reason[new], value[new], limit[new] = why, np.asarray(measured, float)[new], bound
+        passes = np.ones(rows.num_kept, bool)
+        code = np.zeros(rows.num_kept, np.uint8)
+        value, limit = np.full(rows.num_kept, np.nan), np.full(rows.num_kept, np.nan)
+        for number, (_, failed, measured, bound) in enumerate(failures):
+            new = failed & passes
+            code[new], value[new], limit[new] = number, np.asarray(measured, float)[new], bound
+            passes &= ~failed
+        texts = [why for why, *_ in failures]
         kept = rows.narrow(
-            "filter", reason == "", reason, "passes the rules", value=value, limit=limit
+            "filter", passes, (code, texts), "passes the rules", value=value, limit=limit
         )
-        kept.save(work.folder)
-        found = {why: int(failed.sum()) for why, failed, _, _ in failures}
-        return {"rows": rows.num_kept, "kept": kept.num_kept, **found}
+        return kept, {why: int(failed.sum()) for why, failed, _, _ in failures}
+
+
+def word_counts(
+    pool: Pool, rows: Int[np.ndarray, " m"], block: int = 1 << 16
+) -> Int[np.ndarray, " m"]:
+    """Words of captions, divided by white space; captions are read a block at a time."""
+    found = np.empty(len(rows), np.int64)
+    for at in range(0, len(rows), block):
+        captions = pool.captions(rows[at : at + block])
+        found[at : at + block] = [len(caption.split()) for caption in captions]
+    return found

@@ -8,49 +8,45 @@ import numpy as np
 
 from dbp.config import require
 from dbp.data.keep_list import KeepList
-from dbp.data.missing import reasons_of
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
-from dbp.stage import Stage
-from dbp.work import Work
+from dbp.effort import Effort, Sizes, over_columns
+from dbp.narrowing import Narrowing, PassAll
+from dbp.order import first, score_keys
 
 
 @dataclass(frozen=True)
-class NoFilter(Stage):
+class NoFilter(PassAll):
     """Let every row pass."""
 
     name: ClassVar[str] = "filter"
-    needs: ClassVar[tuple[str, ...]] = ("rows",)
-    makes: ClassVar[type] = KeepList
-
-    def run(self, work: Work, rows: KeepList) -> dict[str, Any]:
-        rows.save(work.folder)
-        return {"rows": rows.num_kept, "kept": rows.num_kept}
 
 
 @dataclass(frozen=True)
-class Threshold(Stage):
+class Threshold(Narrowing):
     """Keep rows whose score is at least `minimum`; rows without a score go.
 
-    Source: DataComp's clip_score filter with a threshold (score >= threshold).
+    Source: DataComp's clip_score filter with a threshold (score >= threshold, in float32).
     """
 
     name: ClassVar[str] = "filter"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("rows", "scores")
-    makes: ClassVar[type] = KeepList
 
     minimum: float
 
-    def run(self, work: Work, rows: KeepList, scores: Scores) -> dict[str, Any]:
-        values = scores.of(rows.rows)
+    def effort(self, sizes: Sizes) -> Effort:
+        """A mask over scores."""
+        return over_columns(sizes)
+
+    def decide(self, rows: KeepList, scores: Scores) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         with np.errstate(invalid="ignore"):
-            keep = values >= self.minimum
-        return _save(work, rows, keep, scores, np.full(len(values), self.minimum))
+            keep = scores.values >= np.float32(self.minimum)
+        return by_score(rows, keep, scores, float(np.float32(self.minimum)))
 
 
 @dataclass(frozen=True)
-class TopFraction(Stage):
+class TopFraction(Narrowing):
     """Keep the best-scored fraction of the rows, exactly floor(fraction * rows); ties go by uid hash.
 
     Source: DataComp's clip_score filter with a fraction. Departure: theirs keeps one row more and all
@@ -58,9 +54,8 @@ class TopFraction(Stage):
     """
 
     name: ClassVar[str] = "filter"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("rows", "scores", "pool")
-    makes: ClassVar[type] = KeepList
 
     fraction: float
 
@@ -71,32 +66,32 @@ class TopFraction(Stage):
         """The most rows that can be left of so many."""
         return int(Decimal(str(self.fraction)) * num_rows)
 
-    def run(self, work: Work, rows: KeepList, scores: Scores, pool: Pool) -> dict[str, Any]:
-        values = scores.of(rows.rows)
-        count = self.at_most(rows.num_kept)
-        order = np.lexsort(
-            (pool.uid_hashes[rows.rows], -np.where(np.isnan(values), -np.inf, values))
-        )
-        keep = np.zeros(rows.num_kept, bool)
-        keep[order[:count]] = True
-        keep &= ~np.isnan(values)
-        cut = values[keep].min() if keep.any() else np.inf
-        return _save(work, rows, keep, scores, np.full(len(values), cut))
+    def effort(self, sizes: Sizes) -> Effort:
+        """An order over scores."""
+        return over_columns(sizes, 4)
+
+    def decide(  # type: ignore[override]
+        self, rows: KeepList, scores: Scores, pool: Pool
+    ) -> tuple[KeepList, dict[str, Any]]:
+        scored = rows.mask & ~np.isnan(scores.values)
+        keep = first(score_keys(scores, pool.uid_hashes), scored, self.at_most(rows.num_kept))
+        cut = float(scores.values[keep].min()) if keep.any() else float("inf")
+        return by_score(rows, keep, scores, cut)
 
 
-def _save(
-    work: Work, rows: KeepList, keep: np.ndarray, scores: Scores, limit: np.ndarray
-) -> dict[str, Any]:
-    values = scores.of(rows.rows)
-    missing = np.isnan(values)
-    absent = reasons_of(rows.rows, scores.missing, "no score")
-    kept = rows.narrow(
+def by_score(
+    rows: KeepList, keep: np.ndarray, scores: Scores, limit: float
+) -> tuple[KeepList, dict[str, Any]]:
+    """Keep rows by their score, with the limit that it was held against, and say so for each row."""
+    missing = np.isnan(scores.values)
+    codes, texts = scores.missing.codes_over(rows.num_pool_rows, "no score")
+    codes[~missing] = len(texts)
+    kept = rows.within(
         "filter",
         keep,
-        np.where(missing, absent, "score below the limit"),
+        (codes, [*texts, "score below the limit"]),
         "score at or above the limit",
-        value=values,
-        limit=limit,
+        value=scores.values,
+        limit=lambda: np.full(rows.num_pool_rows, limit),
     )
-    kept.save(work.folder)
-    return {"rows": rows.num_kept, "kept": kept.num_kept, "without score": int(missing.sum())}
+    return kept, {"without score": int(np.count_nonzero(rows.mask & missing))}

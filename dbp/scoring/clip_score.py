@@ -1,47 +1,83 @@
 """CLIP score: how well a caption fits its image."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from dbp.data.embeddings import Embeddings
-from dbp.data.missing import save_missing
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
+from dbp.data.vectors import Vectors, in_blocks
+from dbp.effort import Effort, Sizes, vector_bytes
 from dbp.errors import ConfigError
-from dbp.stage import Stage
-from dbp.work import Work
-
-BLOCK = 65_536
+from dbp.parts import Parted
+from dbp.products import BLOCK, widened
+from dbp.work import Part, Work
 
 
 @dataclass(frozen=True)
-class ClipScore(Stage):
+class ClipScore(Parted):
     """Cosine of image and caption embeddings, in [-1, 1]; missing where either has no vector."""
 
     name: ClassVar[str] = "score"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("pool", "image", "text")
     makes: ClassVar[type] = Scores
 
     modality: ClassVar[str] = "joint"
 
-    def run(self, work: Work, pool: Pool, image: Embeddings, text: Embeddings) -> dict[str, Any]:
-        if image.width != text.width and len(image.rows) and len(text.rows):
+    def parts(self, pool: Pool, image: Embeddings, text: Embeddings) -> list[Part]:
+        """One for each part of the images' embeddings."""
+        if image.width != text.width and image.width and text.width:
             raise ConfigError(
                 f"encoder.score gives image vectors of {image.width} numbers and text vectors of "
                 f"{text.width}, so they have no cosine. Take both from one model."
             )
-        values = np.full(pool.num_rows, np.nan)
-        rows = np.intersect1d(image.rows, text.rows)
-        for start in range(0, len(rows), BLOCK):
-            block = rows[start : start + BLOCK]
-            values[block] = np.einsum(
-                "nd,nd->n",
-                image.unit(block).astype(np.float64),
-                text.unit(block).astype(np.float64),
+        return [Part(f"part-{number:07d}", number) for number in range(len(image.parts))]
+
+    def effort(self, sizes: Sizes) -> Effort:
+        """Both sides are read and widened, and multiplied in float64 by one thread."""
+        n, d = sizes.rows, sizes.width
+        return Effort(
+            rows=n,
+            values=2.0 * n * d,
+            bytes_read=vector_bytes(n, d) + 32.0 * n,
+            bytes_written=12.0 * n + 4.0 * sizes.pool_rows,
+            memory=BLOCK * 6.0 * d + 8.0 * sizes.pool_rows,
+        )
+
+    def make(  # type: ignore[override]
+        self, part: Part, folder: Path, pool: Pool, image: Embeddings, text: Embeddings
+    ) -> dict[str, Any]:
+        from dbp.kernels import paired
+
+        rows = Vectors.of(image, text).part_rows(part.number)
+        cosine = np.empty(len(rows))
+        for start, own in in_blocks(rows, BLOCK):
+            span = slice(start, start + len(own))
+            a, b = (widened(side.gather(own)).numpy() for side in (image, text))
+            paired(a, b, cosine[span])
+            cosine[span] /= image.norms(own) * text.norms(own)
+        np.save(folder / "rows.npy", rows)
+        np.save(folder / "score.npy", np.clip(cosine, -1, 1).astype(np.float32))
+        return {"rows": len(rows)}
+
+    def finish(  # type: ignore[override]
+        self,
+        work: Work,
+        counts: Mapping[str, dict[str, Any]],
+        pool: Pool,
+        image: Embeddings,
+        text: Embeddings,
+    ) -> dict[str, Any]:
+        values = np.full(pool.num_rows, np.nan, np.float32)
+        for name in counts:
+            values[np.load(work.shared / name / "rows.npy")] = np.load(
+                work.shared / name / "score.npy"
             )
-        Scores(values).save(work.folder)
-        save_missing(work.folder, np.arange(pool.num_rows), image, text)
-        return {"rows": len(rows), "without score": int(pool.num_rows - len(rows))}
+        Scores(values, Vectors.of(image, text).missing).save(work.folder)
+        scored = int(np.count_nonzero(~np.isnan(values)))
+        return {"rows": scored, "without score": pool.num_rows - scored}

@@ -9,20 +9,21 @@ Abbas et al. 2024 (arXiv 2401.04578):
 then the x_j members farthest from the centroid are kept.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float64, Int
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Float64, Int
 
-from dbp.clustering.geometry import complexity, d_inter, d_intra, softmax
-from dbp.clustering.order import Members
+from dbp.clustering.geometry import complexity, d_inter, softmax
 from dbp.config import require
 from dbp.data.clusters import Clusters
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
-from dbp.selection.base import Selection, by_quota, ranked_members
+from dbp.order import Members
+from dbp.selection.base import Selection, by_quota, candidates
 from dbp.selection.quotas import allocate
 from dbp.work import Work
 
@@ -39,20 +40,23 @@ class Density(Selection):
         complexity: What stands for C_j: the `product`, one of its factors, the `size`, or `equal`.
         min_per_cluster: Fewest rows of each cluster that has them.
         members: Which rows of a cluster: `hard`, `easy` or `random`.
+        balance: Share of budget / k that every cluster keeps at least, in [0, 1]; the larger floor holds.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("rows", "base", "pool", "clusters")
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     temperature: float
     num_neighbours: int
     complexity: Complexity
     min_per_cluster: int
     members: Members
+    balance: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
         require(self.num_neighbours >= 1, "num_neighbours", self.num_neighbours, "at least 1")
+        require(0 <= self.balance <= 1, "balance", self.balance, "in [0, 1]")
         require(self.min_per_cluster >= 0, "min_per_cluster", self.min_per_cluster, "at least 0")
 
     def unread(self) -> set[str]:
@@ -61,10 +65,10 @@ class Density(Selection):
     def choose(
         self, rows: KeepList, budget: int, pool: Pool, *, clusters: Clusters, **inputs: Any
     ) -> tuple[KeepList, dict[str, Any]]:
-        member = ranked_members(rows, clusters, pool, self.members, self.seed, budget)
-        table = self.cluster_table(member.clusters, budget)
+        among = candidates(rows, clusters, pool, self.members, self.seed, budget)
+        table = self.cluster_table(clusters, among.mask, budget)
         kept = by_quota(
-            rows, member, table["quota"], "beyond the cluster's quota", "within the quota"
+            rows, among, table["quota"], "beyond the cluster's quota", "within the quota"
         )
         shares = table["probability"][table["size"] > 0]
         entropy = float(-(shares * np.log(np.maximum(shares, 1e-300))).sum())
@@ -73,27 +77,31 @@ class Density(Selection):
             "clusters at their size": int(
                 ((table["quota"] == table["size"]) & (table["size"] > 0)).sum()
             ),
+            "entropy": round(entropy, 6),
             "effective clusters": round(float(np.exp(entropy)), 2),
         }
 
-    def cluster_table(self, view: Clusters, budget: int) -> dict[str, np.ndarray]:
+    def cluster_table(
+        self, clusters: Clusters, mask: Bool[np.ndarray, " n"], budget: int
+    ) -> dict[str, np.ndarray]:
         """For each cluster: size, d_intra, d_inter, complexity, probability, target and quota.
 
-        Empty clusters have no complexity and a quota of nil.
+        Of the rows of a mask. Empty clusters have no complexity and a quota of nil.
         """
-        sizes = view.sizes
+        sizes, sums = clusters.totals(mask)
         filled = np.flatnonzero(sizes > 0)
-        intra = d_intra(view.distance_to_centroid, view.assignment, view.num_clusters)
-        inter = np.full(view.num_clusters, np.nan)
+        with np.errstate(invalid="ignore"):
+            intra = sums / 2.0**30 / sizes
+        inter = np.full(len(sizes), np.nan)
         inter[filled] = (
-            d_inter(view.centroids[filled], self.num_neighbours) if len(filled) > 1 else 1.0
+            d_inter(clusters.centroids[filled], self.num_neighbours) if len(filled) > 1 else 1.0
         )
-        measure = np.full(view.num_clusters, np.nan)
+        measure = np.full(len(sizes), np.nan)
         measure[filled] = self._measure(sizes[filled], intra[filled], inter[filled])
-        probability = np.zeros(view.num_clusters)
+        probability = np.zeros(len(sizes))
         probability[filled] = softmax(measure[filled], self.temperature)
-        lower = np.minimum(self.min_per_cluster, sizes)
-        quota = allocate(budget * probability, budget, lower, sizes)
+        floor = max(self.min_per_cluster, int(self.balance * budget / len(sizes)))
+        quota = allocate(budget * probability, budget, np.minimum(floor, sizes), sizes)
         return {
             "size": sizes,
             "d_intra": intra,
@@ -120,15 +128,9 @@ class Density(Selection):
         }
         return choices[self.complexity]
 
-    def run(
-        self, work: Work, rows: KeepList, base: KeepList, pool: Pool, **inputs: Any
-    ) -> dict[str, Any]:
-        counts = super().run(work, rows, base, pool, **inputs)
-        _, view = inputs["clusters"].of(rows.rows)
-        table = self.cluster_table(view, counts["kept"])
-        content = {
-            name: [value if np.isfinite(value) else None for value in values.tolist()]
-            for name, values in table.items()
-        }
-        (work.folder / "clusters.json").write_text(json.dumps(content))
+    def run(self, work: Work, **inputs: Any) -> dict[str, Any]:
+        counts = super().run(work, **inputs)
+        rows, clusters = inputs["rows"], inputs["clusters"]
+        table = self.cluster_table(clusters, rows.mask & clusters.is_clustered, counts["kept"])
+        pq.write_table(pa.table(table), work.folder / "clusters.parquet")
         return counts

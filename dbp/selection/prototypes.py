@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from dbp.clustering.order import Members, keyed_hash
 from dbp.config import require
 from dbp.data.clusters import Clusters
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
-from dbp.selection.base import Selection, by_quota, ranked_members
+from dbp.order import Members, first, first_of_each
+from dbp.selection.base import Candidates, Selection, by_quota, candidates
 from dbp.selection.quotas import allocate
 
 
@@ -29,6 +29,7 @@ class Prototypes(Selection):
         balance: For `global`: share of budget / k that every cluster keeps at least, in [0, 1].
     """
 
+    version: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("rows", "base", "pool", "clusters")
 
     members: Members
@@ -45,30 +46,23 @@ class Prototypes(Selection):
     def choose(
         self, rows: KeepList, budget: int, pool: Pool, *, clusters: Clusters, **inputs: Any
     ) -> tuple[KeepList, dict[str, Any]]:
-        member = ranked_members(rows, clusters, pool, self.members, self.seed, budget)
-        view = member.clusters
+        among = candidates(rows, clusters, pool, self.members, self.seed, budget)
+        sizes = among.sizes
         if self.scope == "cluster":
-            targets = budget * view.sizes / max(view.sizes.sum(), 1)
-            quotas = allocate(targets, budget, np.zeros_like(view.sizes), view.sizes)
+            targets = budget * sizes / max(sizes.sum(), 1)
+            quotas = allocate(targets, budget, np.zeros_like(sizes), sizes)
         else:
-            quotas = self._global_quotas(member.rank, view, pool, budget)
-        kept = by_quota(
-            rows, member, quotas, f"not {self.members} enough", f"{self.members} member"
-        )
+            quotas = self._global_quotas(among, sizes, budget)
+        kept = by_quota(rows, among, quotas, f"not {self.members} enough", f"{self.members} member")
         return kept, {
-            "clusters": view.num_clusters,
-            "clusters kept whole": int((quotas == view.sizes).sum()),
+            "clusters": clusters.num_clusters,
+            "clusters kept whole": int((quotas == sizes).sum()),
         }
 
-    def _global_quotas(
-        self, rank: np.ndarray, view: Clusters, pool: Pool, budget: int
-    ) -> np.ndarray:
+    def _global_quotas(self, among: Candidates, sizes: np.ndarray, budget: int) -> np.ndarray:
         """Kept rows of each cluster when the floor is taken first and the rest overall."""
-        floor = int(self.balance * budget / view.num_clusters)
-        in_floor = rank < np.minimum(floor, view.sizes)[view.assignment]
-        if self.members == "random":
-            key: np.ndarray = keyed_hash(pool.uid_hashes[view.rows], self.seed)
-        else:
-            key = view.distance_to_centroid * (-1 if self.members == "hard" else 1)
-        order = np.lexsort((view.rows, key, ~in_floor))
-        return np.bincount(view.assignment[order[:budget]], minlength=view.num_clusters)
+        clusters = among.clusters
+        floor = np.minimum(int(self.balance * budget / clusters.num_clusters), sizes)
+        in_floor = first_of_each(among.keys, clusters.assignment, among.mask, floor)
+        rest = first(among.keys, among.mask & ~in_floor, budget - int(floor.sum()))
+        return clusters.sizes_of(in_floor | rest)

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
-from dbp.clustering.order import keyed_hash
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
-from dbp.selection.base import Selection, ranks, take_first
+from dbp.order import first, keyed_hash
+from dbp.selection.base import Selection, in_order
 
 
 @dataclass(frozen=True)
@@ -20,13 +18,6 @@ class Uniform(Selection):
     def choose(
         self, rows: KeepList, budget: int, pool: Pool, **inputs: Any
     ) -> tuple[KeepList, dict[str, Any]]:
-        order = np.lexsort((rows.rows, keyed_hash(pool.uid_hashes[rows.rows], self.seed)))
-        kept = rows.narrow(
-            "select",
-            take_first(order, budget),
-            "not drawn",
-            "drawn",
-            rank=ranks(order),
-            quota=np.full(len(order), budget),
-        )
-        return kept, {}
+        keys = keyed_hash(pool.uid_hashes, self.seed)
+        keep = first(keys, rows.mask, budget)
+        return in_order(rows, keep, keys, budget, "not drawn", "drawn"), {}

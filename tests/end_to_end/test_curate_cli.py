@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from dbp.decisions import explained
+from dbp.store import Store
 
 NUM_ROWS = 90
 FOLDER = "pool {0..3} = [a,b] (é), ü"
@@ -99,12 +103,15 @@ def first(house):
 
 
 def decisions(house, said):
-    return pq.read_table(house.store / "select" / house.key(said) / "decisions.parquet").to_pylist()
+    return explained(Store(house.store), house.key(said)).decisions.to_pylist()
 
 
 def test_a_plan_is_printed_and_nothing_is_made(house):
     said = house.curate(*KEEP, "dry_run=true")
-    assert "key known after index" in said
+    assert re.search(r"^valid +after index +build +~90 ", said, re.M), "its key is known then"
+    assert re.search(r"^index +[0-9a-f]{12} +build .* decoding$", said, re.M)
+    assert re.search(r"^total .*\d", said, re.M)
+    assert max(map(len, said.splitlines()[:-1])) <= 100
     assert "to build, 0 reused" in said
     assert not house.store.exists()
 

@@ -69,9 +69,9 @@ def wait_for(store, process):
 
 
 def keep_list(store):
-    """The one keep list in a store: its key, its rows as bytes, its decision table."""
+    """The one keep list in a store: its key, its rows as bytes, the reason of every row."""
     (made,) = (store / "select").iterdir()
-    return made.name, (made / "rows.npy").read_bytes(), pq.read_table(made / "decisions.parquet")
+    return made.name, (made / "keep.npy").read_bytes(), pq.read_table(made / "reason.parquet")
 
 
 def assert_whole(store):
@@ -102,7 +102,7 @@ def undisturbed(folder, tmp_path_factory):
 
 def survives(folder, store, moment, undisturbed):
     """Kill a run at a moment (a fraction of its writing), look at the store, and run again."""
-    (key, rows, decisions), seconds = undisturbed
+    (key, rows, reasons), seconds = undisturbed
     process = start(folder, store)
     wait_for(store, process)
     time.sleep(moment * seconds)
@@ -111,7 +111,7 @@ def survives(folder, store, moment, undisturbed):
     complete = assert_whole(store)
     finish(start(folder, store))
     assert keep_list(store)[:2] == (key, rows)
-    assert keep_list(store)[2] == decisions
+    assert keep_list(store)[2] == reasons
     assert not list(store.glob(".tmp/*")), "what the killed run left is swept"
     assert_whole(store)
     return process.returncode == -signal.SIGKILL, complete
@@ -142,7 +142,7 @@ def test_a_run_killed_at_a_random_moment_ends_in_the_same_keep_list(
 @pytest.mark.slow
 def test_one_store_survives_many_kills_in_a_row(folder, tmp_path, undisturbed):
     store = tmp_path / "store"
-    (key, rows, decisions), seconds = undisturbed
+    (key, rows, reasons), seconds = undisturbed
     for part in range(5):
         process = start(folder, store)
         wait_for(store, process)
@@ -152,7 +152,7 @@ def test_one_store_survives_many_kills_in_a_row(folder, tmp_path, undisturbed):
         assert_whole(store)
     finish(start(folder, store))
     assert keep_list(store)[:2] == (key, rows)
-    assert keep_list(store)[2] == decisions
+    assert keep_list(store)[2] == reasons
 
 
 def test_two_runs_of_one_thing_at_once_both_end_well(folder, tmp_path, undisturbed):

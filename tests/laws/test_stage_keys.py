@@ -23,6 +23,7 @@ from dbp.config import build, groups
 from dbp.curate import ValidRows
 from dbp.data.glyph_pool import RenderGlyphs, RenderTasks
 from dbp.data.index import Index
+from dbp.dedup.borders import Borders
 from dbp.encoders.base import Encoder
 from dbp.encoders.embed import Embed
 from dbp.encoders.openclip import OpenClip
@@ -41,23 +42,37 @@ TOGETHER = {
     ("Train", "precision"): {"precision": "bf16"},  # auto is fp32 on a CPU: equal keys, rightly
     ("Budget", "prune_ratio"): {"prune_ratio": 0.5, "keep_fraction": None},
     ("Budget", "num_kept"): {"num_kept": 5, "keep_fraction": None},
+    ("SemDeDup", "num_kept"): {"num_kept": 5, "epsilon": None},
     ("Index", "uid"): {"uid": "hash"},
     ("Index", "caption"): {"caption": "json:caption"},
+    ("Metadata", "caption"): {"caption": "json:caption"},
+    ("Language", "by"): None,  # a column's name is kept, a file's path is not; tested apart
     ("Optimiser", "decay_groups"): None,  # one option
     ("Model", "name"): {"name": "ViT-B-16"},
     ("Model", "config"): {"config": {"embed_dim": 1, "vision_cfg": {}, "text_cfg": {}}},
     ("Train", "loggers"): {"loggers": (Csv(),)},
     ("Evaluate", "suite"): {"suite": "glyphs"},
     ("Evaluate", "max_templates"): {"max_templates": 1, "limit": 5},
-    # A file's content enters the key and its path does not; tested apart.
-    ("OpenClip", "checkpoint"): None,
-    ("OpenClip", "config"): None,
-    ("Timm", "checkpoint"): None,
-    ("Precomputed", "images"): None,
-    ("Precomputed", "texts"): None,
+    ("ScoreColumn", "minimum"): {"minimum": 0.3, "fraction": None},
     ("Index", "shards"): None,
     ("Sets", "root"): None,
 }
+# A file's content enters the key and its path does not; tested with each stage that reads one.
+READ = {
+    "checkpoint",
+    "config",
+    "images",
+    "texts",
+    "metadata",
+    "folder",
+    "file",
+    "path",
+    "centroids",
+}
+READ |= {"targets", "ids", "words", "language", "by"}
+
+
+POOL = OmegaConf.load(config_folder() / "pool/rehearsal.yaml")
 
 
 def preset(group: str, option: str) -> Any:
@@ -70,7 +85,8 @@ def preset(group: str, option: str) -> Any:
         return node
 
     frame = OmegaConf.load(config_folder() / "frame.yaml")
-    frame.merge_with({"logger": {"loggers": []}, "it": load(option)})
+    parts = {"threads": 1, "device": "cpu"}
+    frame.merge_with({"logger": {"loggers": []}, "parts": parts, "pool": POOL, "it": load(option)})
     return frame.it
 
 
@@ -93,12 +109,16 @@ def stages_of_the_configs() -> list[Stage]:
     plan = build(preset("pool", "glyphs"), path="pool").plan
     found += [RenderGlyphs(plan), RenderTasks.of(plan)]
     found.append(build(OmegaConf.merge(preset("pool", "webdataset"), {"shards": ""}), path="pool"))
+    found += [build(preset("pool", name), path="pool") for name in ("datacomp", "rehearsal")]
+    found.append(build(preset("pool", "sorted_clusters"), path="pool"))
     models = [build(node, Model, "model") for node in presets("model")]
     for node in presets("train"):
         found += [build(node, path="train", model=model) for model in models]
     node = OmegaConf.load(config_folder() / "frame.yaml").evaluate
     found.append(build(node, Evaluate, "evaluate"))
-    return found + [stage.comparison() for stage in found if hasattr(stage, "comparison")]
+    for name in ("comparison", "clustering", "fitting"):  # stages that stages stand on
+        found += [getattr(stage, name)() for stage in found if hasattr(stage, name)]
+    return [*found, ValidRows(), Borders()]
 
 
 STAGES = stages_of_the_configs()
@@ -135,7 +155,8 @@ def others(value: Any, hint: Any) -> Iterator[Any]:
     elif isinstance(value, str) or hint is str:
         yield f"{value or ''}x"
     elif isinstance(value, tuple | list):
-        yield value[:-1] if value else type(value)(["x"])
+        inner = options[0] if options else str
+        yield value[:-1] if value else type(value)([next(others(None, inner))])
     elif isinstance(value, dict):
         yield value | {"another": 1}
 
@@ -156,6 +177,8 @@ def variants(value: Any, path: str = "") -> Iterator[tuple[str, bool, Any]]:
                 )
             continue
         given = TOGETHER.get((type(value).__name__, item.name), {})
+        if item.name in READ and item.metadata.get("runtime"):
+            continue
         if given is None:
             continue
         candidates = (
@@ -172,6 +195,13 @@ def variants(value: Any, path: str = "") -> Iterator[tuple[str, bool, Any]]:
             raise AssertionError(f"no other value was found for {type(value).__name__}.{name}")
 
 
+def inside(stage: Any) -> Iterator[type]:
+    """The kinds of stages that a stage is made of."""
+    for item in stage.steps() if hasattr(stage, "steps") else ():
+        yield type(item)
+        yield from inside(item)
+
+
 def subclasses(cls: type) -> Iterator[type]:
     for child in cls.__subclasses__():
         yield child
@@ -183,11 +213,15 @@ def test_every_stage_of_the_project_is_under_these_laws() -> None:
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     ours = ("dbp.", "training.", "evaluation.", "slurm.")
-    concrete = {c for c in subclasses(Stage) if c.__module__.startswith(ours) and "run" in vars(c)}
-    abstract = {c for c in concrete if getattr(c, "__abstractmethods__", None)}
-    concrete |= {c for c in subclasses(Stage) if "choose" in vars(c)}
+    concrete = {
+        c
+        for c in subclasses(Stage)
+        if c.__module__.startswith(ours) and not getattr(c, "__abstractmethods__", None)
+    }
     met = {type(stage) for stage in STAGES}
-    assert {c.__name__ for c in concrete - abstract - met} <= {"Selection"}
+    bases = {c for c in concrete if any(c in other.__mro__[1:] for other in concrete)}
+    filters = {inner for stage in STAGES for inner in inside(stage)}
+    assert {c.__name__ for c in concrete - met - bases - filters} <= {"Tars"}  # an index
     assert {type(s.encoder) for s in STAGES if isinstance(s, Embed)} == set(subclasses(Encoder))
 
 

@@ -91,8 +91,8 @@ POOL = "pool.shards=nowhere/{0..3}.tar"
         ),
         (
             ["budget.num_kept=5", "until=selekt"],
-            "ConfigError: until='selekt': it must be one of index, dedup, score, filter, cluster, "
-            "select",
+            "ConfigError: until='selekt': it must be one of index, embed, dedup, score, filter, "
+            "centroids, cluster, borders, select",
         ),
         (
             ["budget.num_kept=5", "dedup.epsilon=3"],

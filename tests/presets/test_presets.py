@@ -18,6 +18,7 @@ CHOICES = [(group, option) for group, options in groups().items() for option in 
 def test_a_preset_is_composed_and_its_target_builds(group, option):
     choice = f"encoder.cluster={option}" if group == "encoder" else f"{group}={option}"
     more = ["pool.shards=nothing.tar"] if group == "pool" and option == "webdataset" else []
+    more += ["pool=rehearsal"] if (group, option) == ("encoder", "rehearsal") else []
     config = compose("curate", overrides([choice, *more]))
     node = config.encoder.cluster if group == "encoder" else config.get(group)
     if node is not None and "_target_" in node and group not in ("select", "train"):

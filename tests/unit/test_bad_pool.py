@@ -7,6 +7,7 @@ import struct
 import tarfile
 import zlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -397,6 +398,7 @@ def test_a_shard_that_shrinks_or_goes_after_the_index_is_named(store, tmp_path):
 class Brightness:
     """An encoder that needs no weights."""
 
+    reads: ClassVar[bool] = False
     batch_size: int = 4
 
     def identity(self):
@@ -423,7 +425,7 @@ def test_pictures_that_do_not_decode_are_counted_by_embed_and_told_in_the_decisi
     node = Embed(Brightness(), "image").bind(pool=pool)
     made = store.get(node)
     assert made.rows.tolist() == [3, 4, 5, 6]
-    assert made.vectors.shape == (4, 3)
+    assert made.gather(made.rows).shape == (4, 3)
     assert made.width == 3
     assert counts(store, node) == {"rows": 4, "undecodable image": 6}
     kept = deduplicated(store, pool, node)
@@ -435,8 +437,16 @@ def test_pictures_that_do_not_decode_are_counted_by_embed_and_told_in_the_decisi
 def deduplicated(store, pool, images, texts=None):
     stage = SemDeDup(0.05, 1, 5, 256, "hard", 0, "image" if texts is None else "joint")
     rows = ValidRows().bind(pool=pool)
-    similar = stage.comparison().bind(rows=rows, pool=pool, image=images, text=texts)
+    clusters = clustered(stage.clustering(), rows, pool, images, texts)
+    similar = stage.comparison().bind(
+        rows=rows, pool=pool, clusters=clusters, scores=None, image=images, text=texts
+    )
     return store.get(stage.bind(rows=rows, similar=similar))
+
+
+def clustered(stage, rows, pool, image, text):
+    centroids = stage.fitting().bind(rows=rows, pool=pool, image=image, text=text)
+    return stage.bind(rows=rows, centroids=centroids, image=image, text=text)
 
 
 def precomputed(tmp_path, vectors, side="image", name="v.npy"):
@@ -470,8 +480,12 @@ def test_clusters_and_scores_leave_rows_without_a_vector_out(store, tmp_path):
     vectors[3] = np.nan
     text = precomputed(tmp_path, vectors, "text", "t.npy").bind(pool=pool)
     rows = ValidRows().bind(pool=pool)
-    clusters = KMeans(2, 5, 256, 0, "joint", "pool").bind(rows=rows, image=image, text=text)
-    assert store.get(clusters).rows.tolist() == [0, 1, 4, 5, 6, 7, 8, 9]
+    clusters = clustered(KMeans(2, 5, 256, 0, "joint", "pool"), rows, pool, image, text)
+    made = store.get(clusters)
+    assert np.flatnonzero(made.is_clustered).tolist() == [0, 1, 4, 5, 6, 7, 8, 9]
+    assert [made.missing.texts[code] for code in made.missing.codes] == [
+        "zero embedding", "embedding not finite",
+    ]  # fmt: skip
     assert counts(store, clusters)["without embedding"] == 2
     scores = store.get(ClipScore().bind(pool=pool, image=image, text=text))
     assert np.flatnonzero(np.isnan(scores.values)).tolist() == [2, 3]

@@ -1,33 +1,34 @@
 """Selection: laws that every preset keeps, and each method by hand."""
 
+import dataclasses
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
 from dbp.config import build
 from dbp.data.clusters import Clusters
-from dbp.data.index import hash_64
+from dbp.data.columns import Columns
 from dbp.data.keep_list import KeepList, everything
-from dbp.data.pool import Pool
+from dbp.data.missing import Missing
+from dbp.data.pool import Pool, hash_64
 from dbp.data.scores import Scores
 from dbp.errors import BudgetError, ConfigError
+from dbp.narrowing import Narrowing
 from dbp.paths import config_folder
 from dbp.selection.budget import Budget
 from dbp.selection.density import Density
 from dbp.selection.prototypes import Prototypes
 from dbp.selection.top_score import TopScore
 from dbp.selection.uniform import Uniform
-from dbp.stage import Stage
 from dbp.work import Work
 
 PRESETS = sorted(file.stem for file in (config_folder() / "select").glob("*.yaml"))
-METHODS = [name for name in PRESETS if name != "none"]
 KEPT = 41
 
 
@@ -46,27 +47,32 @@ class World:
         score = rng.permutation(n) / n
         gone = rng.random(n) < 0.2
         lost = rng.random(n) < 0.05  # no embedding, so no cluster and no score
-        score[lost] = np.nan
+        score[lost], distance[lost], cluster[lost] = np.nan, np.nan, -1
 
         self.uids = [self.uids[i] for i in order]
         self.pool = pool_of(self.uids)
         self.base = everything("pool", np.ones(n, bool))
         self.rows = self.base.narrow("dedup", ~gone[order], "duplicate", "no earlier duplicate")
-        rows = np.flatnonzero(~lost[order])
+        why = {int(row): "cut" for row in np.flatnonzero(lost[order]) if order[row] % 2}
         self.clusters = Clusters(
             centroids.astype(np.float32),
-            rows,
-            cluster[order][rows].astype(np.int32),
-            distance[order][rows].astype(np.float32),
+            cluster[order].astype(np.int32),
+            distance[order].astype(np.float32),
+            Missing.of(why),
         )
-        self.scores = Scores(score[order])
+        self.scores = Scores(score[order].astype(np.float32), Missing.of(why))
 
-    def select(self, stage: Stage, folder: Path) -> KeepList:
+    def inputs(self, stage: Narrowing) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in stage.needs}
+
+    def decide(self, stage: Narrowing) -> KeepList:
+        """The keep list with the values behind its decisions."""
+        return stage.decide(**self.inputs(stage))[0]
+
+    def select(self, stage: Narrowing, folder: Path) -> KeepList:
         """Run a selection as the store does, and load what it wrote."""
         folder.mkdir(parents=True, exist_ok=True)
-        stage.run(
-            Work(folder, folder, "key"), **{name: getattr(self, name) for name in stage.needs}
-        )
+        stage.run(Work(folder, folder, "key"), **self.inputs(stage))
         return KeepList.load(folder)
 
     def names(self, kept: KeepList) -> set[str]:
@@ -75,15 +81,36 @@ class World:
 
 def pool_of(uids: list[str]) -> Pool:
     hashes = pa.array([hash_64(uid.encode()) for uid in uids], pa.uint64())
-    return Pool(pa.table({"uid": uids, "uid_hash": hashes}), [], "pool", "txt", 10**6)
+    return Pool(Columns(pa.table({"uid": uids, "uid_hash": hashes})), [], "pool", "txt", 10**6)
 
 
-def preset(name: str, budget: Budget | None = None, **changes: Any) -> Stage:
+def preset(name: str, budget: Budget | None = None, **changes: Any) -> Any:
     """The selection that a preset describes."""
     file = OmegaConf.load(config_folder() / "select" / f"{name}.yaml")
     node = OmegaConf.merge({"select": file, "seed": 7}, {"select": changes}).select
     budget = budget or Budget(num_kept=KEPT)
-    return build(node, path="select", **({} if name == "none" else {"budget": budget}))
+    takes = {} if name in LISTS else {"budget": budget}
+    return build(node, path="select", **takes)
+
+
+def takes_budget(name: str) -> bool:
+    target = OmegaConf.load(config_folder() / "select" / f"{name}.yaml")["_target_"]
+    module, _, cls = target.rpartition(".")
+    found = getattr(__import__(module, fromlist=[cls]), cls)
+    return "budget" in {field.name for field in dataclasses.fields(found)}
+
+
+METHODS = [name for name in PRESETS if takes_budget(name)]
+LISTS = [name for name in PRESETS if name not in METHODS]
+
+
+def what_it_needs(name: str, folder: Path) -> dict[str, Any]:
+    """Settings without which a preset does not run: the list that another tool made."""
+    if name != "imported":
+        return {}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "list.txt").write_text("".join(f"sample-{i}\n" for i in range(0, 200, 5)))
+    return {"file": str(folder / "list.txt")}
 
 
 @pytest.fixture
@@ -109,7 +136,7 @@ def test_a_selection_keeps_exactly_its_budget_of_the_rows_at_hand(
 def test_every_row_of_the_pool_has_one_decision_that_says_whether_it_stays(
     name: str, world: World, tmp_path: Path
 ) -> None:
-    kept = world.select(preset(name), tmp_path)
+    kept = world.decide(preset(name, **what_it_needs(name, tmp_path)))
     table = kept.decisions
     assert table["row"].to_pylist() == list(range(200))
     flags = np.array(table["kept"].to_pylist())
@@ -120,49 +147,72 @@ def test_every_row_of_the_pool_has_one_decision_that_says_whether_it_stays(
     assert sum(kept.counts().values()) == 200
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_stays_exactly_where_its_rank_is_below_its_quota(name: str, world: World) -> None:
+    kept = world.decide(preset(name))
+    decided = [row for row in kept.decisions.to_pylist() if row["stage"] == "select"]
+    assert len(decided) == world.rows.num_kept
+    ranked = [row for row in decided if row["rank"] is not None]
+    assert {row["row"] for row in decided if row["kept"]} <= {row["row"] for row in ranked}
+    for row in ranked:
+        assert row["kept"] == (row["rank"] < row["quota"])
+    groups: dict[Any, list[int]] = {}
+    for row in ranked:
+        groups.setdefault(row["cluster"], []).append(row["rank"])
+    assert all(sorted(found) == list(range(len(found))) for found in groups.values())
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_selection_is_repeatable(name: str, world: World, tmp_path: Path) -> None:
-    first = world.select(preset(name), tmp_path / "first")
-    again = World(np.arange(200)).select(preset(name), tmp_path / "again")
+    stage = preset(name, **what_it_needs(name, tmp_path))
+    first, again = world.decide(stage), World(np.arange(200)).decide(stage)
     assert first.digest == again.digest
     assert first.decisions.equals(again.decisions)
+    stored = world.select(stage, tmp_path / "stored")
+    assert stored.digest == first.digest
+    same = ["row", "kept", "stage", "reason"]
+    assert stored.decisions.select(same).equals(first.decisions.select(same))
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_what_is_kept_does_not_depend_on_the_order_of_the_pool(
     name: str, world: World, tmp_path: Path
 ) -> None:
-    settings = [{}]
+    settings: list[dict[str, Any]] = [what_it_needs(name, tmp_path)]
     if name in ("ssp", "dbp"):
         settings = [{"members": members} for members in ("hard", "easy", "random")]
     if name == "ssp":
         settings += [{"members": "random", "scope": "cluster"}]
     moved = World(np.random.default_rng(1).permutation(200))
-    for number, changes in enumerate(settings):
-        here = world.select(preset(name, **changes), tmp_path / f"here-{number}")
-        there = moved.select(preset(name, **changes), tmp_path / f"there-{number}")
+    for changes in settings:
+        here, there = world.decide(preset(name, **changes)), moved.decide(preset(name, **changes))
         assert world.names(here) == moved.names(there), changes
+        why = [
+            {at.uids[d["row"]]: (d["reason"], d["value"]) for d in kept.decisions.to_pylist()}
+            for at, kept in ((world, here), (moved, there))
+        ]
+        assert why[0] == why[1], changes
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_budget_above_the_rows_at_hand_is_refused(
-    name: str, world: World, tmp_path: Path
-) -> None:
+def test_a_budget_above_the_rows_at_hand_is_refused(name: str, world: World) -> None:
     with pytest.raises(BudgetError, match=r"cannot keep 201 rows \(budget.num_kept=201\): 1\d\d "):
-        world.select(preset(name, Budget(num_kept=201)), tmp_path)
+        world.decide(preset(name, Budget(num_kept=201)))
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "uniform"])
-def test_rows_without_an_embedding_are_never_chosen_and_say_so(
-    name: str, world: World, tmp_path: Path
-) -> None:
-    with_vector = int(np.isin(world.rows.rows, world.clusters.rows).sum())
-    kept = world.select(preset(name, Budget(num_kept=with_vector)), tmp_path / "all")
-    assert set(kept.rows) <= set(world.clusters.rows)
-    lost = sorted(set(world.rows.rows) - set(kept.rows))
-    assert {kept.decision(int(row))["reason"] for row in lost} <= {"no embedding", "no score"}
+def test_rows_without_an_embedding_are_never_chosen_and_say_why(name: str, world: World) -> None:
+    usable = world.rows.mask & world.clusters.is_clustered
+    with_vector = int(usable.sum())
+    kept = world.decide(preset(name, Budget(num_kept=with_vector)))
+    assert kept.rows.tolist() == np.flatnonzero(usable).tolist()
+    lost = np.flatnonzero(world.rows.mask & ~usable).tolist()
+    reasons = {row: kept.decision(row)["reason"] for row in lost}
+    unknown = "no score" if name == "top_score" else "no embedding"
+    assert reasons == {row: "cut" if row % 2 else unknown for row in lost}
+    assert set(reasons.values()) == {"cut", unknown}
     with pytest.raises(BudgetError, match=f"cannot keep {with_vector + 1} rows: {with_vector} of"):
-        world.select(preset(name, Budget(num_kept=with_vector + 1)), tmp_path / "more")
+        world.decide(preset(name, Budget(num_kept=with_vector + 1)))
 
 
 # methods by hand
@@ -177,7 +227,7 @@ def twelve(sizes: tuple[int, ...] = (4, 4, 4)) -> tuple[KeepList, Clusters, Pool
     rows = everything("pool", np.ones(n, bool))
     cluster = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
     centroids = np.eye(len(sizes), dtype=np.float32)
-    clusters = Clusters(centroids, np.arange(n), cluster, DISTANCE[:n].astype(np.float32))
+    clusters = Clusters(centroids, cluster, DISTANCE[:n].astype(np.float32))
     return rows, clusters, pool_of([str(i) for i in range(n)])
 
 
@@ -250,8 +300,8 @@ def test_random_members_of_dbp_keep_the_quotas() -> None:
 
 
 def test_the_quotas_of_dbp_follow_the_paper_s_equations() -> None:
-    _, clusters, _ = twelve()
-    table = density(6, temperature=0.5).cluster_table(clusters, 6)
+    rows, clusters, _ = twelve()
+    table = density(6, temperature=0.5).cluster_table(clusters, rows.mask, 6)
     intra = np.array([0.75, 0.425, 0.1625])  # means of four distances each
     np.testing.assert_allclose(table["d_intra"], intra, rtol=1e-6)
     np.testing.assert_allclose(table["d_inter"], 1, rtol=1e-12)
@@ -271,9 +321,9 @@ def test_a_flat_temperature_gives_equal_quotas() -> None:
 
 
 def test_sizes_as_complexity_favour_large_clusters() -> None:
-    _, clusters, _ = twelve((1, 3, 8))
-    quotas = density(6, complexity="size", temperature=0.1).cluster_table(clusters, 6)["quota"]
-    assert quotas.tolist() == [1, 1, 4]
+    rows, clusters, _ = twelve((1, 3, 8))
+    by_size = density(6, complexity="size", temperature=0.1)
+    assert by_size.cluster_table(clusters, rows.mask, 6)["quota"].tolist() == [1, 1, 4]
 
 
 def test_one_cluster_keeps_its_hardest_members() -> None:
@@ -281,16 +331,84 @@ def test_one_cluster_keeps_its_hardest_members() -> None:
 
 
 def test_empty_clusters_get_no_quota_and_do_not_count_as_neighbours() -> None:
-    _, clusters, _ = twelve()
+    rows, clusters, _ = twelve()
     near = np.array([[1, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 0, 1]], np.float32)
     assignment = np.repeat([0, 2, 3], 4).astype(np.int32)
-    moved = Clusters(near, clusters.rows, assignment, clusters.distance_to_centroid)
-    table = density(6, temperature=0.5).cluster_table(moved, 6)
-    plain = density(6, temperature=0.5).cluster_table(clusters, 6)
+    moved = Clusters(near, assignment, clusters.distance_to_centroid)
+    table = density(6, temperature=0.5).cluster_table(moved, rows.mask, 6)
+    plain = density(6, temperature=0.5).cluster_table(clusters, rows.mask, 6)
     assert table["quota"].tolist() == [3, 0, 2, 1]
     assert table["probability"][1] == 0
     assert np.isnan(table["d_inter"][1])
     np.testing.assert_allclose(table["d_inter"][[0, 2, 3]], plain["d_inter"])
+
+
+def test_a_cluster_that_a_filter_emptied_is_as_one_that_never_had_members() -> None:
+    _, clusters, _ = twelve()
+    without_second = np.arange(12) // 4 != 1
+    table = density(6, temperature=0.5).cluster_table(clusters, without_second, 6)
+    fewer = Clusters(
+        clusters.centroids[[0, 2]],
+        np.repeat([0, 1], 4).astype(np.int32),
+        clusters.distance_to_centroid[without_second],
+    )
+    alone = density(6, temperature=0.5).cluster_table(fewer, np.ones(8, bool), 6)
+    for name, values in table.items():
+        np.testing.assert_array_equal(values[[0, 2]], alone[name])
+    assert (table["size"][1], table["quota"][1], table["probability"][1]) == (0, 0, 0)
+
+
+def test_complexities_are_those_of_the_rows_that_are_left() -> None:
+    _, clusters, _ = twelve()
+    mask = np.array([1, 1, 0, 0, 1, 0, 0, 1, 0, 1, 1, 1], bool)
+    table = density(5).cluster_table(clusters, mask, 5)
+    assert table["size"].tolist() == [2, 2, 3]
+    expected = [DISTANCE[mask & (np.arange(12) // 4 == j)].mean() for j in range(3)]
+    np.testing.assert_allclose(table["d_intra"], expected, rtol=1e-6)
+    np.testing.assert_allclose(table["complexity"], table["d_intra"] * table["d_inter"])
+    np.testing.assert_allclose(table["target"], 5 * table["probability"])
+    assert table["quota"].sum() == 5
+
+
+@pytest.mark.parametrize(
+    ("balance", "min_per_cluster", "quotas"),
+    [
+        (0.0, 0, [6, 0, 0]),
+        (0.0, 1, [4, 1, 1]),
+        (0.5, 0, [4, 1, 1]),  # floor 0.5 * 6 / 3
+        (0.9, 0, [4, 1, 1]),  # 1.8, rounded down
+        (1.0, 0, [2, 2, 2]),
+        (0.5, 2, [2, 2, 2]),  # the larger floor holds
+    ],
+)
+def test_a_balance_is_a_floor_under_every_cluster_s_quota(
+    balance: float, min_per_cluster: int, quotas: list[int]
+) -> None:
+    rows, clusters, _ = twelve((6, 3, 3))
+    stage = density(6, temperature=1e-3, balance=balance, min_per_cluster=min_per_cluster)
+    assert stage.cluster_table(clusters, rows.mask, 6)["quota"].tolist() == quotas
+
+
+def test_a_cluster_smaller_than_the_floor_keeps_all_it_has() -> None:
+    rows, clusters, _ = twelve((1, 5, 6))
+    table = density(6, temperature=1e6, balance=1.0).cluster_table(clusters, rows.mask, 6)
+    assert table["quota"].tolist() == [1, 3, 2]
+
+
+def test_the_spread_of_the_shares_is_told_as_entropy() -> None:
+    rows, clusters, pool = twelve()
+    _, flat = density(6, complexity="equal").choose(rows, 6, pool, clusters=clusters)
+    assert flat["entropy"] == pytest.approx(np.log(3), abs=1e-6)
+    assert flat["effective clusters"] == 3
+    _, sharp = density(6, temperature=1e-3).choose(rows, 6, pool, clusters=clusters)
+    assert sharp["effective clusters"] == 1
+    assert sharp["clusters at their size"] == 1
+    rows, clusters, pool = twelve((2, 4, 6))
+    for budget, full in ((3, 0), (6, 1), (12, 3)):
+        _, counts = density(budget, complexity="equal").choose(
+            rows, budget, pool, clusters=clusters
+        )
+        assert counts["clusters at their size"] == full
 
 
 def test_fewer_rows_than_clusters_are_refused_with_the_way_out() -> None:
@@ -299,11 +417,13 @@ def test_fewer_rows_than_clusters_are_refused_with_the_way_out() -> None:
 
 
 def test_dbp_writes_its_cluster_table_beside_the_keep_list(world: World, tmp_path: Path) -> None:
-    world.select(preset("dbp"), tmp_path)
-    table = json.loads((tmp_path / "clusters.json").read_text())
+    kept = world.select(preset("dbp"), tmp_path)
+    table = pq.read_table(tmp_path / "clusters.parquet").to_pydict()
+    chosen_of = [int((world.clusters.assignment[kept.rows] == j).sum()) for j in range(6)]
+    assert table["quota"] == chosen_of
     assert sum(table["quota"]) == KEPT
     assert table["size"][4] == 0
-    assert table["d_intra"][4] is None
+    assert np.isnan(table["d_intra"][4])
     assert all(kept <= size for kept, size in zip(table["quota"], table["size"], strict=True))
 
 
@@ -317,20 +437,17 @@ def test_a_decision_of_dbp_gives_cluster_rank_distance_and_quota() -> None:
     assert goes["value"] == pytest.approx(DISTANCE[4])
 
 
-def test_a_smaller_uniform_budget_is_a_subset_of_a_larger_one(world: World, tmp_path: Path) -> None:
-    kept = [
-        world.select(Uniform(Budget(num_kept=n), 7), tmp_path / str(n)) for n in (1, 20, 21, 130)
-    ]
+def test_a_smaller_uniform_budget_is_a_subset_of_a_larger_one(world: World) -> None:
+    kept = [world.decide(Uniform(Budget(num_kept=n), 7)) for n in (1, 20, 21, 130)]
     for smaller, larger in itertools.pairwise(kept):
         assert set(smaller.rows) < set(larger.rows)
 
 
-def test_a_row_drawn_uniformly_stays_drawn_when_other_rows_leave(tmp_path: Path) -> None:
-    world = World(np.arange(200))
-    first = world.select(Uniform(Budget(num_kept=60), 7), tmp_path / "first")
+def test_a_row_drawn_uniformly_stays_drawn_when_other_rows_leave(world: World) -> None:
+    first = world.decide(Uniform(Budget(num_kept=60), 7))
     without = np.setdiff1d(world.rows.rows, first.rows)[:30]
     world.rows = world.rows.narrow("filter", ~np.isin(world.rows.rows, without), "low", "high")
-    again = world.select(Uniform(Budget(num_kept=60), 7), tmp_path / "again")
+    again = world.decide(Uniform(Budget(num_kept=60), 7))
     assert first.rows.tolist() == again.rows.tolist()
 
 
@@ -347,7 +464,7 @@ def test_uniform_seeds_draw_apart_and_every_row_equally_often() -> None:
 
 
 def test_top_score_keeps_the_best_and_breaks_ties_by_uid() -> None:
-    values = np.array([0.3, 0.1, 0.3, np.nan, 0.3, 0.9])
+    values = np.array([0.3, 0.1, 0.3, np.nan, 0.3, 0.9], np.float32)
     pool = pool_of(list("ghijkl"))
     tied = sorted([0, 2, 4], key=lambda row: hash_64("ghijkl"[row].encode()))
     assert tied[2] != 4, "the order by uid is not the order by row"
@@ -371,6 +488,7 @@ def test_top_score_keeps_the_best_and_breaks_ties_by_uid() -> None:
         ("dbp", {"min_per_cluster": -1}, "select.min_per_cluster=-1: it must be at least 0"),
         ("dbp", {"members": "hardest"}, "select.members='hardest': Did you mean 'hard'?"),
         ("dbp", {"complexity": "produkt"}, "select.complexity='produkt': Did you mean 'product'?"),
+        ("dbp", {"balance": 1.5}, "select.balance=1.5: it must be in [0, 1]"),
         ("ssp", {"balance": 1.5}, "select.balance=1.5: it must be in [0, 1]"),
         ("ssp", {"scope": "globl"}, "select.scope='globl': Did you mean 'global'?"),
     ],

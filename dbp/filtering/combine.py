@@ -1,0 +1,83 @@
+"""Several filters as one: each sees what the one before it left, and gives its own reasons."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from dbp.config import require
+from dbp.data.keep_list import KeepList
+from dbp.effort import Effort, Sizes, over_columns
+from dbp.narrowing import Narrowing
+from dbp.stage import Stage
+
+
+@dataclass(frozen=True)
+class Chain(Narrowing):
+    """A filter that is made of others."""
+
+    name: ClassVar[str] = "filter"
+
+    @abstractmethod
+    def steps(self) -> tuple[Any, ...]:
+        """The filters, first to last."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What any of the filters needs."""
+        return tuple(dict.fromkeys(["rows", *(n for step in self.steps() for n in step.needs)]))
+
+    def identity(self) -> dict[str, Any]:
+        """Kinds and versions of the filters; what they read beside their fields."""
+        return {
+            "steps": [[type(step).__name__, step.version, _read(step)] for step in self.steps()]
+        }
+
+    def at_most(self, num_rows: int) -> int:
+        """The most rows that can be left of so many."""
+        for step in self.steps():
+            num_rows = step.at_most(num_rows) if hasattr(step, "at_most") else num_rows
+        return num_rows
+
+    def effort(self, sizes: Sizes) -> Effort:
+        """All filters one after another, as if each let every row through."""
+        found = over_columns(sizes, 0)
+        for step in self.steps():
+            found += step.effort(sizes) if hasattr(step, "effort") else over_columns(sizes)
+        return found
+
+    def decide(self, rows: KeepList, **inputs: Any) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
+        counts: dict[str, Any] = {}
+        for step in self.steps():
+            needed = {name: inputs[name] for name in step.needs if name != "rows"}
+            rows, found = step.decide(rows=rows, **needed)
+            for name, value in found.items():
+                counts[name] = counts[name] + value if name in counts else value
+        return rows, counts
+
+
+def _read(step: Any) -> Any:
+    return step.identity() if hasattr(step, "identity") else None
+
+
+@dataclass(frozen=True)
+class All(Chain):
+    """Rows that pass every one of some filters.
+
+    A fraction refers to the rows that reach its filter, so a filter by fraction stands first to refer to
+    all of them.
+
+    Args:
+        filters: The filters, first to last; each names its `_target_`.
+    """
+
+    filters: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        require(len(self.filters) > 0, "filters", list(self.filters), "a list of filters")
+        for number, step in enumerate(self.filters):
+            kind = type(step).__name__
+            is_filter = hasattr(step, "decide") and step.name == "filter"
+            require(is_filter, f"filters[{number}]", kind, "a filter, as those in configs/filter")
+
+    def steps(self) -> tuple[Any, ...]:
+        return self.filters

@@ -1,0 +1,298 @@
+"""DataComp's filtering baselines (Gadre et al. 2023), as chains of single rules.
+
+The rules that need data of others (a language model, WordNet, centroids) take it as files; the preset of
+each filter says which. With `language: null` the language rule is left out.
+"""
+
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int
+
+from dbp.config import require
+from dbp.data.datacomp import score_column
+from dbp.data.embeddings import Embeddings
+from dbp.data.exchange import digest_of
+from dbp.data.keep_list import KeepList
+from dbp.data.pool import Pool
+from dbp.data.scores import Scores
+from dbp.effort import Effort, Sizes, of_assignment, over_columns
+from dbp.errors import ConfigError, WorldError
+from dbp.filtering.combine import Chain
+from dbp.filtering.language import Language, NamesObject
+from dbp.filtering.rules import Rules
+from dbp.filtering.threshold import by_score
+from dbp.narrowing import Narrowing
+from dbp.order import first, score_keys
+from dbp.stage import runtime
+
+PRODUCTS = 1 << 24  # inner products held at once: 64 MB
+UNDECIDED = 1e-4  # products this near to the largest are compared again in float64
+
+
+def _language(by: str | None) -> tuple[Language, ...]:
+    return (Language(by),) if by else ()
+
+
+@dataclass(frozen=True)
+class ScoreColumn(Narrowing):
+    """Keep rows by a score in the pool's metadata: at least `minimum`, or the best `fraction`.
+
+    Rows without a score go. Compared in float32, as the column is stored.
+
+    Args:
+        column: Such as `clip_l14_similarity_score` of a DataComp pool.
+        minimum: The least score that stays; null when a fraction is given.
+        fraction: Share of the rows that reach this filter: exactly floor(fraction * rows), ties by uid hash.
+        reference: As DataComp's code counts: one row more, and all that tie with the last.
+
+    Source: DataComp's clip_score filter.
+    """
+
+    name: ClassVar[str] = "filter"
+    version: ClassVar[int] = 1
+    needs: ClassVar[tuple[str, ...]] = ("rows", "pool")
+
+    column: str
+    minimum: float | None
+    fraction: float | None
+    reference: bool = False
+
+    def __post_init__(self) -> None:
+        given = (self.minimum, self.fraction)
+        require(given.count(None) == 1, "minimum", self.minimum, "given, or fraction, and not both")
+        in_range = self.fraction is None or 0 < self.fraction <= 1
+        require(in_range, "fraction", self.fraction, "above 0 and at most 1")
+
+    def unread(self) -> set[str]:
+        return {"reference"} if self.fraction is None else set()
+
+    def at_most(self, num_rows: int) -> int:
+        """The most rows that can be left of so many."""
+        if self.fraction is None or self.reference:
+            return num_rows
+        return int(Decimal(str(self.fraction)) * num_rows)
+
+    def effort(self, sizes: Sizes) -> Effort:
+        """An order over a column, or a mask."""
+        return over_columns(sizes, 1 if self.fraction is None else 4)
+
+    def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
+        scores = Scores(score_column(pool, self.column, "filter.column"))
+        if self.minimum is not None or self.reference:
+            limit = np.float32(
+                self.minimum
+                if self.minimum is not None
+                else reference_limit(scores.values[rows.mask], self.fraction or 1)
+            )
+            with np.errstate(invalid="ignore"):
+                return by_score(rows, scores.values >= limit, scores, float(limit))
+        scored = rows.mask & ~np.isnan(scores.values)
+        keep = first(score_keys(scores, pool.uid_hashes), scored, self.at_most(rows.num_kept))
+        limit = scores.values[keep].min() if keep.any() else np.inf
+        return by_score(rows, keep, scores, float(limit))
+
+
+def reference_limit(values: Float32[np.ndarray, " n"], fraction: float) -> np.float32:
+    """The score from which DataComp's code keeps a fraction: the n-th largest counted from 0, n = int(N f).
+
+    Raises:
+        ConfigError: There it would stop with an error (fraction 1), or keep nothing (a missing score comes
+            to stand at the border).
+    """
+    number = int(len(values) * fraction)
+    ordered = np.sort(-values)  # missing scores come last
+    if number >= len(values) or np.isnan(ordered[number]):
+        missing = int(np.isnan(values).sum())
+        raise ConfigError(
+            f"fraction={fraction}: DataComp's rule takes the score at place {number:,} of {len(values):,} as "
+            f"its limit, and {missing:,} rows have no score, so it keeps nothing or fails. Set "
+            "reference=false, or a lower fraction."
+        )
+    return np.float32(-ordered[number])
+
+
+@dataclass(frozen=True)
+class Basic(Chain):
+    """DataComp's basic filter: caption length, picture size, and the language where a way to tell is given.
+
+    Args:
+        min_words: Words divided by white space, at least.
+        min_characters: Characters of the caption, at least.
+        min_side: Pixels of the shorter side of the original picture, at least.
+        max_aspect_ratio: Longer side over shorter side, at most.
+        language: Who tells English (see `Language`); null leaves the rule out.
+    """
+
+    version: ClassVar[int] = 1
+
+    min_words: int
+    min_characters: int
+    min_side: int
+    max_aspect_ratio: float
+    language: str | None = runtime(None)
+
+    def steps(self) -> tuple[Any, ...]:
+        rules = Rules(self.min_words, self.min_characters, self.min_side, self.max_aspect_ratio)
+        return (rules, *_language(self.language))
+
+
+@dataclass(frozen=True)
+class TextBased(Chain):
+    """DataComp's text-based filter: English captions that name an object of ImageNet-21k.
+
+    Args:
+        language: Who tells English (see `Language`); null leaves the rule out.
+        ids: File of ImageNet-21k ids (see `NamesObject`).
+        words: File of words and their first sense; null asks nltk.
+    """
+
+    version: ClassVar[int] = 1
+
+    language: str | None = runtime(None)
+    ids: str | None = runtime(None)
+    words: str | None = runtime(None)
+
+    def steps(self) -> tuple[Any, ...]:
+        return (*_language(self.language), NamesObject(self.ids, self.words))
+
+
+@dataclass(frozen=True)
+class Laion2B(Chain):
+    """LAION-2B's filter: a B/32 CLIP score of at least `minimum`, and English.
+
+    Args:
+        column: The score in the pool's metadata.
+        minimum: The least score that stays.
+        language: Who tells English (see `Language`); null leaves the rule out.
+    """
+
+    version: ClassVar[int] = 1
+
+    column: str
+    minimum: float
+    language: str | None = runtime(None)
+
+    def steps(self) -> tuple[Any, ...]:
+        return (ScoreColumn(self.column, self.minimum, None), *_language(self.language))
+
+
+@dataclass(frozen=True)
+class ImageBased(Chain):
+    """DataComp's image-based filter: pictures whose cluster is the nearest of some ImageNet-1k picture.
+
+    Args:
+        min_words: Words of the caption, at least.
+        min_characters: Characters of the caption, at least.
+        language: Who tells English (see `Language`); null leaves the rule out.
+        centroids: `.npy` of shape (k, d): DataComp's centroids of the pool's L/14 image vectors.
+        targets: `.npy` of shape (m, d): L/14 vectors of ImageNet-1k's training pictures.
+    """
+
+    version: ClassVar[int] = 1
+
+    min_words: int
+    min_characters: int
+    language: str | None = runtime(None)
+    centroids: str | None = runtime(None)
+    targets: str | None = runtime(None)
+
+    def steps(self) -> tuple[Any, ...]:
+        caption = Rules(self.min_words, self.min_characters, 0, 1e6)
+        return (*_language(self.language), caption, NearTargets(self.centroids, self.targets))
+
+
+@dataclass(frozen=True)
+class NearTargets(Narrowing):
+    """Keep pictures whose best centroid is the best centroid of at least one target vector.
+
+    The best centroid has the largest inner product, as in DataComp's code. Its centroids are not of unit
+    length, so this is not the nearest one. Cost: 2 k d operations a row; DataComp's k is 100,000.
+
+    Args:
+        centroids: `.npy` of shape (k, d).
+        targets: `.npy` of shape (m, d).
+    """
+
+    name: ClassVar[str] = "filter"
+    version: ClassVar[int] = 1
+    needs: ClassVar[tuple[str, ...]] = ("rows", "image")
+
+    centroids: str | None = runtime(None)
+    targets: str | None = runtime(None)
+
+    def identity(self) -> dict[str, Any]:
+        files = {"centroids": self.centroids, "targets": self.targets}
+        return {name: path and digest_of(path, f"filter.{name}") for name, path in files.items()}
+
+    def effort(self, sizes: Sizes) -> Effort:
+        """2 n k d operations, as for an assignment to the file's centroids; the targets' are not counted."""
+        k = len(np.load(self.centroids, mmap_mode="r")) if self.centroids else sizes.clusters
+        return over_columns(sizes) + of_assignment(
+            replace(sizes, clusters=k), threads=1, block=max(1, PRODUCTS // max(k, 1))
+        )
+
+    def decide(self, rows: KeepList, image: Embeddings) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
+        centroids = _matrix(self.centroids, "centroids", image.width)
+        targets = _matrix(self.targets, "targets", image.width)
+        is_wanted = np.zeros(len(centroids), bool)
+        is_wanted[best_centroids(targets, centroids)] = True
+        keep = np.zeros(rows.num_pool_rows, bool)
+        codes, texts = image.missing.codes_over(rows.num_pool_rows, "no embedding")
+        for part in range(len(image.parts)):
+            own = image.part_rows(part)
+            own = own[rows.mask[own]]
+            keep[own] = is_wanted[best_centroids(image.gather(own), centroids)]
+            codes[own] = len(texts)
+        why = "far from ImageNet"
+        kept = rows.within("filter", keep, (codes, [*texts, why]), "near to ImageNet")
+        return kept, {"centroids near to ImageNet": int(is_wanted.sum())}
+
+
+def best_centroids(
+    vectors: np.ndarray, centroids: Float32[np.ndarray, "k d"]
+) -> Int[np.ndarray, " n"]:
+    """For each vector the centroid of the largest inner product; of equal ones the first.
+
+    In float32; what rounding leaves undecided is decided in float64, so that blocks and threads do not
+    matter.
+    """
+    found = np.zeros(len(vectors), np.int64)
+    size = max(1, PRODUCTS // len(centroids))
+    scale = float(np.linalg.norm(centroids.astype(np.float64), axis=1).max())
+    for start in range(0, len(vectors), size):
+        block = np.asarray(vectors[start : start + size], np.float32)
+        products = block @ centroids.T
+        found[start : start + size] = products.argmax(axis=1)
+        near = np.linalg.norm(block, axis=1) * (UNDECIDED * scale)
+        close: Bool[np.ndarray, "b k"] = products >= (products.max(axis=1) - near)[:, None]
+        for row in np.flatnonzero(np.count_nonzero(close, axis=1) > 1).tolist():
+            among = np.flatnonzero(close[row])
+            exact = centroids[among].astype(np.float64) @ block[row].astype(np.float64)
+            found[start + row] = among[exact.argmax()]
+    return found
+
+
+def _matrix(path: str | None, name: str, width: int) -> Float32[np.ndarray, "k d"]:
+    if path is None:
+        raise ConfigError(
+            f"filter.{name} is not set: the image-based filter needs a .npy of "
+            + ("the pool's centroids." if name == "centroids" else "ImageNet-1k's L/14 vectors.")
+        )
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise WorldError(
+            f"filter.{name}={path!r} is no .npy array ({error}). DataComp's file is a pickle, which is never "
+            "read; save its array with numpy.save."
+        ) from error
+    if found.ndim != 2 or found.dtype.kind != "f" or found.shape[1] != width or len(found) == 0:
+        raise WorldError(
+            f"filter.{name}={path!r} has shape {found.shape} of {found.dtype}; the pool's image vectors have "
+            f"{width:,} numbers (encoder.score), and one float vector a row is needed."
+        )
+    if not np.isfinite(found).all():
+        raise WorldError(f"filter.{name}={path!r} holds numbers that are not finite.")
+    return np.asarray(found, np.float32)

@@ -1,0 +1,210 @@
+"""The engine: a long stage is a map over parts, then a small reduction.
+
+A stage says which parts it has, makes one, and joins them. Parts are fixed by the data, results are pure
+functions of the stage and its inputs, and a part is done when its record lies beside files of the recorded
+sizes. So any number of workers, in any order, on any machine that sees the store, before and after a
+crash, give the same bytes; and a part that is made twice does no harm.
+
+Who makes them is a runner: this process, a pool of spawned ones, or a SLURM job array. All but the first
+read a job file in the stage's folder of parts, which says what to make of which artifacts; `dbp parts run`
+does the same for any other scheduler.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import uuid
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dbp.progress import log, progress
+from dbp.stage import Stage
+from dbp.work import Part, Work
+
+
+@dataclass(frozen=True)
+class Parted(Stage):
+    """A stage that is done in parts."""
+
+    unit: ClassVar[str] = "parts"
+    keeps_parts: ClassVar[bool] = False  # whether the artifact consists of its parts
+
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether `run` makes the parts itself, in their order, since what is in one decides the next."""
+        return False
+
+    @abstractmethod
+    def parts(self, **inputs: Any) -> list[Part]:
+        """The parts, fixed by the inputs."""
+
+    @abstractmethod
+    def make(self, part: Part, folder: Path, /, **inputs: Any) -> dict[str, Any]:
+        """Write one part into a folder; return counts."""
+
+    @abstractmethod
+    def finish(
+        self, work: Work, counts: Mapping[str, dict[str, Any]], **inputs: Any
+    ) -> dict[str, Any]:
+        """Join the parts, which lie in `work.shared`, into the artifact; return counts."""
+
+    def run(self, work: Work, **inputs: Any) -> dict[str, Any]:
+        parts = self.parts(**inputs)
+        assert len({part.name for part in parts}) == len(parts), "names of parts are unique"
+        make_parts(self, work, parts, inputs)
+        counts = {part.name: work.counts(part.name, part.cost) for part in parts}
+        assert all(count is not None for count in counts.values()), "the runner made every part"
+        found = self.finish(work, counts, **inputs)  # type: ignore[arg-type]
+        work.kept[:] = [part.name for part in parts] if self.keeps_parts else []
+        return found
+
+
+def unfinished(work: Work, parts: Sequence[Part]) -> list[Part]:
+    """Those of some parts that are still to be made."""
+    return [part for part in parts if work.counts(part.name, part.cost) is None]
+
+
+def make_parts(stage: Parted, work: Work, parts: Sequence[Part], inputs: Mapping[str, Any]) -> None:
+    """Make the parts that are not finished, by the work's runner or here."""
+    left = unfinished(work, parts)
+    if left and work.runner is not None:
+        work.runner(work, stage, left, inputs)
+    elif left:
+        make_here(stage, work, left, inputs)
+
+
+def make_here(stage: Parted, work: Work, parts: Sequence[Part], inputs: Mapping[str, Any]) -> None:
+    """Make parts in this process, one after the other."""
+    with progress(stage.name, len(parts), stage.unit) as bar:
+        for part in parts:
+            make_one(stage, work, part, inputs)
+            bar.advance()
+
+
+def make_one(stage: Parted, work: Work, part: Part, inputs: Mapping[str, Any]) -> None:
+    """Make one part in this process."""
+    work.part(part.name, lambda folder: stage.make(part, folder, **inputs), part.cost)
+
+
+# another process
+
+
+def write_job(work: Work) -> Path:
+    """Write what another process needs to make parts; return the file.
+
+    It is named by its content: two runs that make one artifact with other devices or paths do not
+    change it under each other's workers.
+    """
+    # A worker finds the stages of other people's modules where this process does.
+    path = [str(Path(entry).absolute()) for entry in sys.path]
+    text = json.dumps(work.job | {"path": path}, indent=1)
+    work.begin()
+    job = work.shared / f"job-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    if not job.exists():
+        beside = work.shared / f".{job.name}-{uuid.uuid4().hex}"
+        beside.write_text(text)
+        beside.rename(job)
+    return job
+
+
+def open_job(job: Path) -> tuple[Parted, Work, dict[str, Any]]:
+    """The stage, desk and inputs that a job file describes.
+
+    Raises:
+        FileNotFoundError: It is gone: the artifact is complete.
+    """
+    from dbp.stage import rebuild
+    from dbp.store import Store
+
+    said = json.loads(job.read_text())
+    sys.path += [entry for entry in said["path"] if entry not in sys.path]
+    store = Store(said["store"], said["runs"])
+    stage = rebuild(said["stage"])
+    inputs = {name: store.open(key) for name, key in said["inputs"].items()}
+    return stage, Work(job.parent, job.parent, said["key"], begun=True), inputs
+
+
+def do_parts(job: str, names: Sequence[str]) -> int:
+    """Make some parts of a job by name, those that are finished left out; what a SLURM task runs.
+
+    Returns:
+        The number of parts that were made.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        stage, work, inputs = open_job(Path(job))
+    except FileNotFoundError:
+        if Path(job).exists():
+            raise
+        log.info(
+            "%s is gone: the artifact is complete", job
+        )  # a lost node's task, put back too late
+        return 0
+    wanted = set(names)
+    made, failed = 0, []
+    for part in unfinished(work, [part for part in stage.parts(**inputs) if part.name in wanted]):
+        try:
+            make_one(stage, work, part, inputs)
+            made += 1
+        except Exception as error:
+            # One bad part must not keep the others back; a second one says that it is not the part.
+            if failed:
+                raise
+            failed.append(error)
+    if failed:
+        raise failed[0]
+    return made
+
+
+_JOB: list[tuple[Parted, Work, dict[str, Any], dict[str, Part]]] = []  # of a process of the pool
+
+
+def begin_worker(started: Any, gpus: list[str]) -> None:
+    """Begin a process of the pool.
+
+    Args:
+        started: How many have begun, a number that they share.
+        gpus: Those to share out, as CUDA names them.
+    """
+    # Ctrl-C goes to every process of a terminal; the driver says what there is to say.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with started.get_lock():
+        number = started.value
+        started.value += 1
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+
+    def end_with_driver() -> None:
+        # A worker whose driver was killed would wait for its next part for ever.
+        if (driver := multiprocessing.parent_process()) is not None:
+            driver.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_driver, daemon=True).start()
+
+
+def make_in_worker(job: str, name: str) -> None:
+    """Make one part of a job by name; what a process of the pool runs."""
+    if not _JOB:
+        stage, work, inputs = open_job(Path(job))
+        _JOB.append((stage, work, inputs, {part.name: part for part in stage.parts(**inputs)}))
+    stage, work, inputs, parts = _JOB[0]
+    make_one(stage, work, parts[name], inputs)
+
+
+def share_out(parts: Sequence[Part], count: int) -> list[list[Part]]:
+    """Parts in `count` groups of about equal cost, costliest first to the lightest group."""
+    groups: list[list[Part]] = [[] for _ in range(max(1, min(count, len(parts))))]
+    loads = [0.0] * len(groups)
+    for part in sorted(parts, key=lambda part: (-part.cost, part.number)):
+        at = loads.index(min(loads))
+        groups[at].append(part)
+        loads[at] += part.cost
+    return groups

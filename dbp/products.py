@@ -1,0 +1,109 @@
+"""Matrix products of stored vectors, on the processor or on a GPU: the fast half of every decision.
+
+Stored fp16 values are multiplied with fp32 accumulation and output; lengths are divided out after. What is
+decided rests on `kernels`, which look exactly at the few candidates that fp32 leaves.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Float16, Float32, Float64, Int32
+
+T = TypeVar("T")
+BLOCK = 8192  # rows multiplied at once: 8192 x 768 fp32 is 25 MB, which a processor's cache nearly holds
+
+
+def side_by_side(work: Callable[[Any], T], items: Sequence[Any], threads: int) -> list[T]:
+    """Do `work(item)` for all items on some threads, each with one thread of matrix product.
+
+    Several products of one thread each leave no core idle at the ends of blocks, as one product of several
+    threads does.
+    """
+    if threads <= 1 or len(items) <= 1:
+        return [work(item) for item in items]
+    import torch
+
+    with ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1)) as pool:
+        return list(pool.map(work, items))
+
+
+def widened(block: Float16[np.ndarray, "b d"], into: Any = None) -> Any:
+    """A block in fp32, as a tensor; `into` is reused, since fresh memory is several times slower."""
+    import torch
+
+    source = torch.from_numpy(block if block.flags.writeable else block.view())
+    if into is None:
+        return source.float()
+    return into[: len(block)].copy_(source)
+
+
+@dataclass
+class Assigner:
+    """Finds the nearest of k centroids for blocks of rows; one for each thread, since it owns buffers.
+
+    Args:
+        centroids: On the grid of 2^-24.
+        device: `cpu` or `cuda`.
+    """
+
+    centroids: Float32[np.ndarray, "k d"]
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        import torch
+
+        lengths = np.sqrt(np.square(self.centroids.astype(np.float64)).sum(axis=1))
+        assert np.all((np.abs(lengths - 1) < 2e-6) | (lengths == 0)), "centroids have unit length"
+        self.inverse = 1 / np.where(lengths == 0, 1, lengths)
+        self.columns = torch.from_numpy(self.centroids).to(self.device).T
+        self.rows: Any = None
+        self.products: Any = None
+
+    def __call__(
+        self, block: Float16[np.ndarray, "b d"]
+    ) -> tuple[Int32[np.ndarray, " b"], Float64[np.ndarray, " b"], Float32[np.ndarray, "b d"]]:
+        """The nearest centroid of each row, the exact product with its direction, and the block in fp32."""
+        import torch
+
+        from dbp.kernels import nearest
+
+        n, (k, d) = len(block), self.centroids.shape
+        if self.rows is None or len(self.rows) < n:
+            self.rows, self.products = torch.empty(n, d), torch.empty(n, k)
+        label, cosine = np.empty(n, np.int32), np.empty(n)
+        rows = widened(block, self.rows)
+        if self.device != "cpu":
+            return self.on_device(rows, label, cosine)
+        products = torch.mm(rows, self.columns, out=self.products[:n])
+        top = products.amax(1)
+        nearest(
+            products.numpy(), top.numpy(), rows.numpy(), self.centroids, self.inverse, label, cosine
+        )
+        return label, cosine, rows.numpy()
+
+    def on_device(self, rows: Any, label: np.ndarray, cosine: np.ndarray) -> tuple[Any, Any, Any]:
+        import torch
+
+        from dbp.kernels import UNDECIDED, nearest
+
+        torch.backends.cuda.matmul.allow_tf32 = False
+        x = rows.to(self.device)
+        products = x @ self.columns
+        top, at = products.max(1)
+        # The product in float64 is exact, so it is the one that the processor finds.
+        own = torch.from_numpy(self.centroids).to(self.device).double()
+        exact = (x.double() * own[at]).sum(1) * torch.from_numpy(self.inverse).to(self.device)[at]
+        label[:], cosine[:] = at.cpu().numpy(), exact.cpu().numpy()
+        unsure = (products >= (top - UNDECIDED)[:, None]).sum(1) > 1
+        if unsure.any():
+            where = unsure.cpu().numpy()
+            some, some_label, some_cosine = rows.numpy()[where], label[where], cosine[where]
+            nearest(
+                products[unsure].cpu().numpy(), top[unsure].cpu().numpy(), some, self.centroids,
+                self.inverse, some_label, some_cosine,
+            )  # fmt: skip
+            label[where], cosine[where] = some_label, some_cosine
+        return label, cosine, rows.numpy()

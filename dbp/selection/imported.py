@@ -1,0 +1,107 @@
+"""A keep list that another tool made, by the names of its samples."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Bool
+
+from dbp.config import require
+from dbp.data.exchange import digest_of, kind_of, read_texts, read_uid_file
+from dbp.data.keep_list import KeepList
+from dbp.data.names import BLOCK, Names, hashes_64, hex_bytes, match_pairs
+from dbp.data.pool import Pool
+from dbp.errors import ConfigError, WorldError
+from dbp.narrowing import Narrowing
+from dbp.stage import runtime
+
+
+@dataclass(frozen=True)
+class ImportedList(Narrowing):
+    """Keep the samples that a list names; takes no budget.
+
+    The list is a DataComp uid file, a text of one name a line, or a Parquet file. Names that the pool lacks
+    are counted. Memory: a uid file 16 bytes a name, other lists the names themselves and 16 bytes each.
+
+    Args:
+        join: What the list names of the pool: `uid`, or `key` (the tar's).
+        column: The column of a Parquet list that holds the names.
+        repeats: `error`, or `once` to take a name that comes again once. DataComp repeats a uid to repeat
+            the sample in training; a keep list cannot say that.
+        file: The list.
+    """
+
+    name: ClassVar[str] = "select"
+    version: ClassVar[int] = 1
+    needs: ClassVar[tuple[str, ...]] = ("rows", "pool")
+
+    join: Literal["uid", "key"]
+    column: str
+    repeats: Literal["error", "once"]
+    file: str | None = runtime(None)
+
+    def identity(self) -> dict[str, Any]:
+        return {"list": digest_of(self.file, "select.file")} if self.file else {}
+
+    def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
+        if not self.file:
+            raise ConfigError("select.file is not set. Name the list: select.file=FILE.")
+        pairs = kind_of(self.file) in ("npy", "raw")
+        listed, num_names, num_found, num_repeats = (
+            self._by_pair(pool) if pairs else self._by_text(pool)
+        )
+        if not listed.any():
+            raise WorldError(
+                f"none of the {num_names:,} names in {self.file} is a {self.join} of the pool, such as "
+                f"{_names_at(pool, self.join, np.arange(1))[0].as_py()!r}. Give select.join=uid or =key, or "
+                "index the pool with the uids that the list uses (pool.uid)."
+            )
+        kept = rows.within("select", listed, "not in the list", "in the list")
+        return kept, {
+            "listed": num_names,
+            "repeated": num_repeats,
+            "listed, not in the pool": num_names - num_found,
+            "listed, gone before": int(np.count_nonzero(listed & ~rows.mask)),
+        }
+
+    def _by_pair(self, pool: Pool) -> tuple[Bool[np.ndarray, " n"], int, int, int]:
+        require(self.join == "uid", "join", self.join, "uid, as the list is a file of uids")
+        pairs = read_uid_file(str(self.file), allow_repeats=self.repeats == "once")
+        high, low = np.ascontiguousarray(pairs["f0"]), np.ascontiguousarray(pairs["f1"])
+        is_new = np.ones(len(pairs), bool)
+        is_new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+        is_found = np.zeros(len(pairs), bool)
+        listed = np.zeros(pool.num_rows, bool)
+        for start in range(0, pool.num_rows, BLOCK):
+            block = np.arange(start, min(start + BLOCK, pool.num_rows))
+            found, is_hex = hex_bytes(_names_at(pool, "uid", block))
+            place = match_pairs(high, low, found)
+            place[~is_hex] = -1
+            listed[block] = place >= 0
+            is_found[place[place >= 0]] = True
+        num_names = int(np.count_nonzero(is_new))
+        return listed, num_names, int(np.count_nonzero(is_found)), len(pairs) - num_names
+
+    def _by_text(self, pool: Pool) -> tuple[Bool[np.ndarray, " n"], int, int, int]:
+        texts = read_texts(str(self.file), self.column)
+        names = Names.of(texts)
+        if (repeats := names.num_repeats) and self.repeats == "error":
+            raise WorldError(
+                f"{self.file} repeats {repeats:,} of its {len(texts):,} names. Set select.repeats=once to "
+                "take each once."
+            )
+        is_found = np.zeros(len(texts), bool)
+        listed = np.zeros(pool.num_rows, bool)
+        for start in range(0, pool.num_rows, BLOCK):
+            block = np.arange(start, min(start + BLOCK, pool.num_rows))
+            own = _names_at(pool, self.join, block)
+            hashes = pool.uid_hashes[block] if self.join == "uid" else hashes_64(own)
+            place = names.find(hashes, own)
+            listed[block] = place >= 0
+            is_found[place[place >= 0]] = True
+        num_names = len(texts) - repeats
+        return listed, num_names, int(np.count_nonzero(is_found)), repeats
+
+
+def _names_at(pool: Pool, column: str, rows: np.ndarray) -> Any:
+    return pool.index.at(column, rows)
