@@ -4,6 +4,7 @@ Stored fp16 values are multiplied with fp32 accumulation and output; lengths are
 decided rests on `kernels`, which look exactly at the few candidates that fp32 leaves.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,10 @@ import numpy as np
 from jaxtyping import Float16, Float32, Float64, Int32
 
 T = TypeVar("T")
-BLOCK = 8192  # rows multiplied at once: 8192 x 768 fp32 is 25 MB, which a processor's cache nearly holds
+BLOCK = 4096  # rows multiplied at once: 4096 x 768 fp32 is 12 MB, which a processor's cache nearly holds
+
+_SPARE: list[Any] = []  # buffers of assigners that are done; fresh memory costs a tenth of the pass
+_LOCK = threading.Lock()
 
 
 def side_by_side(work: Callable[[Any], T], items: Sequence[Any], threads: int) -> list[T]:
@@ -38,6 +42,15 @@ def widened(block: Float16[np.ndarray, "b d"], into: Any = None) -> Any:
     if into is None:
         return source.float()
     return into[: len(block)].copy_(source)
+
+
+def _borrowed(count: int) -> Any:
+    """A buffer of at least so many fp32 numbers."""
+    import torch
+
+    with _LOCK:
+        at = next((i for i, room in enumerate(_SPARE) if count <= room.numel() <= 2 * count), None)
+        return torch.empty(count) if at is None else _SPARE.pop(at)
 
 
 @dataclass
@@ -72,7 +85,8 @@ class Assigner:
 
         n, (k, d) = len(block), self.centroids.shape
         if self.rows is None or len(self.rows) < n:
-            self.rows, self.products = torch.empty(n, d), torch.empty(n, k)
+            self.rows = _borrowed(n * d)[: n * d].reshape(n, d)
+            self.products = _borrowed(n * k)[: n * k].reshape(n, k)
         label, cosine = np.empty(n, np.int32), np.empty(n)
         rows = widened(block, self.rows)
         if self.device != "cpu":
@@ -83,6 +97,16 @@ class Assigner:
             products.numpy(), top.numpy(), rows.numpy(), self.centroids, self.inverse, label, cosine
         )
         return label, cosine, rows.numpy()
+
+    def __enter__(self) -> "Assigner":
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        """Leave the buffers to the next assigner; what `__call__` gave must not be read any more."""
+        with _LOCK:
+            _SPARE.extend(room._base for room in (self.rows, self.products) if room is not None)
+            del _SPARE[:-16]
+        self.rows = self.products = None
 
     def on_device(self, rows: Any, label: np.ndarray, cosine: np.ndarray) -> tuple[Any, Any, Any]:
         import torch

@@ -274,11 +274,11 @@ def assign_rows(
     blocks = list(in_blocks(rows, block))
 
     def share(number: int) -> None:
-        nearest = Assigner(centroids, device)
-        for start, own in blocks[number::threads]:
-            span = slice(start, start + len(own))
-            label[span], product, _ = nearest(vectors.gather(own))
-            distance[span] = np.clip(1 - product / norms[span], 0, 2)
+        with Assigner(centroids, device) as nearest:
+            for start, own in blocks[number::threads]:
+                span = slice(start, start + len(own))
+                label[span], product, _ = nearest(vectors.gather(own))
+                distance[span] = np.clip(1 - product / norms[span], 0, 2)
 
     side_by_side(share, list(range(min(threads, max(len(blocks), 1)))), threads)
     return label, distance

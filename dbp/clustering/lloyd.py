@@ -177,12 +177,12 @@ def _pass(
     waiting = iter(blocks)
 
     def share(_: int) -> Sums:
-        assign = Assigner(centroids, device)
         found = Sums(np.zeros(centroids.shape), np.zeros(len(centroids), np.int64))
-        while (block := _next(waiting)) is not None:
-            label, cosine, rows = assign(np.ascontiguousarray(block))
-            add_to(found.vectors, found.sizes, rows, label)
-            found.objective += int(np.rint((1 - cosine / length) * GRID).sum())
+        with Assigner(centroids, device) as assign:
+            while (block := _next(waiting)) is not None:
+                label, cosine, rows = assign(np.ascontiguousarray(block))
+                add_to(found.vectors, found.sizes, rows, label)
+                found.objective += int(np.rint((1 - cosine / length) * GRID).sum())
         return found
 
     shares = side_by_side(share, list(range(max(threads, 1))), threads)

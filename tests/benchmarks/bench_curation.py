@@ -7,7 +7,7 @@
     python tests/benchmarks/bench_curation.py temperature --rows 100000000
 
 Data are made once in --folder (default: a folder of the system's for temporary files) and used again. Rates
-stand beside the same machine's fp32 matrix product, taken before and after; memory is what the process has at
+stand beside the same machine's fp32 matrix product, taken in turn with the work; memory is what the process has at
 its peak above what it has after imports. `--cold` drops the files from the page cache first.
 """
 
@@ -92,27 +92,56 @@ def _memory(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def product_rate(width: int, columns: int, threads: int, rows: int = BLOCK) -> float:
-    """Floating-point operations a second of plain fp32 products of blocks, on so many threads; the best of five."""
-    times = 12
+def products(
+    width: int, columns: int, threads: int, seconds: float, rows: int = BLOCK
+) -> tuple[float, float]:
+    """Plain fp32 products of blocks, on so many threads, for some time: operations, and seconds that they took."""
 
-    def share(_: int) -> None:
+    def share(_: int) -> int:
         a, b, out = (
             torch.randn(rows, width),
             torch.randn(columns, width),
             torch.empty(rows, columns),
         )
-        for _ in range(times):
+        began, times = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
             torch.mm(a, b.T, out=out)
+            times += 1
+        return times
 
-    best = 0.0
-    for _ in range(5):
+    began = time.perf_counter()
+    times = sum(side_by_side(share, list(range(threads)), threads))
+    return 2.0 * rows * width * columns * times, time.perf_counter() - began
+
+
+class Beside:
+    """Work and plain products in turn, so that what else the machine does falls on both."""
+
+    def __init__(self, width: int, columns: int, threads: int, rows: int = BLOCK) -> None:
+        self.shape = (width, columns, threads)
+        self.rows = rows
+        self.operations = self.seconds = self.own_operations = self.own_seconds = 0.0
+        products(*self.shape, 0.2, rows)
+
+    def do(self, work: Callable[[], Any], operations: float) -> Any:
+        """Time a piece of work, then products for as long, at most a second."""
         began = time.perf_counter()
-        side_by_side(share, list(range(threads)), threads)
-        best = max(
-            best, 2.0 * rows * width * columns * times * threads / (time.perf_counter() - began)
-        )
-    return best
+        found = work()
+        took = time.perf_counter() - began
+        self.own_operations += operations
+        self.own_seconds += took
+        plain, seconds = products(*self.shape, min(max(took, 0.1), 1.0), self.rows)
+        self.operations += plain
+        self.seconds += seconds
+        return found
+
+    @property
+    def limit(self) -> float:
+        return self.operations / self.seconds
+
+    @property
+    def share(self) -> float:
+        return self.own_operations / self.own_seconds / self.limit
 
 
 def embeddings_of(options: Any) -> Embeddings:
@@ -154,22 +183,26 @@ def assign(options: Any) -> None:
     else:
         for part in range(vectors.num_parts):  # warm: every page once
             np.asarray(vectors.gather(vectors.part_rows(part)))[::64].sum()
-    operations = 2.0 * options.rows * options.width * options.clusters
     labels: dict[int, np.ndarray] = {}
-    shares = []
+
+    def some(parts: range) -> None:
+        for part in parts:
+            own = vectors.part_rows(part)
+            labels[part], _ = assign_rows(vectors, own, fitted.centroids, options.threads)
+
     for turn in range(1 if options.cold else options.repeat):
-        limit = product_rate(options.width, options.clusters, options.threads)
+        beside = Beside(options.width, options.clusters, options.threads)
         with measured() as found:
-            for part in range(vectors.num_parts):
-                own = vectors.part_rows(part)
-                labels[part], _ = assign_rows(vectors, own, fitted.centroids, options.threads)
-        after = product_rate(options.width, options.clusters, options.threads)
-        shares.append(operations / found["seconds"] / max(limit, after))
+            for start in range(0, vectors.num_parts, 4):
+                parts = range(start, min(start + 4, vectors.num_parts))
+                count = sum(len(vectors.part_rows(part)) for part in parts)
+                work = 2.0 * count * options.width * options.clusters
+                beside.do(lambda parts=parts: some(parts), work)
+        seconds = beside.own_seconds
         print(f"assign {options.rows:,} x {options.width}, k={options.clusters}, "
-              f"{'cold' if options.cold else 'warm'}, turn {turn}: {found['seconds']:.2f} s, "
-              f"{options.rows / found['seconds'] / 1e6:.3f} M rows/s, "
-              f"{1e6 * found['seconds'] / options.rows:.3f} s per million rows, "
-              f"{shares[-1]:.0%} of the matrix product ({limit / 1e9:.0f} and {after / 1e9:.0f} GFLOP/s), "
+              f"{'cold' if options.cold else 'warm'}, turn {turn}: {seconds:.2f} s, "
+              f"{options.rows / seconds / 1e6:.3f} M rows/s, {1e6 * seconds / options.rows:.3f} s a million, "
+              f"{beside.share:.0%} of the matrix product ({beside.limit / 1e9:.0f} GFLOP/s in turn with it), "
               f"peak {found['megabytes']:.0f} MB")  # fmt: skip
     with measured() as found:
         for part in range(vectors.num_parts):
@@ -267,15 +300,17 @@ def triangle(options: Any) -> None:
         vectors[at : at + BLOCK] = block / np.linalg.norm(block, axis=1, keepdims=True)
     order = rng.permutation(n)
     nearest_earlier(vectors[:3000], np.arange(3000))  # compiled, threads started
-    operations = float(width) * n * n
+    best = np.zeros(n)
+
+    def once() -> None:
+        best[:], _ = nearest_earlier(vectors, order, threads=options.threads)
+
     for turn in range(options.repeat):
-        limit = product_rate(width, 2048, options.threads, rows=1024)
+        beside = Beside(width, 2048, options.threads, rows=1024)
         with measured() as found:
-            best, _ = nearest_earlier(vectors, order, threads=options.threads)
-        after = product_rate(width, 2048, options.threads, rows=1024)
-        share = operations / found["seconds"] / max(limit, after)
-        print(f"triangle of {n:,} x {width}, turn {turn}: {found['seconds']:.2f} s, {share:.0%} of the "
-              f"matrix product on the triangle's operations ({limit / 1e9:.0f} and {after / 1e9:.0f} GFLOP/s), "
+            beside.do(once, float(width) * n * n)
+        print(f"triangle of {n:,} x {width}, turn {turn}: {beside.own_seconds:.2f} s, {beside.share:.0%} of the "
+              f"matrix product on the triangle's operations ({beside.limit / 1e9:.0f} GFLOP/s in turn with it), "
               f"peak {found['megabytes']:.0f} MB")  # fmt: skip
     if options.rivals:
         torch.set_num_threads(options.threads)
