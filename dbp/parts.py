@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import uuid
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dbp.errors import WorldError
 from dbp.progress import log, progress
 from dbp.stage import Stage
 from dbp.work import Part, Work
@@ -127,8 +129,16 @@ def open_job(job: Path) -> tuple[Parted, Work, dict[str, Any]]:
     sys.path += [entry for entry in said["path"] if entry not in sys.path]
     store = Store(said["store"], said["runs"])
     stage = rebuild(said["stage"])
-    inputs = {name: store.open(key) for name, key in said["inputs"].items()}
+    inputs = {name: _open(store, up) for name, up in said["inputs"].items()}
     return stage, Work(job.parent, job.parent, said["key"], begun=True), inputs
+
+
+def _open(store: Any, said: Mapping[str, Any]) -> Any:
+    """Load an input as a job describes it."""
+    from dbp.stage import rebuild
+
+    needed = {name: _open(store, up) for name, up in said["inputs"].items()}
+    return rebuild(said["stage"]).open(store.find(said["key"]).folder, **needed)
 
 
 def do_parts(job: str, names: Sequence[str]) -> int:
@@ -136,6 +146,9 @@ def do_parts(job: str, names: Sequence[str]) -> int:
 
     Returns:
         The number of parts that were made.
+
+    Raises:
+        WorldError: The store is not to be seen from here.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
@@ -143,6 +156,11 @@ def do_parts(job: str, names: Sequence[str]) -> int:
     except FileNotFoundError:
         if Path(job).exists():
             raise
+        if not Path(job).parents[1].exists():
+            raise WorldError(
+                f"{socket.gethostname()} does not see {Path(job).parents[1]}. paths.store must lie on a disk "
+                "that all nodes share."
+            ) from None
         log.info(
             "%s is gone: the artifact is complete", job
         )  # a lost node's task, put back too late

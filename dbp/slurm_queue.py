@@ -124,4 +124,6 @@ def last_words(logs: Path) -> str:
         if words:
             failed = len(words) < len(lines) or any("Traceback" in line for line in lines)
             found.setdefault(failed, f" The last log says: {words[-1].strip().rstrip('.')[-300:]}.")
+    if not any(logs.glob("*_log.*")):
+        return " No task wrote a log: paths.store must lie on a disk that all nodes share."
     return found.get(True) or found.get(False) or ""

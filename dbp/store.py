@@ -345,8 +345,13 @@ class Store:
             "runs": str(self.runs),
             "stage": describe(node.stage),
             "key": key,
-            "inputs": {name: self.key(up) for name, up in node.inputs.items()},
+            "inputs": {name: self._opening(up) for name, up in node.inputs.items()},
         }
+
+    def _opening(self, node: Node) -> dict[str, Any]:
+        """How another process opens an artifact: as this one does, since a pool may have moved."""
+        up = {n: self._opening(node.inputs[n]) for n in node.stage.opens_with if n in node.inputs}
+        return {"key": self.key(node), "stage": describe(node.stage), "inputs": up}
 
     def sweep(self) -> int:
         """Remove what dead writers on this machine left half-written; return the bytes freed."""
@@ -362,6 +367,10 @@ class Store:
                     with contextlib.suppress(OSError):  # another process sweeps, too
                         freed += sum(sizes_of(folder).values())
                     shutil.rmtree(folder, ignore_errors=True)
+            for parts in home.glob(".partial/*"):  # of what is complete: its writer was killed then
+                stage, _, key = parts.name.rpartition("-")
+                if (home / stage / key / MANIFEST).exists():
+                    shutil.rmtree(parts, ignore_errors=True)
         return freed
 
 

@@ -129,8 +129,8 @@ class Work:
         try:
             record = json.loads((home / PART).read_text())
             sizes = {name: size for name, size in sizes_of(home).items() if name != PART}
-            whole = sizes == record["files"] and (cost is None or cost == record["cost"])
-            return record["counts"] if whole else None
+            same = cost is None or record["cost"] in (None, cost)
+            return record["counts"] if same and sizes == record["files"] else None
         except (
             OSError,
             ValueError,

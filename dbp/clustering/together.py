@@ -78,7 +78,7 @@ def _one_pass(store: Store, group: dict[str, Node]) -> None:
     parts: list[Part] = stage.parts(**inputs)
     with progress(f"assign to {len(group)} clusterings", len(parts), "parts") as bar:
         for part in parts:
-            left = [key for key, desk in desks.items() if desk.counts(part.name) is None]
+            left = [key for key, desk in desks.items() if desk.counts(part.name, part.cost) is None]
             rows = vectors.part_rows(part.number, inputs["rows"].mask)
             label = {key: np.empty(len(rows), np.int32) for key in left}
             product = {key: np.empty(len(rows)) for key in left}
@@ -95,7 +95,7 @@ def _one_pass(store: Store, group: dict[str, Node]) -> None:
                         np.save(folder / f"{name}.npy", values)
                     return {"rows": len(own[0]), "run": False}
 
-                desks[key].part(part.name, write)
+                desks[key].part(part.name, write, part.cost)
             bar.advance()
     for node in group.values():
         store.get(node)

@@ -83,6 +83,11 @@ class Index(Parted):
         """This index as the pool that a config names."""
         return self.bind(folder=None)
 
+    @property
+    def in_one_piece(self) -> bool:
+        # What is left for a shard is known when those before it are read.
+        return self.max_samples is not None
+
     def paths(self, folder: ShardFolder | None) -> list[str]:
         """The shards, in the order of their rows."""
         if folder:

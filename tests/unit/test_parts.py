@@ -25,8 +25,10 @@ from dbp.__main__ import main
 from dbp.command_line import overrides
 from dbp.config import build, compose, groups
 from dbp.curate import recipe
+from dbp.data.index import Index
 from dbp.encoders.base import Encoder
 from dbp.encoders.embed import Embed
+from dbp.encoders.precomputed import Precomputed
 from dbp.errors import ConfigError, PoolError, WorldError
 from dbp.parts import do_parts, make_one, make_parts, open_job, share_out, unfinished, write_job
 from dbp.runners import PartsSettings, Pool, Slurm
@@ -255,6 +257,37 @@ def test_a_job_file_gives_an_equal_stage_and_equal_inputs(tmp_path: Path) -> Non
     assert opened.parts(**again) == parts
 
 
+def test_a_worker_finds_a_pool_where_its_driver_does_and_not_where_it_was_indexed(
+    tmp_path: Path,
+) -> None:
+    write_pool(tmp_path / "old", num_shards=2, per_shard=3)
+
+    def embedding(folder: Path) -> Node:
+        index = Index(uid="key", caption="txt", max_pixels=100, shards=f"{folder}/*.tar")
+        vectors = Precomputed("made", images=f"{folder}/images.npy")
+        return Embed(vectors, "image", rows_per_part=1).bind(pool=index.node())
+
+    store = Store(tmp_path / "store")
+    store.get(embedding(tmp_path / "old").inputs["pool"])
+    (tmp_path / "old").rename(tmp_path / "new")
+    _, work, _, inputs = begin(tmp_path / "store", embedding(tmp_path / "new"))
+    _, _, opened = open_job(write_job(work))
+    assert opened["pool"].shards == inputs["pool"].shards
+    assert "new" in opened["pool"].shards[0]
+
+
+def test_parts_of_a_complete_artifact_are_swept(tmp_path: Path) -> None:
+    store, node = Store(tmp_path / "store"), spelling()
+    store.get(node)
+    left = store.shared(node, str(store.key(node)))
+    (left / "part-00").mkdir(parents=True)
+    other = left.with_name("spell-" + 24 * "0")
+    other.mkdir()
+    store.sweep()
+    assert not left.exists()
+    assert other.exists(), "work under way"
+
+
 def test_runs_with_other_settings_do_not_change_each_other_s_job(tmp_path: Path) -> None:
     _, one, *_ = begin(tmp_path / "store", spelling(device="cpu"))
     _, two, *_ = begin(tmp_path / "store", spelling(device="cuda"))
@@ -291,6 +324,12 @@ def test_a_task_that_comes_when_all_is_done_ends_well(tmp_path: Path) -> None:
     Store(tmp_path / "store").get(spelling())
     assert do_parts(job, part_names(0)) == 0
     assert not work.shared.exists()
+
+
+def test_a_node_that_does_not_see_the_store_says_so(tmp_path: Path) -> None:
+    with pytest.raises(WorldError) as refusal:
+        do_parts(f"{tmp_path}/store/.partial/spell-0/job.json", part_names(0))
+    assert f"does not see {tmp_path}/store/.partial. paths.store must" in str(refusal.value)
 
 
 GROUPS = ("pool", "dedup", "score", "filter", "cluster", "select", "encoder")
@@ -480,6 +519,10 @@ def test_wrong_settings_of_parts_are_refused(settings: dict[str, Any], said: str
 
 
 def test_the_last_words_are_those_of_a_task_that_failed(tmp_path: Path) -> None:
+    assert last_words(tmp_path) == (
+        " No task wrote a log: paths.store must lie on a disk that all nodes share."
+    )
+    (tmp_path / "1_0_0_log.out").touch()
     assert last_words(tmp_path) == ""
     logs = {
         "1_0_0_log.err": "UserWarning: slow\n",
@@ -606,6 +649,20 @@ def test_parts_status_and_run_say_what_is_so(dbp: Any) -> None:
     assert dbp("parts", "run", "stage=valid", "index=1", "of=2")[1].endswith(
         "has no parts; index=0 makes it"
     )
+
+
+def test_an_index_cut_at_a_number_of_samples_is_made_in_one_piece(
+    pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = Index(
+        uid="key", caption="txt", max_pixels=100, max_samples=30, shards=f"{pool}/*.tar"
+    ).node()
+    for at in (1, 0):
+        parts_verb.run(Store(tmp_path / "store"), [index], at, 2)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("has no parts; index=0 makes it")
+    assert said[1].endswith("is complete")
+    assert Store(tmp_path / "store").get(index).num_rows == 30
 
 
 def test_a_stage_of_which_one_can_be_made_and_another_waits_makes_the_one(
