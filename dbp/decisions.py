@@ -10,6 +10,7 @@ import numpy as np
 
 from dbp.data.keep_list import KeepList
 from dbp.errors import StoreError
+from dbp.lineage import open_keep_list
 from dbp.narrowing import Narrowing
 from dbp.stage import rebuild
 from dbp.store import Store
@@ -23,13 +24,7 @@ def explained(store: Store, key: str) -> KeepList:
     Raises:
         StoreError: The key names no keep list.
     """
-    entry = store.find(key)
-    plain = store.open(entry.key)
-    if not isinstance(plain, KeepList):
-        raise StoreError(
-            f"{key} is the artifact of stage {entry.stage}, no keep list. `dbp ls stage=select` "
-            "lists keep lists."
-        )
+    entry, plain = open_keep_list(store, key)
     stage = rebuild(entry.manifest["made_by"])
     if not isinstance(stage, Narrowing):
         return plain
