@@ -120,7 +120,7 @@ def test_arrays_over_two_nodes_each_lost_once_make_the_keep_list_of_one_process(
 
     on_slurm = [
         "parts=slurm", "parts.workers=2", "parts.slurm.partition=main", "parts.slurm.cpus_per_task=1",
-        "parts.slurm.timeout_min=10", "+parts.slurm.poll_seconds=0.5",
+        "parts.slurm.timeout_min=10", "parts.slurm.poll_seconds=0.5",
     ]  # fmt: skip
     said = settings(pool, tmp_path / "slurm")
     stores = [
