@@ -22,7 +22,7 @@ if HERE not in sys.path:
 graph: Any = importlib.import_module("identity_graph")
 
 FEW = graph.NUM_ROWS // 2  # rows of a part of which there are two
-LOCAL = ["parts.runner=slurm", "parts.slurm.cluster=local", "parts.slurm.poll_seconds=0.2"]
+LOCAL = ["parts.runner=slurm", "+parts.slurm.cluster=local", "+parts.slurm.poll_seconds=0.2"]
 
 
 @pytest.fixture(scope="module")
