@@ -151,7 +151,7 @@ def _clusterings(nodes: dict[str, Node], until: str) -> list[Node]:
 
 def run(config: Any) -> KeepList | None:
     """Do what `dbp curate` does with a composed config."""
-    from dbp.plan import check_budget, print_plan, require_upstream
+    from dbp.planning.plan import check_budget, print_plan, require_upstream
 
     require(config.until in UNTIL, "until", config.until, f"one of {', '.join(UNTIL)}")
     require(

@@ -229,7 +229,7 @@ class Store:
             was_begun = self.shared(node, key).exists()
             entry = self._build(node, key, inputs)
             self.built.append(key)
-            from dbp.rate import rate
+            from dbp.planning.rate import rate
 
             self.say(
                 f"{node.stage.name:<10} {key[:12]}  made in {entry.manifest['seconds']:.1f} s"

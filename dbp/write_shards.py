@@ -29,7 +29,7 @@ from dbp.data.range_copy import END_OF_TAR, Extents, TarPlan, locate, write_tar
 from dbp.data.shard_folder import alone_in, claim, finish, need_space, tar_name
 from dbp.data.shard_order import arrange
 from dbp.errors import ConfigError, PoolError, WorldError
-from dbp.order import keyed_hash
+from dbp.exact.order import keyed_hash
 from dbp.paths import is_remote
 from dbp.progress import progress
 

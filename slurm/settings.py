@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from dbp.config import require
 from dbp.errors import ConfigError
-from dbp.plan import flat
+from dbp.planning.plan import flat
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from dbp.command_line import overrides as spelled_out
 from dbp.config import build, compose
 from dbp.curate import open_store
 from dbp.errors import ConfigError, DbpError, nearest
-from dbp.plan import flat
+from dbp.planning.plan import flat
 from dbp.stage import Node
 from dbp.store import Store
 from slurm.local import attempt, run_points

@@ -10,7 +10,7 @@ from typing import Any
 
 from dbp.config import build
 from dbp.curate import open_store, read, recipe
-from dbp.plan import check_budget, print_plan, require_upstream
+from dbp.planning.plan import check_budget, print_plan, require_upstream
 from training.checkpoint import Checkpoint
 from training.config import Model
 from training.stage import Train

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float32
 
 from dbp.clustering import lloyd
 from dbp.data.vectors import Vectors, in_blocks
-from dbp.products import BLOCK
+from dbp.exact.products import BLOCK
 
 STATE = "lloyd.npz"
 

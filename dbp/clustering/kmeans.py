@@ -18,10 +18,10 @@ from dbp.data.pool import Pool
 from dbp.data.vectors import Vectors, in_blocks
 from dbp.device import pick_device
 from dbp.disk import link_or_copy
-from dbp.effort import Effort, Sizes, of_assignment, of_lloyd, vector_bytes
 from dbp.errors import ConfigError
+from dbp.exact.products import BLOCK, Assigner, side_by_side
 from dbp.parts import Parted
-from dbp.products import BLOCK, Assigner, side_by_side
+from dbp.planning.effort import Effort, Sizes, of_assignment, of_lloyd, vector_bytes
 from dbp.progress import log
 from dbp.stage import Stage, runtime
 from dbp.work import Part, Work

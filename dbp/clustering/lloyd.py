@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, Float64, Int, UInt64
 
-from dbp.order import keyed_hash
-from dbp.products import BLOCK, Assigner, side_by_side
+from dbp.exact.order import keyed_hash
+from dbp.exact.products import BLOCK, Assigner, side_by_side
 
 GRID = 2.0**24
 _LOCK = threading.Lock()  # the threads of a pass take turns at its blocks
@@ -172,7 +172,7 @@ def _pass(
     length: float,
 ) -> Sums:
     """Assign every row and add it up; exact, so the threads' shares add up to one answer."""
-    from dbp.kernels import add_to
+    from dbp.exact.kernels import add_to
 
     waiting = iter(blocks)
 

@@ -11,7 +11,7 @@ import numpy as np
 from dbp.clustering.kmeans import KMeans
 from dbp.data.vectors import Vectors, in_blocks
 from dbp.device import pick_device
-from dbp.products import Assigner
+from dbp.exact.products import Assigner
 from dbp.progress import progress
 from dbp.stage import Node
 from dbp.store import Store

@@ -49,7 +49,7 @@ class Clusters:
 
         Distances are summed in whole units of 2^-30, so that the sum depends on neither order nor blocks.
         """
-        from dbp.kernels import cluster_totals
+        from dbp.exact.kernels import cluster_totals
 
         sizes, sums = (np.zeros(self.num_clusters, np.int64) for _ in range(2))
         cluster_totals(

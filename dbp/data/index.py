@@ -22,10 +22,10 @@ from dbp.config import require
 from dbp.data.images import IMAGE_FORMATS, Undecodable, header
 from dbp.data.pool import SCHEMA, Pool, ShardFolder, caption_from, digest_16, hash_64
 from dbp.data.tars import SAMPLE_FORMATS, Member, TarSample, image_of, samples
-from dbp.effort import DECODING, Effort, Sizes
 from dbp.errors import PoolError
 from dbp.parts import Parted
 from dbp.paths import expand_shards, is_remote
+from dbp.planning.effort import DECODING, Effort, Sizes
 from dbp.progress import log
 from dbp.stage import Node, runtime
 from dbp.work import Part, Work

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
-from dbp.products import side_by_side
+from dbp.exact.products import side_by_side
 
 ROWS, COLUMNS = 1024, 2048  # of a tile: 8 MB of fp32
 IN_MEMORY = 64 << 20  # bytes of a cluster that are kept in fp32, so that tiles need no conversion
@@ -33,7 +33,7 @@ class Side:
     order: np.ndarray
 
     def __post_init__(self) -> None:
-        from dbp.kernels import paired
+        from dbp.exact.kernels import paired
 
         n, d = self.stored.shape
         self.whole = self.read(0, n) if 4 * n * d <= IN_MEMORY else None
@@ -53,7 +53,7 @@ class Side:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """As `tile`, from the stored vectors."""
-        from dbp.products import widened
+        from dbp.exact.products import widened
 
         block = np.ascontiguousarray(
             self.stored[self.order[start:stop]]
@@ -154,7 +154,7 @@ def _improve(
     partner: np.ndarray,
 ) -> None:
     """Raise the running best of a strip's rows by a tile."""
-    from dbp.kernels import improve
+    from dbp.exact.kernels import improve
 
     triangle = rows.start - columns.start
     if len(sides) == 1 and device == "cpu":
@@ -198,7 +198,7 @@ def _candidates(
     """
     import torch
 
-    from dbp.kernels import UNDECIDED, paired
+    from dbp.exact.kernels import UNDECIDED, paired
 
     tiles = [
         (side.tile(rows.start, rows.stop), side.tile(columns.start, columns.stop)) for side in sides

@@ -18,10 +18,10 @@ from dbp.clustering.kmeans import KMeans
 from dbp.config import require
 from dbp.data.keep_list import KeepList
 from dbp.dedup.similar import Keep, Match, NearestEarlier, SimilarRows
-from dbp.effort import Effort, Sizes, over_columns
 from dbp.errors import BudgetError, ConfigError
+from dbp.exact.order import ascending, first
 from dbp.narrowing import Narrowing
-from dbp.order import ascending, first
+from dbp.planning.effort import Effort, Sizes, over_columns
 from dbp.stage import runtime
 
 Rule = Literal["chain", "greedy"]
@@ -171,7 +171,7 @@ def keep_exactly(rows: KeepList, similar: SimilarRows, count: int) -> tuple[Keep
 
 def remove_greedily(rows: KeepList, similar: SimilarRows, epsilon: float) -> KeepList:
     """Remove rows that are more similar than 1 - epsilon to an earlier row that stays."""
-    from dbp.kernels import keep_greedily
+    from dbp.exact.kernels import keep_greedily
 
     pairs = similar.pairs
     assert pairs is not None, "the comparison stored pairs"

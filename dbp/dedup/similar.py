@@ -20,9 +20,9 @@ from dbp.data.scores import Scores
 from dbp.data.vectors import Vectors
 from dbp.dedup.pairs import COLUMNS, ROWS, nearest_earlier, similar_pairs
 from dbp.device import pick_device
-from dbp.effort import Effort, Sizes, of_triangles
-from dbp.order import keyed_hash
+from dbp.exact.order import keyed_hash
 from dbp.parts import Parted
+from dbp.planning.effort import Effort, Sizes, of_triangles
 from dbp.stage import runtime
 from dbp.work import Part, Work
 

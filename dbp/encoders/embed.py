@@ -13,11 +13,11 @@ from dbp.data.images import Undecodable, decode_rgb
 from dbp.data.index import part_name
 from dbp.data.pool import Pool, caption_from
 from dbp.data.tars import SAMPLE_FORMATS, image_of, samples
-from dbp.effort import NETWORK, Effort, Sizes, vector_bytes
 from dbp.encoders.base import Encoder, Tower
 from dbp.errors import ConfigError, PoolError
 from dbp.parts import Parted
 from dbp.paths import is_remote
+from dbp.planning.effort import NETWORK, Effort, Sizes, vector_bytes
 from dbp.stage import runtime
 from dbp.work import Part, Work
 

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from dbp.config import require
 from dbp.data.keep_list import KeepList
-from dbp.effort import Effort, Sizes, over_columns
 from dbp.narrowing import Narrowing
+from dbp.planning.effort import Effort, Sizes, over_columns
 from dbp.stage import Stage
 
 

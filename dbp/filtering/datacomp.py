@@ -18,14 +18,14 @@ from dbp.data.exchange import digest_of
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
-from dbp.effort import Effort, Sizes, of_assignment, over_columns
 from dbp.errors import ConfigError, WorldError
+from dbp.exact.order import first, score_keys
 from dbp.filtering.combine import Chain
 from dbp.filtering.language import Language, NamesObject
 from dbp.filtering.rules import Rules
 from dbp.filtering.threshold import by_score
 from dbp.narrowing import Narrowing
-from dbp.order import first, score_keys
+from dbp.planning.effort import Effort, Sizes, of_assignment, over_columns
 from dbp.stage import runtime
 
 PRODUCTS = 1 << 24  # inner products held at once: 64 MB

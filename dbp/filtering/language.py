@@ -18,10 +18,10 @@ from dbp.config import require
 from dbp.data.exchange import digest_of
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
-from dbp.effort import Effort, Sizes, over_columns
-from dbp.effort import over_captions as captions_effort
 from dbp.errors import ConfigError, WorldError, nearest
 from dbp.narrowing import Narrowing
+from dbp.planning.effort import Effort, Sizes, over_columns
+from dbp.planning.effort import over_captions as captions_effort
 from dbp.stage import runtime
 
 BLOCK = 1 << 16  # captions held at once

@@ -9,8 +9,8 @@ from jaxtyping import Int
 from dbp.config import require
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
-from dbp.effort import Effort, Sizes, over_captions, over_columns
 from dbp.narrowing import Narrowing
+from dbp.planning.effort import Effort, Sizes, over_captions, over_columns
 
 
 @dataclass(frozen=True)

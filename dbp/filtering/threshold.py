@@ -10,9 +10,9 @@ from dbp.config import require
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
-from dbp.effort import Effort, Sizes, over_columns
+from dbp.exact.order import first, score_keys
 from dbp.narrowing import Narrowing, PassAll
-from dbp.order import first, score_keys
+from dbp.planning.effort import Effort, Sizes, over_columns
 
 
 @dataclass(frozen=True)

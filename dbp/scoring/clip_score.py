@@ -11,10 +11,10 @@ from dbp.data.embeddings import Embeddings
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
 from dbp.data.vectors import Vectors, in_blocks
-from dbp.effort import Effort, Sizes, vector_bytes
 from dbp.errors import ConfigError
+from dbp.exact.products import BLOCK, widened
 from dbp.parts import Parted
-from dbp.products import BLOCK, widened
+from dbp.planning.effort import Effort, Sizes, vector_bytes
 from dbp.work import Part, Work
 
 
@@ -52,7 +52,7 @@ class ClipScore(Parted):
     def make(  # type: ignore[override]
         self, part: Part, folder: Path, pool: Pool, image: Embeddings, text: Embeddings
     ) -> dict[str, Any]:
-        from dbp.kernels import paired
+        from dbp.exact.kernels import paired
 
         rows = Vectors.of(image, text).part_rows(part.number)
         cosine = np.empty(len(rows))

@@ -11,10 +11,10 @@ from jaxtyping import Bool, Int, UInt32, UInt64
 from dbp.data.clusters import Clusters
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
-from dbp.effort import Effort, Sizes, over_columns
 from dbp.errors import BudgetError
+from dbp.exact.order import Members, first_of_each, member_keys, ranks
 from dbp.narrowing import Narrowing, PassAll
-from dbp.order import Members, first_of_each, member_keys, ranks
+from dbp.planning.effort import Effort, Sizes, over_columns
 from dbp.selection.budget import Budget
 
 

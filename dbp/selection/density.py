@@ -22,7 +22,7 @@ from dbp.config import require
 from dbp.data.clusters import Clusters
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
-from dbp.order import Members
+from dbp.exact.order import Members
 from dbp.selection.base import Selection, by_quota, candidates
 from dbp.selection.quotas import allocate
 from dbp.work import Work

@@ -14,7 +14,7 @@ from dbp.config import require
 from dbp.data.clusters import Clusters
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
-from dbp.order import Members, first, first_of_each
+from dbp.exact.order import Members, first, first_of_each
 from dbp.selection.base import Candidates, Selection, by_quota, candidates
 from dbp.selection.quotas import allocate
 

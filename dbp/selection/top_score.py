@@ -9,7 +9,7 @@ from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
 from dbp.errors import BudgetError
-from dbp.order import first, score_keys
+from dbp.exact.order import first, score_keys
 from dbp.selection.base import Selection, in_order
 
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
-from dbp.order import first, keyed_hash
+from dbp.exact.order import first, keyed_hash
 from dbp.selection.base import Selection, in_order
 
 

@@ -36,7 +36,7 @@ from dbp.data.embeddings import Embeddings, save_part
 from dbp.data.rehearsal import RehearsalPool
 from dbp.data.vectors import Vectors
 from dbp.dedup.pairs import nearest_earlier
-from dbp.products import BLOCK, side_by_side
+from dbp.exact.products import BLOCK, side_by_side
 from dbp.selection.quotas import allocate
 
 Say = Callable[..., None]

@@ -23,7 +23,7 @@ from dbp.clustering.lloyd import (
 )
 from dbp.data.embeddings import Embeddings, save_part
 from dbp.data.vectors import Vectors
-from dbp.order import keyed_hash
+from dbp.exact.order import keyed_hash
 
 GRID = 2.0**24
 

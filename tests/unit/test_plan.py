@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dbp import rate as rates
-from dbp.advice import advice
-from dbp.amounts import bytes_text, count_text, flops_text, seconds_text
 from dbp.clustering.kmeans import assign, semdedup_num_clusters
 from dbp.clustering.lloyd import fit, on_grid
 from dbp.command_line import overrides
@@ -23,8 +20,17 @@ from dbp.config import compose
 from dbp.curate import recipe
 from dbp.data.index import Index
 from dbp.dedup.pairs import COLUMNS, ROWS, nearest_earlier
-from dbp.effort import COLUMNS as PASSES
-from dbp.effort import (
+from dbp.encoders.base import Encoder, Tower
+from dbp.encoders.embed import Embed
+from dbp.encoders.openclip import OpenClip
+from dbp.encoders.precomputed import Precomputed
+from dbp.encoders.timm import Timm
+from dbp.errors import ConfigError, StoreError
+from dbp.planning import rate as rates
+from dbp.planning.advice import advice
+from dbp.planning.amounts import bytes_text, count_text, flops_text, seconds_text
+from dbp.planning.effort import COLUMNS as PASSES
+from dbp.planning.effort import (
     NETWORK,
     PRODUCT,
     READING,
@@ -35,21 +41,15 @@ from dbp.effort import (
     of_lloyd,
     of_triangles,
 )
-from dbp.encoders.base import Encoder, Tower
-from dbp.encoders.embed import Embed
-from dbp.encoders.openclip import OpenClip
-from dbp.encoders.precomputed import Precomputed
-from dbp.encoders.timm import Timm
-from dbp.errors import ConfigError, StoreError
-from dbp.machine import Machine, memory_free, probe
-from dbp.outlook import Outlook, same_once
-from dbp.plan import plan, print_plan
-from dbp.pool_size import pool_size
+from dbp.planning.machine import Machine, memory_free, probe
+from dbp.planning.outlook import Outlook, same_once
+from dbp.planning.plan import plan, print_plan
+from dbp.planning.pool_size import pool_size
+from dbp.planning.vector_width import usual_width
 from dbp.runners import Pool as Processes
 from dbp.settings import read
 from dbp.store import Store
 from dbp.tuning import by_clustering, by_temperature, clusterings, jaccard, main, open_selection
-from dbp.vector_width import usual_width
 
 # Round rates, so that seconds are worked by hand.
 SLOW = Machine(
@@ -207,7 +207,7 @@ def test_a_full_disk_has_no_rate(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dbp.machine.tempfile.TemporaryFile", full)
+    monkeypatch.setattr("dbp.planning.machine.tempfile.TemporaryFile", full)
     found = probe(tmp_path, None, "cpu", 0.05)
     assert found.reading is None
     assert found.writing is None
@@ -324,11 +324,11 @@ def made(tmp_path_factory):
 @pytest.fixture
 def still(monkeypatch):
     """A machine with round rates instead of a measured one."""
-    monkeypatch.setattr("dbp.outlook.probe", lambda *_: SLOW)
+    monkeypatch.setattr("dbp.planning.outlook.probe", lambda *_: SLOW)
 
 
 def test_a_plan_of_what_is_there_measures_nothing(made, capsys, monkeypatch):
-    monkeypatch.setattr("dbp.outlook.probe", None)
+    monkeypatch.setattr("dbp.planning.outlook.probe", None)
     store, nodes, *_ = made
     print_plan(store, nodes["select"])
     said = capsys.readouterr().out
@@ -441,7 +441,7 @@ def test_several_workers_share_parts_but_not_the_fit(made, monkeypatch):
         asked.append(lanes)
         return SLOW
 
-    monkeypatch.setattr("dbp.outlook.probe", note)
+    monkeypatch.setattr("dbp.planning.outlook.probe", note)
     store, nodes, *_ = made
     outlook = Outlook(Store(store.root, runner=Processes(3)))
     for name in ("centroids", "cluster"):
@@ -532,7 +532,7 @@ def test_what_is_read_faster_than_the_disk_reads_was_not_on_it():
 def test_a_long_stage_says_its_rate_when_it_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr(rates, "LONG", 0.0)
     machine = replace(SLOW, product=1e7, reading=1e12, writing=1e12)
-    monkeypatch.setattr("dbp.outlook.probe", lambda *_: machine)
+    monkeypatch.setattr("dbp.planning.outlook.probe", lambda *_: machine)
     said = []
     store = Store(tmp_path / "store", say=said.append)
     nodes = graph()
@@ -550,7 +550,7 @@ def test_a_long_stage_says_its_rate_when_it_is_made(tmp_path, monkeypatch):
 
 
 def test_short_stages_and_those_that_were_begun_before_say_no_rate(made, monkeypatch):
-    monkeypatch.setattr("dbp.outlook.probe", lambda *_: replace(SLOW, writing=1e12))
+    monkeypatch.setattr("dbp.planning.outlook.probe", lambda *_: replace(SLOW, writing=1e12))
     store, nodes, _, _, lines = made
     entry = store.entry(nodes["cluster"])
     assert rates.rate(store, nodes["cluster"], entry, False) == ""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dbp.dedup.pairs import nearest_earlier
-from dbp.products import Assigner, side_by_side, widened
+from dbp.exact.products import Assigner, side_by_side, widened
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from dbp import order
 from dbp.data import clusters as clusters_module
 from dbp.data.clusters import Clusters, spans
 from dbp.data.scores import Scores
-from dbp.order import (
+from dbp.exact import order
+from dbp.exact.order import (
     ascending,
     descending,
     first,

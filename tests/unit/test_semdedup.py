@@ -26,7 +26,7 @@ from dbp.dedup.pairs import nearest_earlier, similar_pairs
 from dbp.dedup.semdedup import SemDeDup, keep_exactly, remove_greedily, remove_similar
 from dbp.dedup.similar import NearestEarlier, Pairs, SimilarRows, cluster_ranges
 from dbp.errors import BudgetError, ConfigError
-from dbp.order import keyed_hash
+from dbp.exact.order import keyed_hash
 from dbp.stage import Node, Stage
 from dbp.store import Store
 from dbp.work import Work

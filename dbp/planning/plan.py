@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dbp.advice import advice
-from dbp.amounts import bytes_text, count_text, flops_text, seconds_text
 from dbp.data.embeddings import Embeddings
 from dbp.data.keep_list import KeepList
-from dbp.effort import Effort, Timing, vector_bytes
 from dbp.errors import BudgetError, StoreError
-from dbp.outlook import Outlook, needed_for, same_once
+from dbp.planning.advice import advice
+from dbp.planning.amounts import bytes_text, count_text, flops_text, seconds_text
+from dbp.planning.effort import Effort, Timing, vector_bytes
+from dbp.planning.outlook import Outlook, needed_for, same_once
 from dbp.stage import Node, parameters
 from dbp.store import Entry, Store
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from dbp.amounts import bytes_text, flops_text, seconds_text
 from dbp.clustering.kmeans import semdedup_num_clusters
-from dbp.effort import Effort, Number, vector_bytes
-from dbp.machine import Machine
-from dbp.outlook import Outlook
+from dbp.planning.amounts import bytes_text, flops_text, seconds_text
+from dbp.planning.effort import Effort, Number, vector_bytes
+from dbp.planning.machine import Machine
+from dbp.planning.outlook import Outlook
 from dbp.stage import Node
 
 PART_BYTES = (8e6, 256e6)  # of a part's vectors: seconds of work, and far from any memory's bound

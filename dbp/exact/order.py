@@ -109,7 +109,7 @@ def first_of_each(
         cluster: -1 for rows that are not clustered.
         quotas: At most the members of each cluster.
     """
-    from dbp.kernels import grouped, take_to_border
+    from dbp.exact.kernels import grouped, take_to_border
 
     k, cluster = len(quotas), np.asarray(cluster)
     sizes = sizes_of(cluster, mask, k)
@@ -135,7 +135,7 @@ def sizes_of(
     cluster: Int32[np.ndarray, " n"], mask: Bool[np.ndarray, " n"], k: int
 ) -> Int[np.ndarray, " k"]:
     """Members of each cluster in a mask."""
-    from dbp.kernels import cluster_totals
+    from dbp.exact.kernels import cluster_totals
 
     sizes, sums = np.zeros(k, np.int64), np.zeros(k, np.int64)
     cluster_totals(

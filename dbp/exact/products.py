@@ -81,7 +81,7 @@ class Assigner:
         """The nearest centroid of each row, the exact product with its direction, and the block in fp32."""
         import torch
 
-        from dbp.kernels import nearest
+        from dbp.exact.kernels import nearest
 
         n, (k, d) = len(block), self.centroids.shape
         if self.rows is None or len(self.rows) < n:
@@ -111,7 +111,7 @@ class Assigner:
     def on_device(self, rows: Any, label: np.ndarray, cosine: np.ndarray) -> tuple[Any, Any, Any]:
         import torch
 
-        from dbp.kernels import UNDECIDED, nearest
+        from dbp.exact.kernels import UNDECIDED, nearest
 
         torch.backends.cuda.matmul.allow_tf32 = False
         x = rows.to(self.device)

@@ -13,12 +13,12 @@ from dbp.clustering.kmeans import semdedup_num_clusters
 from dbp.data.clusters import Clusters
 from dbp.data.embeddings import Embeddings
 from dbp.data.pool import Pool
-from dbp.effort import UNEVENNESS, Effort, Number, Sizes, over_columns
 from dbp.errors import BudgetError, ConfigError
-from dbp.machine import Machine, probe
 from dbp.narrowing import Narrowing, PassAll
 from dbp.parts import Parted
-from dbp.pool_size import pool_size
+from dbp.planning.effort import UNEVENNESS, Effort, Number, Sizes, over_columns
+from dbp.planning.machine import Machine, probe
+from dbp.planning.pool_size import pool_size
 from dbp.stage import Node, canonical, parameters
 from dbp.store import Entry, Store
 
@@ -223,7 +223,7 @@ class Outlook:
             entry = found[1]
         if entry is not None and (width := _stored_width(entry)):
             return width
-        from dbp.vector_width import usual_width
+        from dbp.planning.vector_width import usual_width
 
         width, assumed = usual_width(stage.encoder, stage.side)
         if assumed:

@@ -4,10 +4,10 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 
-from dbp.amounts import bytes_text
-from dbp.effort import PRODUCT, READING, SENDING, WRITING, Effort
 from dbp.errors import DbpError
-from dbp.outlook import Outlook
+from dbp.planning.amounts import bytes_text
+from dbp.planning.effort import PRODUCT, READING, SENDING, WRITING, Effort
+from dbp.planning.outlook import Outlook
 from dbp.runners import Slurm
 from dbp.stage import Node
 from dbp.store import Entry, Store
