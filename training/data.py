@@ -7,54 +7,25 @@ at 32 px, 150 KiB at 224 px, so it is for small pools.
 """
 
 import logging
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8, UInt64
+from jaxtyping import Int64, UInt8
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dbp.data.images import Undecodable
-from dbp.data.keep_list import KeepList
-from dbp.data.pool import Pool
 from dbp.errors import ConfigError, PoolError
 from training.augmentation import Augmentation
 from training.horizon import Horizon
-from training.order import Batches, Order, Slice, draws, sample_keys
+from training.order import Batches, Order, Slice, draws
+from training.subset import Subset
 
 log = logging.getLogger("dbp")
 
 MOST_SUBSTITUTES = 100  # rows in a row that may fail to decode before the pool counts as broken
-
-
-class Subset:
-    """A pool seen through a keep list: m samples, no picture copied."""
-
-    def __init__(self, pool: Pool, keep: KeepList) -> None:
-        """Join a pool and a keep list.
-
-        Raises:
-            ConfigError: The keep list was made for another pool.
-        """
-        if keep.pool_digest != pool.digest:
-            raise ConfigError(
-                f"cannot train on keep list {keep.digest[:12]}: it was made for the pool with "
-                f"digest {keep.pool_digest[:12]}, and this pool has {pool.digest[:12]}; their rows "
-                "are not the same samples. Curate this pool, or carry the list over by uids (dbp "
-                "export, dbp import)."
-            )
-        self.pool, self.rows = pool, np.asarray(keep.rows, np.int64)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @cached_property
-    def keys(self) -> UInt64[np.ndarray, " m"]:
-        """What names each sample to the random streams."""
-        return sample_keys(self.pool.uid_hashes, self.rows)
 
 
 class Pairs(Dataset):
@@ -106,8 +77,9 @@ class Pairs(Dataset):
         """The pairs of a slice.
 
         Returns:
-            `images: UInt8[b 3 s s]`, `tokens: Int64[b l]`, and `undecodable: Int64[u]`, the rows of
-            the pool for which others stand in.
+            `images: UInt8[b 3 s s]`, `tokens: Int64[b l]`, `rows: Int64[b]`, the rows of the pool
+            that the pictures come from, and `undecodable: Int64[u]`, the rows for which others
+            stand in.
         """
         numbers = draws(
             self.seed, taken.epochs, self.subset.keys[taken.indices], self.augmentation.num_draws
@@ -118,6 +90,7 @@ class Pairs(Dataset):
         return {
             "images": torch.from_numpy(self.augmentation.move(pictures, numbers)),
             "tokens": tokens,
+            "rows": torch.from_numpy(self.subset.rows[sources]),
             "undecodable": torch.from_numpy(failed),
         }
 

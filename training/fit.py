@@ -17,11 +17,12 @@ from dbp.encoders.openclip import LoadedClip, load_openclip
 from dbp.errors import ConfigError, WorldError
 from dbp.progress import progress
 from dbp.work import Work
-from training.callbacks import LastCheckpoint, Recorder, resume_point
 from training.config import Model
 from training.data import PairData
 from training.metrics import Logger, metrics_file, read_metrics
 from training.module import Contrastive
+from training.recorder import Recorder
+from training.resume import LastCheckpoint, resume_point
 
 log = logging.getLogger("dbp")
 

@@ -76,9 +76,10 @@ class Train(Stage):
 
     def run(self, work: Work, pool: Pool, keep: KeepList) -> dict[str, Any]:
         from training.cost import flops_per_pair
-        from training.data import PairData, Pairs, Subset
+        from training.data import PairData, Pairs
         from training.fit import fit, fresh_model
         from training.module import Contrastive
+        from training.subset import Subset
 
         subset = Subset(pool, keep)
         horizon = plan_horizon(len(subset), self.batch_size, self.samples_seen, self.epochs)

@@ -1,8 +1,9 @@
 """What a stage costs before it runs, in units that a machine has a rate for.
 
-A stage with a method `effort(sizes)` says how many operations, bytes and rows it handles; `Effort.on` turns
-them into seconds by the rates of a machine (`dbp/planning/machine.py`). n rows, d width, k clusters; an operation is
-one multiplication or one addition, so a product of (n, d) and (d, k) is 2 n k d of them.
+A stage with a method `effort(sizes)` says how many operations, bytes and rows it handles; `Effort.on`
+turns them into seconds by the rates of a machine (`dbp/planning/machine.py`). n rows, d width, k
+clusters; an operation is one multiplication or one addition, so a product of (n, d) and (d, k) is
+2 n k d of them.
 """
 
 from dataclasses import dataclass, field, replace

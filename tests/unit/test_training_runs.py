@@ -25,11 +25,12 @@ from dbp.work import Work
 from training.augmentation import RandomResizedCrop, Shift
 from training.checkpoint import Checkpoint
 from training.config import Model, Optimiser
-from training.data import Pairs, Subset, make_loader
+from training.data import Pairs, make_loader
 from training.horizon import Horizon
 from training.metrics import Csv, Logger, Wandb, read_metrics
 from training.order import Batches, Order
 from training.stage import Train
+from training.subset import Subset
 
 NUM_ROWS, BROKEN = 40, 7
 TINY = {
