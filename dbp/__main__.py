@@ -16,6 +16,7 @@ VERBS = {
     "train": "training.train",
     "evaluate": "evaluation.evaluate",
     "sweep": "slurm.sweep",
+    "bench": "training.bench",
     "show": "dbp.show",
     "why": "dbp.show",
     "ls": "dbp.show",
@@ -35,6 +36,7 @@ ABOUT = {
     "train": "curate, then train CLIP on the keep list",
     "evaluate": "a checkpoint on a suite of tasks",
     "sweep": "a grid of arms, one table",
+    "bench": "where a step's time goes: feeding or the model",
     "show": "an artifact: manifest, lineage, counts",
     "why": "why a sample stayed or went",
     "ls": "what the store holds",
@@ -113,7 +115,7 @@ def _run(verb: str, rest: list[str]) -> int:
     from dbp.config import compose
 
     folders, print_only, keys = _flags(rest)
-    if verb in ("sweep", "parts", "rehearse"):
+    if verb in ("sweep", "parts", "rehearse", "bench"):
         return importlib.import_module(module_name).main(keys, folders, print_only)
     config = compose(verb, overrides(keys), folders)
     if print_only:
@@ -172,7 +174,7 @@ def _help(verb: str) -> str:
     path = Path(next(iter(spec.submodule_search_locations)), VERBS[verb].split(".")[1])
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     about = ast.get_docstring(ast.parse(path.read_text())) or ABOUT[verb]
-    if verb in (*LIGHT, "parts", "import", "rehearse"):
+    if verb in (*LIGHT, "parts", "import", "rehearse", "bench"):
         return about
     from dbp.command_line import help_text
 

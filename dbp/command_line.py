@@ -27,7 +27,7 @@ def to_hydra(argument: str) -> str:
     if not equals or (not is_path and (PLAIN.fullmatch(value) or _is_literal(value))):
         return argument
     escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", value)
-    trailing = re.search(r"\\*$", escaped)
+    trailing = re.search(r"\\*\Z", escaped)  # `$` would also match before a last newline
     escaped += trailing.group(0) if trailing else ""
     return f"{key}='{escaped}'"
 

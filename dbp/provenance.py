@@ -22,8 +22,8 @@ def versions() -> dict[str, str]:
         "torch",
         "open_clip_torch",
         "timm",
-        "faiss-cpu",
         "numpy",
+        "numba",
         "pyarrow",
         "pillow",
         "lightning",
@@ -43,23 +43,24 @@ def commit() -> str | None:
     here = Path(__file__).parents[1]
     if not (here / ".git").exists():
         return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=here, text=True, capture_output=True, timeout=5, check=True
+        ).stdout.strip()
+
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"],
-            cwd=here,
-            text=True,
-            capture_output=True,
-            timeout=5,
-            check=True,
-        ).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"],
-            cwd=here,
-            text=True,
-            capture_output=True,
-            timeout=5,
-            check=True,
-        ).stdout.strip()
+        head = git("rev-parse", "--short=12", "HEAD")
+        return head + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return head + ("+" if dirty else "")
+
+
+def gpu() -> str | None:
+    """The name of the GPU that this process has computed on; none if on none."""
+    import sys
+
+    torch = sys.modules.get("torch")  # not imported: nothing was computed by it
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return torch.cuda.get_device_name()

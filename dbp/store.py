@@ -27,7 +27,7 @@ from typing import Any
 
 from dbp.disk import sizes_of, sync, sync_folder, write_json
 from dbp.errors import StoreError
-from dbp.provenance import commit, peak_memory, versions
+from dbp.provenance import commit, gpu, peak_memory, versions
 from dbp.stage import Node, describe, key_of, parameters, rebuild, runtime_parameters
 from dbp.work import Runner, Work
 
@@ -79,8 +79,7 @@ class Store:
         self.runner = runner
         self.loaded: dict[str, Any] = {}
         self._keys: dict[Node, str] | None = None
-        self.built: list[str] = []
-        self.reused: list[str] = []
+        self.built, self.reused = list[str](), list[str]()
 
     # names
 
@@ -217,7 +216,7 @@ class Store:
 
     def _get(self, node: Node) -> Any:
         key, entry = self.key(node), self.entry(node)
-        if key is not None and key in self.loaded:
+        if key in self.loaded:
             return self.loaded[key]
         if entry is None:
             inputs = {name: self._get(upstream) for name, upstream in node.inputs.items()}
@@ -296,6 +295,7 @@ class Store:
                     "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                     "command": sys.argv,
                     "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+                    "gpu": gpu(),
                     "versions": versions(),
                     "commit": commit(),
                 },

@@ -16,6 +16,7 @@ from dbp.stage import Node
 from dbp.store import Store
 from evaluation import report
 from evaluation.comparison import Arm, Cell, Run, compare
+from evaluation.ledger import Item, Ledger, item_of, ledger_json, ledger_lines
 from evaluation.planted import area_under_roc, duplicate_quality
 from evaluation.results import without_nan
 from slurm.plan import Plan, Point
@@ -35,13 +36,14 @@ def write_summary(
     cells = compare([arm for arm in arms if arm.runs])
     heading, rows = report.table_rows(arms, cells, settings.control)
     planted, planted_lines = planted_report(plan, store, encoder)
-    ledger, ledger_lines = cost_ledger(plan, store, encoder)
+    ledger = cost_ledger(plan, store, encoder)
+    cost_lines = ledger_lines(ledger)
     notes = [*planted["notes"], *settings.notes, *verdict_notes(arms, cells, settings.control)]
     for note in notes:
         print(note)
     print()
     report.print_table(heading, rows)
-    print("\n" + "\n".join([report.members_line(cells), "", *planted_lines, "", *ledger_lines]))
+    print("\n" + "\n".join([report.members_line(cells), "", *planted_lines, "", *cost_lines]))
     text = [
         f"# {settings.name}",
         "",
@@ -53,14 +55,14 @@ def write_summary(
         "```",
         *planted_lines,
         "",
-        *ledger_lines,
+        *cost_lines,
         "```",
         "",
     ]
     report.write(out / "table.md", "\n".join(text))
     report.write(out / "table.csv", report.csv_text(arms, cells))
     report.write(out / "results.jsonl", report.json_lines(arms))
-    report.write(out / "ledger.json", json.dumps(ledger, indent=1))
+    report.write(out / "ledger.json", json.dumps(ledger_json(ledger), indent=1))
     report.write(out / "planted.json", json.dumps(without_nan(planted), indent=1))
     if settings.plots and cells:
         from slurm.figures import draw_all
@@ -104,7 +106,7 @@ def _facts(point: Point, store: Store) -> dict[str, Any]:
         "passes": counts["passes"],
         "train_flops": counts.get("train_flops"),
         "undecodable": counts.get("undecodable"),
-        "seconds": trained.manifest["seconds"] + evaluated.manifest["seconds"],
+        "seconds": item_of(trained.manifest).seconds + evaluated.manifest["seconds"],
         "keep_key": store.key(point.nodes["select"]),
         "train_key": trained.key,
         "evaluate_key": evaluated.key,
@@ -220,51 +222,23 @@ def _unseen(store: Store, encoder: Mapping[str, str], pool: Pool) -> np.ndarray:
     return unseen
 
 
-def cost_ledger(
-    plan: Plan, store: Store, encoder: Mapping[str, str]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Seconds of every artifact that the sweep rests on, each once, with the number of runs that share it."""
-    rows: dict[str, dict[str, Any]] = {}
-
-    def add(entry: Any, purpose: str) -> None:
-        row = rows.setdefault(
-            entry.key,
-            {
-                "stage": entry.stage,
-                "key": entry.key,
-                "seconds": entry.manifest["seconds"],
-                "cpu_seconds": entry.manifest["cpu_seconds"],
-                "bytes": entry.bytes,
-                "runs": 0,
-                "for": purpose,
-            },
-        )
-        row["runs"] += 1
-
+def cost_ledger(plan: Plan, store: Store, encoder: Mapping[str, str]) -> Ledger:
+    """The cost of every artifact that the finished runs of a sweep rest on."""
+    ledger = Ledger()
+    trained: list[Item] = []
     if checkpoint := encoder.get("checkpoint"):
-        for entry in lineage(store, store.find(Path(checkpoint).parent.name)):
-            add(entry, "encoder")
+        found = lineage(store, store.find(Path(checkpoint).parent.name))
+        trained = [item_of(entry.manifest, "encoder") for entry in found]
     for point in plan.points:
-        for node in point.last.lineage():
-            if entry := store.entry(node):
-                add(entry, "arms")
-    by_stage: dict[tuple[str, str], list[float]] = {}
-    for row in rows.values():
-        total = by_stage.setdefault((row["for"], row["stage"]), [0, 0.0, 0.0])
-        total[0] += 1
-        total[1] += row["seconds"]
-        total[2] += row["cpu_seconds"]
-    whole = sum(row["seconds"] for row in rows.values())
-    lines = [
-        f"Cost, each artifact once: {whole:,.0f} s in all",
-        f"  {'for':<8} {'stage':<10} {'made':>5} {'seconds':>9} {'cpu s':>9} {'share':>6}",
-    ]
-    for (purpose, stage), (count, seconds, cpu) in by_stage.items():
-        lines.append(
-            f"  {purpose:<8} {stage:<10} {count:>5,.0f} {seconds:>9,.1f} {cpu:>9,.1f} "
-            f"{seconds / max(whole, 1e-9):>6.1%}"
-        )
-    return list(rows.values()), lines
+        made = [entry for node in point.last.lineage() if (entry := store.entry(node))]
+        if not any(entry.stage == "evaluate" for entry in made):
+            continue
+        items = [item_of(entry.manifest) for entry in made]
+        # The encoder is a file to the stages that use it, so no manifest leads to it.
+        own = {item.key for item in items} if any(i.stage == "embed" for i in items) else None
+        shared = [item for item in trained if own is not None and item.key not in own]
+        ledger.add(point.label, [*shared, *items])
+    return ledger
 
 
 def _percent(share: float | None) -> str:

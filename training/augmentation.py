@@ -1,37 +1,62 @@
 """How a picture is brought to training size and changed, with its own random numbers.
 
-Two steps: `fit` turns one decoded picture into a square of the training size; `move` changes a
-whole batch of squares. Where `fit` draws nothing, its result can be cached. The numbers come from
+Two steps: `fit` turns one picture into a square of the training size; `move` changes a whole batch
+of squares. Where `fit` draws nothing, its result can be cached. The numbers come from
 `training.order.draws`, never from a generator with state, so that a sample of an epoch is changed
 in the same way in each arm, by each worker, after each resume.
 """
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float64, UInt8
-from PIL import Image
 
 from dbp.config import require
+
+if TYPE_CHECKING:  # numba is heavy, and plans need none of it
+    from training.decoding import Axis
 
 ATTEMPTS = 10  # at a crop that lies within the picture
 
 
 @dataclass(frozen=True)
 class Augmentation(ABC):
-    """A recipe from decoded pictures to what the model sees, before normalisation."""
+    """A recipe from pictures to what the model sees, before normalisation.
+
+    Args:
+        decode: `reference`, open_clip's pixels bit by bit; `fast`, another recipe: JPEGs decoded
+            small where that is enough, area resize. Table in `training/decoding.py`. It changes
+            pixels, so arms that are compared must share it; it is part of the key.
+    """
 
     num_draws: ClassVar[int]
     is_fit_random: ClassVar[bool]
 
+    decode: Literal["reference", "fast"] = field(default="reference", kw_only=True)
+
     @abstractmethod
+    def cut(
+        self, width: int, height: int, size: int, draws: Float64[np.ndarray, " d"]
+    ) -> "tuple[Axis, Axis]":
+        """Which part of a picture of so many pixels becomes the square, across and down."""
+
     def fit(
-        self, image: Image.Image, size: int, draws: Float64[np.ndarray, " d"]
+        self, content: bytes, size: int, draws: Float64[np.ndarray, " d"], max_pixels: int
     ) -> UInt8[np.ndarray, "3 s s"]:
-        """A decoded RGB picture at training size."""
+        """A picture, from the bytes of its file, at training size.
+
+        Raises:
+            Undecodable: The pixels cannot be read.
+        """
+        from training.decoding import decode, resize
+
+        def cut(width: int, height: int) -> "tuple[Axis, Axis]":
+            return self.cut(width, height, size, draws)
+
+        return resize(decode(content, max_pixels, self.decode, cut))
 
     def move(
         self, pictures: UInt8[np.ndarray, "b 3 s s"], draws: Float64[np.ndarray, "b d"]
@@ -67,12 +92,13 @@ class RandomResizedCrop(Augmentation):
             f"from scale_low={self.scale_low} to 1",
         )
 
-    def fit(
-        self, image: Image.Image, size: int, draws: Float64[np.ndarray, " d"]
-    ) -> UInt8[np.ndarray, "3 s s"]:
-        left, top, width, height = self.box(image.width, image.height, draws)
-        part = image.crop((left, top, left + width, top + height))
-        return channels_first(part.resize((size, size), Image.Resampling.BICUBIC))
+    def cut(
+        self, width: int, height: int, size: int, draws: Float64[np.ndarray, " d"]
+    ) -> "tuple[Axis, Axis]":
+        from training.decoding import Axis
+
+        left, top, w, h = self.box(width, height, draws)
+        return Axis(left, w, size, 0, size), Axis(top, h, size, 0, size)
 
     def box(
         self, width: int, height: int, draws: Float64[np.ndarray, " d"]
@@ -111,14 +137,18 @@ class Shift(Augmentation):
     def __post_init__(self) -> None:
         require(self.pixels >= 0, "pixels", self.pixels, "0 or more")
 
-    def fit(
-        self, image: Image.Image, size: int, draws: Float64[np.ndarray, " d"]
-    ) -> UInt8[np.ndarray, "3 s s"]:
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms.functional import center_crop, resize
+    def cut(
+        self, width: int, height: int, size: int, draws: Float64[np.ndarray, " d"]
+    ) -> "tuple[Axis, Axis]":
+        from training.decoding import Axis
 
-        fitted = resize(image, [size], InterpolationMode.BICUBIC)  # type: ignore[arg-type]
-        return channels_first(center_crop(fitted, [size]))  # type: ignore[arg-type]
+        short = min(width, height)
+        # Rounded as torchvision's resize and center_crop do: down, and half to even.
+        axes = []
+        for length in (width, height):
+            resized = size * length // short
+            axes.append(Axis(0, length, resized, round((resized - size) / 2), size))
+        return axes[0], axes[1]
 
     def move(
         self, pictures: UInt8[np.ndarray, "b 3 s s"], draws: Float64[np.ndarray, "b d"]
@@ -134,8 +164,3 @@ class Shift(Augmentation):
         # Indices beside the slice come first in the result: b, y, x, channel.
         moved = pictures[batch, :, y[:, :, None], x[:, None, :]]
         return np.ascontiguousarray(moved.transpose(0, 3, 1, 2))
-
-
-def channels_first(image: Image.Image) -> UInt8[np.ndarray, "3 h w"]:
-    """An RGB picture as an array, channels first."""
-    return np.asarray(image, np.uint8).transpose(2, 0, 1)

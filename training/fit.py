@@ -1,4 +1,4 @@
-"""Lightning's trainer as this project uses it: one process, no files of its own, no chatter."""
+"""Lightning's trainer as this project uses it: ranks from outside, no files of its own, no chatter."""
 
 import logging
 import signal
@@ -9,20 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dbp.encoders.openclip import LoadedClip, load_openclip
 from dbp.errors import ConfigError, WorldError
-from dbp.progress import progress
-from dbp.work import Work
 from training.config import Model
 from training.data import PairData
-from training.metrics import Logger, metrics_file, read_metrics
 from training.module import Contrastive
-from training.recorder import Recorder
-from training.resume import LastCheckpoint, resume_point
+from training.preemption import Guard
+from training.ranks import Ranks
+from training.resume import Disk
 
 log = logging.getLogger("dbp")
 
@@ -55,70 +52,91 @@ def fresh_model(model: Model, seed: int) -> LoadedClip:
 def fit(
     module: Contrastive,
     data: PairData,
-    work: Work,
+    callbacks: list[Callback],
+    guard: Guard,
+    folder: Path,
     device: str,
     precision: str,
-    loggers: tuple[Logger, ...],
-    settings: dict[str, Any],
-    log_every_samples: int,
-    checkpoint_every_samples: int | None,
-) -> Recorder:
+    resume: Path | None = None,
+) -> None:
     """Make all steps of a run, from where an earlier try of it stopped.
 
     Args:
         module: The model and its training step.
         data: Batches as a function of the step.
-        work: `shared` keeps `last.ckpt` and `metrics.jsonl` through a kill.
+        callbacks: What looks on, the guard among them: behind what counts, so that its checkpoints
+            hold the counts.
+        guard: Saves, and leaves when it is asked to.
+        folder: Where Lightning would put files; it is never the working directory.
         device: `cpu`, `cuda` or `cuda:N`.
         precision: `fp32`, or `bf16` for autocast over fp32 weights.
-        loggers: Mirrors of the metrics.
-        settings: The run's parameters, for the loggers.
-        log_every_samples: Pairs between two rows of metrics.
-        checkpoint_every_samples: Pairs between two checkpoints; none for no checkpoint.
-
-    Returns:
-        What the run counted.
+        resume: The checkpoint to go on from.
 
     Raises:
         Diverged: The loss is not finite.
+        Preempted: A signal came.
         WorldError: Lightning stopped before the last step.
     """
-    horizon = module.horizon
-    last, done = resume_point(work.shared / "last.ckpt")
-    if last:
-        log.info("train: going on after step %s of %s", f"{done:,}", f"{horizon.steps:,}")
-    past = read_metrics(work.shared / "metrics.jsonl", done * horizon.batch_size)
-    every = checkpoint_every_samples and horizon.steps_for(checkpoint_every_samples)
+    steps, ranks = module.horizon.steps, guard.ranks
     with ExitStack() as stack:
-        writers = [stack.enter_context(metrics_file(work.shared / "metrics.jsonl", past))]
-        for logger in loggers:
-            opened = logger.open(work.folder, work.key, settings, past)
-            writers.append(stack.enter_context(opened))
-        bar = stack.enter_context(progress("train", horizon.samples_seen, "pairs"))
-        recorder = Recorder(horizon, horizon.steps_for(log_every_samples), writers, bar)
-        saver = LastCheckpoint(work.shared / "last.ckpt", every, horizon.steps)
         stack.enter_context(quiet())
         # What a model draws is seeded for each step; afterwards torch's state is as it was.
         stack.enter_context(torch.random.fork_rng([] if device == "cpu" else [device]))
-        trainer = make_trainer(work.folder, horizon.steps, device, precision, [recorder, saver])
+        stack.enter_context(guard.listening())
+        trainer = make_trainer(
+            folder, steps, device, precision, callbacks, ranks, guard.checkpoints.disk
+        )
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(module, data, ckpt_path=last, weights_only=True)
-        except SIGTERMException:  # a SystemExit too: the scheduler's wish, at the end of a step
-            raise
+            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         except SystemExit as stopped:  # Lightning's answer to Ctrl-C, which it switches off
             signal.signal(signal.SIGINT, on_interrupt)
             raise KeyboardInterrupt from stopped
-    if trainer.global_step != horizon.steps:
+    if trainer.global_step != steps:
         raise WorldError(
-            f"training stopped after step {trainer.global_step:,} of {horizon.steps:,}. Run again: "
+            f"training stopped after step {trainer.global_step:,} of {steps:,}. Run again: "
             "it goes on from its last checkpoint."
         )
-    return recorder
+
+
+class Outside(LightningEnvironment):
+    """Ranks that a launcher started: each is a machine of one device to Lightning."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__()
+        self.ranks = ranks
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    def world_size(self) -> int:
+        return self.ranks.size
+
+    def global_rank(self) -> int:
+        return self.ranks.rank
+
+    def node_rank(self) -> int:
+        return self.ranks.rank
+
+    def local_rank(self) -> int:
+        return 0
+
+    def set_world_size(self, size: int) -> None:
+        assert size == self.ranks.size
+
+    def set_global_rank(self, rank: int) -> None:
+        assert rank == self.ranks.rank
 
 
 def make_trainer(
-    folder: Path, steps: int, device: str, precision: str, callbacks: list[Any]
+    folder: Path,
+    steps: int,
+    device: str,
+    precision: str,
+    callbacks: list[Any],
+    ranks: Ranks | None = None,
+    disk: Disk | None = None,
 ) -> Trainer:
     """A trainer that makes exactly so many steps and leaves everything else to us.
 
@@ -130,18 +148,29 @@ def make_trainer(
         device: `cpu`, `cuda` or `cuda:N`.
         precision: `fp32`, or `bf16` for autocast over fp32 weights.
         callbacks: Ours.
+        ranks: The processes that train together; one when not given.
+        disk: Writes checkpoints.
     """
+    from lightning.pytorch.strategies import DDPStrategy
+
+    ranks = ranks or Ranks()
     _, _, number = device.partition(":")
-    return Trainer(
+    trainer = Trainer(
         accelerator="gpu" if device.startswith("cuda") else device,
         devices=[int(number)] if number else 1,
+        num_nodes=ranks.size,
+        # No buffer changes in a step, so none is sent around; gradients live in DDP's own buckets.
+        strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+        if ranks.size > 1
+        else "auto",
+        sync_batchnorm=ranks.size > 1 and device.startswith("cuda"),
         precision="bf16-mixed" if precision == "bf16" else "32-true",
         max_steps=steps,
         max_epochs=-1,
         default_root_dir=folder,
         callbacks=callbacks,
         # Inside a SLURM job Lightning would requeue, and resume other runs' files, by itself.
-        plugins=[LightningEnvironment()],
+        plugins=[Outside(ranks) if ranks.size > 1 else LightningEnvironment(), disk or Disk()],
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
@@ -150,6 +179,11 @@ def make_trainer(
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
+    # Signals are the guard's. Lightning's own handler would send a tensor around in the middle of a
+    # step, and make each step wait for a broadcast.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    return trainer
 
 
 @contextmanager

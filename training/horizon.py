@@ -45,8 +45,13 @@ class Horizon:
         return max(1, -(-samples // self.batch_size))
 
 
-def whole_steps(samples_seen: int, batch_size: int) -> int:
+def whole_steps(samples_seen: int, batch_size: int, rounds: bool = False) -> int:
     """The steps of a budget in samples.
+
+    Args:
+        samples_seen: The budget in pairs.
+        batch_size: Pairs in one step, over all devices.
+        rounds: Take the nearest whole number of batches, half up, and at least one.
 
     Raises:
         ConfigError: The budget is no whole number of batches; the message names its neighbours.
@@ -54,16 +59,22 @@ def whole_steps(samples_seen: int, batch_size: int) -> int:
     steps, remainder = divmod(samples_seen, batch_size)
     if remainder == 0 and steps > 0:
         return steps
+    if rounds:
+        return max(1, steps + (2 * remainder >= batch_size))
     fits = [f"{s * batch_size:,} ({s:,} step{'s' * (s != 1)})" for s in (steps, steps + 1) if s > 0]
     raise ConfigError(
         f"samples_seen={samples_seen:,} is no whole number of batches of train.batch_size="
         f"{batch_size:,}: it makes {samples_seen / batch_size:,.2f} steps. Give train.samples_seen="
-        f"{' or '.join(fits)}, or another train.batch_size."
+        f"{' or '.join(fits)}, another train.batch_size, or train.round_budget=true."
     )
 
 
 def plan_horizon(
-    num_kept: int, batch_size: int, samples_seen: int | None = None, epochs: float | None = None
+    num_kept: int,
+    batch_size: int,
+    samples_seen: int | None = None,
+    epochs: float | None = None,
+    rounds: bool = False,
 ) -> Horizon:
     """The horizon of a budget over a kept set.
 
@@ -74,6 +85,7 @@ def plan_horizon(
         batch_size: Pairs in one step, over all devices.
         samples_seen: The budget in samples, or
         epochs: the budget in passes over the kept set; exactly one of the two.
+        rounds: Whether a budget in samples may be rounded to whole batches.
 
     Raises:
         ConfigError: Fewer pairs are kept than one batch holds, the budget is no whole number of
@@ -87,7 +99,7 @@ def plan_horizon(
             "(budget.keep_fraction, budget.num_kept)."
         )
     if samples_seen is not None:
-        return Horizon(num_kept, batch_size, whole_steps(samples_seen, batch_size))
+        return Horizon(num_kept, batch_size, whole_steps(samples_seen, batch_size, rounds))
     # The decimal as written: 0.3 epochs of 10 pairs are 3 pairs, not 2.9999.
     steps = int(Decimal(str(epochs)) * num_kept) // batch_size
     if steps == 0:

@@ -5,6 +5,7 @@ A resumed run cuts the file back to its checkpoint, so that no sample is counted
 
 import csv
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+METRICS = "metrics.jsonl"
 Row = dict[str, Any]
 Write = Callable[[Row], None]
 
@@ -33,15 +35,21 @@ def read_metrics(path: Path, until: int | None = None) -> list[Row]:
 def metrics_file(path: Path, past: list[Row]) -> Iterator[Write]:
     """Append rows to a file that begins with what an earlier try left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as handle:
+    # Beside and renamed: a kill or a full disk here leaves the rows of the earlier try.
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "w") as handle:
 
-        def write(row: Row) -> None:
-            handle.write(json.dumps(row) + "\n")
-            handle.flush()
+            def write(row: Row) -> None:
+                handle.write(json.dumps(row) + "\n")
+                handle.flush()
 
-        for row in past:
-            write(row)
-        yield write
+            for row in past:
+                write(row)
+            beside.rename(path)  # the open handle goes on writing to it
+            yield write
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -71,14 +79,20 @@ class Csv(Logger):
         self, folder: Path, key: str, settings: dict[str, Any], past: list[Row]
     ) -> Iterator[Write]:
         with open(folder / "metrics.csv", "w", newline="") as handle:
-            writer: csv.DictWriter[str] | None = None
+            rows: list[Row] = []
+            names: list[str] = []
 
             def write(row: Row) -> None:
-                nonlocal writer
-                if writer is None:
-                    writer = csv.DictWriter(handle, list(row))
+                rows.append(row)
+                new = [name for name in row if name not in names]
+                names.extend(new)
+                writer = csv.DictWriter(handle, names)
+                if new:  # rows of another kind, or of an older version: the table becomes wider
+                    handle.seek(0)
+                    handle.truncate()
                     writer.writeheader()
-                writer.writerow(row)
+                writer.writerows(rows if new else [row])
+                handle.flush()
 
             for row in past:
                 write(row)

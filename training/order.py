@@ -6,17 +6,18 @@ nothing depends on workers or ranks; and resuming at a step needs no state but i
 bytes for each kept row, and one argsort of them for each epoch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt64
+from jaxtyping import Float64, Int32, Int64, Shaped, UInt64
 
 from dbp.errors import ConfigError
 from training.horizon import Horizon
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 ORDER, AUGMENTATION, MODEL = 0, 1, 2  # what a stream of random words is for
+HELD_OUT, MIXTURE, CAPTION, SHARDS = 3, 4, 5, 6
 
 
 def mix(words: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
@@ -59,6 +60,20 @@ def sample_keys(
     return keys[rows]
 
 
+def copy_keys(
+    keys: UInt64[np.ndarray, " b"], copies: Shaped[np.ndarray, " b"]
+) -> UInt64[np.ndarray, " b"]:
+    """What names each copy of a sample to the random streams; the first has the sample's own key.
+
+    Args:
+        keys: Of the samples.
+        copies: 0 for the first time that a sample stands in an epoch, 1 for the second, and so on.
+    """
+    # Another formula than that of rows which share a uid, so that the two never meet.
+    again = mix(mix(keys) ^ copies.astype(np.uint64))
+    return np.where(copies == 0, keys, again)
+
+
 def draws(
     seed: int, epochs: Int64[np.ndarray, " b"], keys: UInt64[np.ndarray, " b"], num_draws: int
 ) -> Float64[np.ndarray, "b d"]:
@@ -76,21 +91,58 @@ def step_seed(seed: int, step: int) -> int:
 class Order:
     """The endless stream of kept samples: epoch after epoch, each one whole."""
 
-    def __init__(self, keys: UInt64[np.ndarray, " m"], seed: int) -> None:
-        self.keys, self.seed = keys, seed
+    def __init__(
+        self,
+        keys: UInt64[np.ndarray, " m"],
+        seed: int,
+        windows: Callable[[int], Int32[np.ndarray, " m"]] | None = None,
+    ) -> None:
+        """Lay out the stream.
+
+        Args:
+            keys: What names each kept sample.
+            seed: Of the order.
+            windows: From an epoch to the window of each kept sample; a window is finished before
+                the next one begins. None for one window, which is the best mixing.
+        """
+        self.keys, self.seed, self.windows = keys, seed, windows
         self._epochs: dict[int, np.ndarray] = {}
 
     def epoch(self, number: int) -> Int64[np.ndarray, " m"]:
         """The kept samples, as indices 0..m-1, in the order of an epoch."""
         if number not in self._epochs:
             word = stream(self.seed, np.array([number], np.int64), ORDER)
-            order = np.argsort(mix(self.keys ^ word), kind="stable").astype(np.int64)
+            order = self.sort(number, mix(self.keys ^ word))
             # A batch lies in two epochs at most, since no batch is larger than the kept set.
             self._epochs = {n: o for n, o in self._epochs.items() if n == number - 1}
             self._epochs[number] = order
         return self._epochs[number]
 
-    def at(self, positions: Int64[np.ndarray, " b"]) -> tuple[np.ndarray, np.ndarray]:
+    def sort(
+        self,
+        number: int,
+        places: UInt64[np.ndarray, " e"],
+        samples: Int64[np.ndarray, " e"] | None = None,
+    ) -> Int64[np.ndarray, " e"]:
+        """What stands in an epoch, sorted by places, window by window.
+
+        Args:
+            number: The epoch.
+            places: Random words.
+            samples: The kept sample behind each; by default one after another.
+        """
+        order = np.argsort(places, kind="stable").astype(np.int64)
+        if self.windows is not None:
+            window = self.windows(number)
+            window = window[order] if samples is None else window[samples[order]]
+            order = order[np.argsort(window, kind="stable")]
+        return order
+
+    def epoch_of(self, position: int) -> int:
+        """The epoch in which a position of the stream lies."""
+        return position // len(self.keys)
+
+    def at(self, positions: Int64[np.ndarray, " b"]) -> tuple[np.ndarray, ...]:
         """The epoch and the sample, both `Int64[b]`, at positions of the stream.
 
         An epoch that ends within a batch runs over into the next one: nothing is dropped.
@@ -109,6 +161,12 @@ class Slice(NamedTuple):
     step: int
     epochs: Int64[np.ndarray, " b"]
     indices: Int64[np.ndarray, " b"]
+    copies: Int64[np.ndarray, " b"] | None = None  # in a mixture: the how-manieth of its epoch
+
+    def named(self, keys: UInt64[np.ndarray, " m"]) -> UInt64[np.ndarray, " b"]:
+        """What names each pair of the slice to the random streams, from the keys of all samples."""
+        own = keys[self.indices]
+        return own if self.copies is None else copy_keys(own, self.copies)
 
 
 class Batches:

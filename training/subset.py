@@ -3,7 +3,7 @@
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import UInt64
+from jaxtyping import Int64, UInt64
 
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
@@ -28,6 +28,20 @@ class Subset:
                 "export, dbp import)."
             )
         self.pool, self.rows = pool, np.asarray(keep.rows, np.int64)
+
+    def of(self, rows: Int64[np.ndarray, " m"]) -> "Subset":
+        """The same pool with fewer of its kept rows."""
+        return self._made(self.pool, rows)
+
+    def within(self, pool: Pool) -> "Subset":
+        """The same rows of the same pool, read in another way."""
+        assert pool.digest == self.pool.digest, "the same samples"
+        return self._made(pool, self.rows)
+
+    def _made(self, pool: Pool, rows: Int64[np.ndarray, " m"]) -> "Subset":
+        made = object.__new__(Subset)
+        made.pool, made.rows = pool, rows
+        return made
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -3,9 +3,13 @@
     dbp train pool=webdataset pool.shards='pool/{00000..00099}.tar' select=dbp \\
         budget.keep_fraction=0.3 model=vit_b32 train=datacomp_small
 
+Several devices: one process for each, `torchrun --nproc-per-node=8 -m dbp train …` or `srun
+--ntasks=8 dbp train …`; the first one curates, all train.
+
 The checkpoint's folder loads in plain open_clip: open_clip.create_model("local-dir:FOLDER").
 """
 
+from pathlib import Path
 from typing import Any
 
 from dbp.config import build
@@ -13,6 +17,7 @@ from dbp.curate import open_store, read, recipe
 from dbp.planning.plan import check_budget, print_plan, require_upstream
 from training.checkpoint import Checkpoint
 from training.config import Model
+from training.ranks import joined
 from training.stage import Train
 
 
@@ -26,7 +31,20 @@ def stage_of(config: Any) -> Train:
 
 
 def run(config: Any) -> Checkpoint | None:
-    """Do what `dbp train` does with a composed config."""
+    """Do what `dbp train` does with a composed config; as one of several ranks, its part of it."""
+    with joined(Path(config.paths.runs).absolute()) as ranks:
+        if ranks.is_first:
+            checkpoint = lead(config)
+            ranks.say({"train": None})
+            return checkpoint
+        from training.run import follow
+
+        follow(ranks)
+        return None
+
+
+def lead(config: Any) -> Checkpoint | None:
+    """Curate and train, or say what would be done."""
     nodes = recipe(read(config))
     node = stage_of(config).bind(pool=nodes["index"], keep=nodes["select"])
     store = open_store(config)

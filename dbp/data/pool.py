@@ -180,13 +180,13 @@ class Pool:
             raise PoolError(
                 f"row {row} has no {what} here: this pool is metadata alone. Give the tars with pool.shards."
             )
-        columns = self._columns
+        columns = self.columns
         shard, offset, length = (
             int(columns["shard"][row]),
             int(columns[f"{what}_offset"][row]),
             int(columns[f"{what}_bytes"][row]),
         )
-        content = os.pread(self._handle(shard), length, offset)
+        content = os.pread(self.handle(shard), length, offset)
         if len(content) != length:
             raise PoolError(
                 f"shard {self.shards[shard]} ends before the {what} of {self.uids(np.array([row]))[0]!r}"
@@ -195,11 +195,13 @@ class Pool:
         return content
 
     @cached_property
-    def _columns(self) -> dict[str, np.ndarray]:
+    def columns(self) -> dict[str, np.ndarray]:
+        """Where the members of all rows lie: shard, offset and bytes of picture and caption."""
         names = ("shard", "image_offset", "image_bytes", "caption_offset", "caption_bytes")
         return {name: self.column(name) for name in names}
 
-    def _handle(self, shard: int) -> int:
+    def handle(self, shard: int) -> int:
+        """An open file of a shard, for `os.pread`; this process' own."""
         process = os.getpid()  # a forked or spawned loader worker opens its own
         if self._handles.get(-1) != process:
             self._handles.clear()

@@ -32,14 +32,24 @@ from dbp.paths import config_folder
 from dbp.selection.budget import Budget
 from dbp.stage import Stage, canonical, key_of, parameters, plain, runtime
 from evaluation.stage import Evaluate, Sets
+from training.captions import CaptionMix
 from training.config import Model
 from training.metrics import Csv
 from training.stage import Train
+from training.streaming import Streaming
+from training.watch import Watch
+from training.weights import BySource
 
 # Fields that cannot change alone, and what must change beside them.
 TOGETHER = {
     ("Train", "epochs"): {"epochs": 1.0, "samples_seen": None},
-    ("Train", "precision"): {"precision": "bf16"},  # auto is fp32 on a CPU: equal keys, rightly
+    ("Train", "samples_seen"): {"samples_seen": 2**15 * 33, "epochs": None},  # whole batches of all
+    ("Train", "round_budget"): [
+        {"round_budget": True},
+        {"round_budget": False, "samples_seen": 2**15 * 33},
+    ],
+    # auto is fp32 on a CPU: equal keys, rightly
+    ("Train", "precision"): [{"precision": "bf16"}, {"precision": "fp32"}],
     ("Budget", "prune_ratio"): {"prune_ratio": 0.5, "keep_fraction": None},
     ("Budget", "num_kept"): {"num_kept": 5, "keep_fraction": None},
     ("SemDeDup", "num_kept"): {"num_kept": 5, "epsilon": None},
@@ -48,9 +58,13 @@ TOGETHER = {
     ("Metadata", "caption"): {"caption": "json:caption"},
     ("Language", "by"): None,  # a column's name is kept, a file's path is not; tested apart
     ("Optimiser", "decay_groups"): None,  # one option
-    ("Model", "name"): {"name": "ViT-B-16"},
+    ("Model", "name"): [{"name": "ViT-B-16"}, {"name": "ViT-B-32"}],
     ("Model", "config"): {"config": {"embed_dim": 1, "vision_cfg": {}, "text_cfg": {}}},
     ("Train", "loggers"): {"loggers": (Csv(),)},
+    ("Train", "mixture"): {"mixture": BySource({}, 1.0)},
+    ("Train", "captions"): {"captions": CaptionMix("original", None, None, "caption")},
+    ("Train", "streaming"): {"streaming": Streaming(2, 1.0)},
+    ("Train", "watch"): {"watch": Watch(None, ())},
     ("Evaluate", "suite"): {"suite": "glyphs"},
     ("Evaluate", "max_templates"): {"max_templates": 1, "limit": 5},
     ("ScoreColumn", "minimum"): {"minimum": 0.3, "fraction": None},
@@ -81,12 +95,14 @@ def preset(group: str, option: str) -> Any:
     def load(name: str) -> Any:
         node = OmegaConf.load(config_folder() / group / f"{name}.yaml")
         for base in node.pop("defaults", []):
-            node = OmegaConf.merge(load(base), node)
+            if base != "_self_":
+                node = OmegaConf.merge(load(base), node)
         return node
 
     frame = OmegaConf.load(config_folder() / "frame.yaml")
     parts = {"threads": 1, "device": "cpu"}
     frame.merge_with({"logger": {"loggers": []}, "parts": parts, "pool": POOL, "it": load(option)})
+    frame.merge_with(dict.fromkeys(("watch", "mixture", "caption", "streaming")))
     return frame.it
 
 
@@ -181,13 +197,15 @@ def variants(value: Any, path: str = "") -> Iterator[tuple[str, bool, Any]]:
             continue
         if given is None:
             continue
-        candidates = (
-            [given] if given else [{item.name: v} for v in others(current, hints[item.name])]
-        )
+        candidates = given if isinstance(given, list) else [given]
+        if not given:
+            candidates = [{item.name: v} for v in others(current, hints[item.name])]
         for candidate in candidates:
             try:
                 changed = dataclasses.replace(value, **candidate)
             except ValueError:  # out of range beside the other fields: try the next
+                continue
+            if changed == value:
                 continue
             yield name, matters, changed
             break

@@ -198,6 +198,7 @@ UGLY = st.text(st.sampled_from("{}[](),=:;'\"\\$#&*?!~%@|<>^ \t\né世🙂ab01._
 @example("a\\")
 @example("\\'")
 @example("a,b")
+@example("\\\n")
 @example("range(1,3)")
 @given(st.one_of(UGLY, st.text(max_size=12)))
 def test_any_text_arrives_unchanged(value: str) -> None:

@@ -1,12 +1,16 @@
 """Augmentation: the reference recipes of open_clip and torchvision, pixel by pixel."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from dbp.config import build
 from dbp.errors import ConfigError
-from training.augmentation import RandomResizedCrop, Shift, channels_first
+from dbp.stage import parameters
+from training.augmentation import Augmentation, RandomResizedCrop, Shift
 from training.config import Optimiser
 
 
@@ -16,6 +20,12 @@ def picture() -> Image.Image:
     return Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8))
 
 
+def fitted(recipe: Augmentation, picture: Image.Image, numbers: np.ndarray) -> np.ndarray:
+    content = io.BytesIO()
+    picture.save(content, "png")
+    return recipe.fit(content.getvalue(), 32, numbers, 10**6)
+
+
 def test_a_crop_is_torchvision_s_with_the_same_box(picture: Image.Image) -> None:
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import resized_crop
@@ -23,7 +33,43 @@ def test_a_crop_is_torchvision_s_with_the_same_box(picture: Image.Image) -> None
     recipe, numbers = RandomResizedCrop(0.9, 1.0), np.random.default_rng(1).random(22)
     left, top, width, height = recipe.box(64, 48, numbers)
     expected = resized_crop(picture, top, left, height, width, [32, 32], InterpolationMode.BICUBIC)
-    assert np.array_equal(recipe.fit(picture, 32, numbers), channels_first(expected))
+    found = fitted(recipe, picture, numbers)
+    assert np.array_equal(found, np.asarray(expected).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (48, 64), (33, 32), (32, 32), (90, 31), (20, 301)])
+def test_a_middle_is_torchvision_s_resize_and_center_crop(shape: tuple[int, int]) -> None:
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import center_crop, resize
+
+    pixels = np.random.default_rng(5).integers(0, 255, (*shape, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    expected = center_crop(resize(image, [32], InterpolationMode.BICUBIC), [32])  # type: ignore[arg-type]
+    found = fitted(Shift(0), image, np.zeros(2))
+    assert np.array_equal(found, np.asarray(expected).transpose(2, 0, 1))
+
+
+def test_the_fast_recipe_is_another_key_and_the_reference_keeps_the_old_one() -> None:
+    old = {"scale_low": 0.9, "scale_high": 1.0}
+    assert parameters(RandomResizedCrop(0.9, 1.0)) == old
+    assert parameters(RandomResizedCrop(0.9, 1.0, decode="fast")) == {"decode": "fast", **old}
+    node = {"_target_": "training.augmentation.Shift", "pixels": 2, "decode": "fats"}
+    with pytest.raises(ConfigError, match=r"augmentation\.decode='fats': Did you mean 'fast'\?"):
+        build(node, path="train.augmentation")
+
+
+def test_the_fast_recipe_takes_the_same_part_of_the_picture() -> None:
+    rows, columns = np.mgrid[:96, :128]
+    smooth = np.stack([2 * columns, 2 * rows, columns + rows], -1).astype(np.uint8)
+    image, numbers = Image.fromarray(smooth), np.random.default_rng(6).random(22)
+    content = io.BytesIO()
+    image.save(content, "jpeg", quality=98)
+    for recipe, given in ((RandomResizedCrop, (0.5, 0.9)), (Shift, (1,))):
+        exact, fast = (
+            recipe(*given, decode=decode).fit(content.getvalue(), 32, numbers, 10**6).astype(int)
+            for decode in ("reference", "fast")
+        )
+        assert np.abs(exact - fast).mean() < 2
 
 
 def test_crops_have_the_area_and_shape_asked_for() -> None:
@@ -53,7 +99,7 @@ def test_without_a_shift_pictures_are_those_of_the_evaluation(picture: Image.Ima
     from training.module import Contrastive
 
     recipe = Shift(0)
-    batch = recipe.move(recipe.fit(picture, 32, np.zeros(2))[None].copy(), np.zeros((1, 2)))
+    batch = recipe.move(fitted(recipe, picture, np.zeros(2))[None].copy(), np.zeros((1, 2)))
     module = Contrastive(
         torch.nn.Linear(1, 1),
         optimiser(),

@@ -45,13 +45,13 @@ def test_a_remainder_is_refused_with_the_nearest_budgets_that_fit() -> None:
         build(TRAIN | {"samples_seen": 30_000}, Train, "train")
     assert str(refusal.value) == (
         "train.samples_seen=30,000 is no whole number of batches of train.batch_size=128: it makes "
-        "234.38 steps. Give train.samples_seen=29,952 (234 steps) or 30,080 (235 steps), or "
-        "another train.batch_size."
+        "234.38 steps. Give train.samples_seen=29,952 (234 steps) or 30,080 (235 steps), "
+        "another train.batch_size, or train.round_budget=true."
     )
 
 
 def test_a_budget_below_one_batch_names_the_only_neighbour() -> None:
-    with pytest.raises(ConfigError, match=r"Give train\.samples_seen=128 \(1 step\), or another"):
+    with pytest.raises(ConfigError, match=r"Give train\.samples_seen=128 \(1 step\), another"):
         whole_steps(100, 128)
 
 
@@ -137,3 +137,14 @@ def test_the_settings_are_importable_without_torch_or_lightning() -> None:
         "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("samples", "steps"),
+    [(12_800_000_000, 142_045), (90_112 + 45_055, 1), (90_112 + 45_056, 2), (5, 1)],
+)
+def test_a_budget_is_rounded_to_the_nearest_batches_when_asked(samples: int, steps: int) -> None:
+    # 12.8 B samples in batches of 90,112 are 142,045.45 steps: DataComp xlarge.
+    assert whole_steps(samples, 90_112, rounds=True) == steps
+    with pytest.raises(ConfigError, match="no whole number of batches"):
+        whole_steps(samples, 90_112)

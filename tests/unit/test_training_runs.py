@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import resource
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,7 +154,7 @@ def test_a_broken_picture_is_replaced_with_its_caption_by_the_next_kept_pair(wor
 def test_substitutes_are_counted_in_the_manifest(world: World) -> None:
     counts = world.manifest(world.train(TRAIN))["counts"]
     assert (counts["substitutes"], counts["undecodable"]) == (2, 1)  # two epochs, one row
-    assert (counts["kept"], counts["passes"], counts["unique_samples"]) == (40, 2.0, 40)
+    assert (counts["kept"], counts["passes"], counts["unique_samples"]) == (40, 2.0, 39)
     assert (counts["steps"], counts["batch_size"], counts["samples_seen"]) == (10, 8, 80)
     assert counts["train_flops"] > 0
 
@@ -195,8 +196,11 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(
     saving = replace(TRAIN, checkpoint_every_samples=24, log_every_samples=32)
     with pytest.raises(Killed):
         killed.train(replace(saving, loggers=(Killer(64),)))
-    partial = list((tmp_path / "two").rglob("last.ckpt"))
-    assert len(partial) == 1
+    partial = sorted((tmp_path / "two").rglob("checkpoint-*.ckpt"))
+    assert [path.name for path in partial] == [
+        "checkpoint-000000000024.ckpt",
+        "checkpoint-000000000048.ckpt",
+    ]
     with caplog.at_level(logging.INFO, "dbp"):
         resumed = killed.train(replace(saving, num_workers=2, cache=True, loggers=(Csv(),)))
     assert "going on after step 6 of 10" in caplog.text
@@ -210,18 +214,86 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(
     assert not partial[0].exists()
 
 
-def test_a_damaged_checkpoint_is_passed_over(
+def stopped(world: World, samples: int = 40, **change: Any) -> Path:
+    """A run of which a kill left checkpoints at 8, 16, 24 and 32 samples seen; their folder."""
+    saving = replace(SAVING, loggers=(Killer(samples),), **change)
+    with pytest.raises(Killed):
+        world.train(saving)
+    return next((world.store.root.parent).rglob("checkpoint-*.ckpt")).parent
+
+
+SAVING = replace(TRAIN, checkpoint_every_samples=8, log_every_samples=8, keep_checkpoints=9)
+
+
+def names(folder: Path) -> list[int]:
+    return [int(path.stem.partition("-")[2]) for path in sorted(folder.glob("*.ckpt"))]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "no record", "half a record"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    tmp_path: Path, shard: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    expected = World(tmp_path / "one", shard).train(TRAIN)
+    world = World(tmp_path / "two", shard)
+    folder = stopped(world)
+    assert names(folder) == [8, 16, 24, 32]
+    last = folder / "checkpoint-000000000032.ckpt"
+    content, record = bytearray(last.read_bytes()), last.with_suffix(".json")
+    if damage == "truncated":
+        last.write_bytes(content[:1000])
+    elif damage == "one bit":
+        content[len(content) // 2] ^= 1
+        last.write_bytes(content)
+    elif damage == "no record":
+        record.unlink()
+    else:
+        record.write_text(record.read_text()[:50])
+    with caplog.at_level(logging.INFO, "dbp"):
+        assert world.train(SAVING).digest == expected.digest
+    assert "checkpoint-000000000032.ckpt is damaged" in caplog.text
+    assert "going on after step 3 of 10" in caplog.text
+
+
+def test_only_so_many_checkpoints_stay(tmp_path: Path, shard: Path) -> None:
+    folder = stopped(World(tmp_path, shard), keep_checkpoints=2)
+    assert names(folder) == [24, 32]
+    assert len(list(folder.glob("checkpoint-*"))) == 4
+
+
+def test_checkpoints_come_by_minutes_too(tmp_path: Path, shard: Path) -> None:
+    change = {"checkpoint_every_samples": None, "checkpoint_every_minutes": 1e-9}
+    assert names(stopped(World(tmp_path, shard), **change)) == [8, 16, 24, 32]
+
+
+def test_a_checkpoint_of_another_budget_is_refused(tmp_path: Path, shard: Path) -> None:
+    world = World(tmp_path, shard)
+    folder = stopped(world)
+    longer = replace(SAVING, samples_seen=160)
+    key = world.store.key(longer.bind(pool=world.pool, keep=world.keep()))
+    folder.rename(folder.with_name(f"train-{key}"))
+    with pytest.raises(ConfigError, match=r"is of another run: .*samples_seen 80, here 160\."):
+        world.train(longer)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_the_run_goes_on(
     tmp_path: Path, shard: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world = World(tmp_path, shard)
-    saving = replace(TRAIN, samples_seen=32, checkpoint_every_samples=8, log_every_samples=8)
-    with pytest.raises(Killed):
-        world.train(replace(saving, loggers=(Killer(24),)))
-    last = next(tmp_path.rglob("last.ckpt"))
-    last.write_bytes(last.read_bytes()[:1000])
-    world.train(saving)
-    assert "last.ckpt cannot be read" in caplog.text
-    assert world.manifest(world.train(saving))["counts"]["steps"] == 4
+    expected = World(tmp_path / "one", shard).train(TRAIN)
+    world = World(tmp_path / "two", shard)
+    folder = stopped(world, 24)
+    assert names(folder) == [8, 16]
+    size = (folder / "checkpoint-000000000016.ckpt").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+    try:
+        with pytest.raises(Killed):
+            world.train(replace(SAVING, loggers=(Killer(48),)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "checkpoint-000000000024.ckpt could not be written" in caplog.text
+    assert names(folder) == [8, 16]
+    assert not list(folder.glob(".checkpoint*"))
+    assert world.train(SAVING).digest == expected.digest
 
 
 def test_two_runs_of_one_seed_are_the_same_and_leave_torch_s_state_alone(

@@ -1,0 +1,213 @@
+"""The suite as a run's evaluator: the final evaluation's numbers, while training goes on.
+
+The same code in the same batches as `dbp evaluate`, so a checkpoint's last row equals its final
+result, digit for digit (with the same batch size, device and precision). Ranks share the work by
+whole batches of pictures and of prompts, so their number does not matter either. What goes over the
+network is the vectors: 4 bytes x width a picture, 100 MB for ImageNet at width 512.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from dbp.config import require
+from dbp.data.glyphs import GlyphPlan
+from dbp.errors import ConfigError
+from dbp.stage import runtime
+from evaluation.data import EvaluationSet, open_set
+from evaluation.encode import Towers, encode_pictures
+from evaluation.runner import PREPARE, Score, choose_rows
+from evaluation.suites import resolve_suite
+from evaluation.tar_index import EvaluationDataError
+from evaluation.tasks import Task
+from training.ranks import Ranks
+from training.watch import Evaluator, Measure, Watched
+
+log = logging.getLogger("dbp")
+
+
+@dataclass(frozen=True)
+class Suite(Evaluator):
+    """Zero-shot classification and retrieval, as `dbp evaluate` scores them, without intervals.
+
+    Args:
+        suite: A suite, a task, or a list of them.
+        root: The folder that holds the sets in DataComp's layout; `glyphs` renders them.
+        protocol: `corrected`, or `datacomp` bug for bug.
+        limit: Only so many samples of each set, chosen by chance; null for all.
+        seed: Of that choice.
+        precision: `fp32`, or `bf16` for autocast.
+        plan: The glyphs pool's plan, for `root=glyphs`.
+        batch_size: Pictures at a time; last bits depend on it, so give the final evaluation's.
+        num_workers: Processes that decode, on each rank.
+    """
+
+    suite: str | list[str]
+    root: str | None
+    protocol: Literal["corrected", "datacomp"]
+    limit: int | None
+    seed: int
+    precision: Literal["fp32", "bf16"]
+    plan: GlyphPlan | None = None
+    batch_size: int = runtime(128)
+    num_workers: int = runtime(0)
+
+    def __post_init__(self) -> None:
+        resolve_suite(self.suite)
+        require(
+            self.limit is None or self.limit > 0, "limit", self.limit, "above 0, or null for all"
+        )
+        require(self.batch_size > 0, "batch_size", self.batch_size, "above 0")
+        require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
+
+    def titles(self) -> list[str]:
+        return [task.key for task in resolve_suite(self.suite)]
+
+    def open(self, run: Watched) -> Measure:
+        """Index the sets and read their labels; a task that is not there is named and left out.
+
+        Raises:
+            ConfigError: No folder is named, or no task of the suite can be evaluated in it.
+        """
+        root = self._folder(run)
+        prepared: list[Prepared] = []
+        failures: list[str] = []
+        for task in resolve_suite(self.suite):
+            try:
+                prepared.append(self._prepare(task, root))
+            except EvaluationDataError as error:
+                failures.append(f"{task.key}: {error}")
+        if not prepared:
+            raise ConfigError(
+                f"suite={self.suite!r}: no task of it can be evaluated in {root}. {failures[0]}"
+            )
+        for failure in failures if run.ranks.is_first else []:
+            log.warning("in-training evaluation leaves out %s", failure)
+        return lambda: self._measure(run, prepared)
+
+    def _folder(self, run: Watched) -> Path:
+        if self.root is None:
+            raise ConfigError(
+                "root is not set, and train.watch evaluates a suite. Give the folder that holds "
+                "the evaluation sets in DataComp's layout, or root=glyphs for the rendered ones."
+            )
+        if self.root != "glyphs":
+            return Path(self.root)
+        folder = run.folder / "glyphs"
+        if run.ranks.is_first and not folder.exists():
+            from dbp.data.glyph_tasks import render_tasks
+
+            beside = run.folder / f".glyphs-{id(self)}"
+            render_tasks(self.plan or GlyphPlan(), beside)
+            beside.rename(folder)
+        run.ranks.gather(None)  # the others wait until it is there
+        return folder
+
+    def _prepare(self, task: Task, root: Path) -> "Prepared":
+        if task.kind not in PREPARE:
+            raise EvaluationDataError(f"tasks of kind {task.kind} cannot be scored yet.")
+        evaluation_set = open_set(root / task.folder, kind=task.kind)
+        rows = choose_rows(len(evaluation_set), self.limit, self.seed)
+        return Prepared(task, evaluation_set, rows, PREPARE[task.kind](evaluation_set, rows))
+
+    def _measure(self, run: Watched, prepared: Sequence["Prepared"]) -> dict[str, float]:
+        towers = SharedTowers(
+            run.model,
+            run.preprocess,
+            run.tokenizer,
+            device=run.device,
+            precision=self.precision,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            ranks=run.ranks,
+        )
+        values: dict[str, float] = {}
+        for this in prepared:
+            try:
+                features = towers.encode_set(this.evaluation_set, this.rows)
+                _, metrics = this.score(towers, features, self.protocol)
+            except EvaluationDataError as error:  # on all ranks alike
+                if run.ranks.is_first:
+                    log.warning("in-training evaluation: no %s this time: %s", this.task.key, error)
+                continue
+            values |= {
+                f"{this.task.key}/{name}": value
+                for name, value in metrics.items()
+                if value is not None
+            }
+        return values
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task whose set is indexed and whose labels are read."""
+
+    task: Task
+    evaluation_set: EvaluationSet
+    rows: list[int]
+    score: Score
+
+
+@dataclass
+class SharedTowers(Towers):
+    """A model that several ranks have alike, and that they run over shares of the work.
+
+    Shares are whole batches: a batch has the same members as on a single rank, so its vectors have
+    the same bits.
+    """
+
+    ranks: Ranks = field(default_factory=Ranks)
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        """Encode texts to unit vectors, each distinct text once, on one of the ranks.
+
+        Raises:
+            EvaluationDataError: As in `Towers`; on all ranks alike.
+        """
+        missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if missing and self.ranks.size > 1:
+            encode = super().encode_texts
+            vectors = self._shared(
+                len(missing), self.text_batch_size, lambda mine: encode([missing[i] for i in mine])
+            )
+            self._texts.update(zip(missing, vectors, strict=True))
+        return super().encode_texts(texts)
+
+    def encode_set(
+        self, evaluation_set: EvaluationSet, rows: Sequence[int]
+    ) -> Float[np.ndarray, "n d"]:
+        """Unit vectors of pictures, each encoded on one of the ranks.
+
+        Raises:
+            EvaluationDataError: As in `encode_pictures`; on all ranks alike.
+        """
+
+        def encode(mine: list[int]) -> Float[np.ndarray, "m d"]:
+            return encode_pictures([self], evaluation_set, [rows[i] for i in mine]).features[0]
+
+        return self._shared(len(rows), self.batch_size, encode)
+
+    def _shared(
+        self, num: int, batch_size: int, encode: Callable[[list[int]], Float[np.ndarray, "m d"]]
+    ) -> Float[np.ndarray, "n d"]:
+        """The vectors of things 0..num-1, every batch of them encoded on the next rank."""
+        rank_of = np.arange(num) // batch_size % self.ranks.size
+        mine = np.flatnonzero(rank_of == self.ranks.rank)
+        part: np.ndarray | str | None = None
+        try:
+            part = encode(mine.tolist()) if len(mine) else None
+        except EvaluationDataError as error:  # the others wait below and must hear of it
+            part = str(error)
+        parts = self.ranks.gather(part)
+        if failed := [part for part in parts if isinstance(part, str)]:
+            raise EvaluationDataError(failed[0])
+        whole = np.empty((num, parts[0].shape[1]), np.float32)  # the first rank has a batch
+        for rank, vectors in enumerate(parts):
+            if vectors is not None:
+                whole[rank_of == rank] = vectors
+        return whole

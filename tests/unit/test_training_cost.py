@@ -1,0 +1,191 @@
+"""Arithmetic counted against hand counts and the known figures, and what a device says of itself."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from training.cost import PEAKS, Flops, Gauge, count_flops, energy_counter, flops_per_pair
+from training.recompute import recompute_blocks
+
+GIGA = 1e9
+
+
+SMALL = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 4, "width": 64, "head_width": 32, "patch_size": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 99, "width": 64, "heads": 2, "layers": 4},
+}
+
+
+def clip(config: dict[str, Any]) -> Any:
+    """A model of open_clip without storage."""
+    from open_clip import CLIP
+
+    with torch.device("meta"):
+        return CLIP(**config)
+
+
+@pytest.fixture(scope="module")
+def vit_b_32() -> Flops:
+    from open_clip import get_model_config
+
+    flops = count_flops(clip(get_model_config("ViT-B-32") or {}), 224, 77)
+    assert flops is not None
+    return flops
+
+
+def by_hand(width: int, tokens: int, layers: int) -> float:
+    """Forward of a tower's blocks: four projections, the attention's two products, and the MLP."""
+    return layers * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width)
+
+
+def test_vit_b_32_costs_what_its_layers_multiply(vit_b_32: Flops) -> None:
+    flops = vit_b_32
+    images, texts = by_hand(768, 50, 12), by_hand(512, 77, 12)
+    patches, ends = 2 * 49 * 768 * 3 * 32**2, 2 * (768 * 512 + 512 * 512)
+    assert flops.forward == images + texts + patches + ends
+    # The backward is twice the forward, but for the gradient of the pictures, which nobody needs.
+    assert flops.step == 3 * flops.forward - patches
+    assert flops.forward / GIGA == pytest.approx(14.78, abs=0.005)
+    assert flops.step / GIGA == pytest.approx(44.10, abs=0.005)
+
+
+def test_recomputing_and_gradcache_cost_what_they_do_twice(vit_b_32: Flops) -> None:
+    flops = vit_b_32
+    # One more whole forward: 58.88. torch repeats a block up to the last value that the backward
+    # needs, so its last product, 8 of the 24 units of width squared, is not made again.
+    assert flops.hardware(grad_cache=True) / GIGA == pytest.approx(58.88, abs=0.005)
+    blocks = by_hand(768, 50, 12) + by_hand(512, 77, 12)
+    last = 12 * 2 * 4 * (50 * 768**2 + 77 * 512**2)
+    assert flops.blocks == blocks - last
+    assert flops.hardware(1.0) / GIGA == pytest.approx(53.88, abs=0.005)
+    assert flops.hardware() == flops.step
+    assert flops.hardware(0.5) * 2 == flops.hardware(0.0) + flops.hardware(1.0)
+    assert flops.hardware(1.0, grad_cache=True) == flops.hardware(1.0) + flops.forward
+
+
+def test_a_share_of_the_blocks_is_counted_as_it_is_recomputed() -> None:
+    counted = count_flops(clip(SMALL), 32, 16)
+    assert counted is not None
+    for share in (0.0, 0.3, 1.0):
+        model = clip(SMALL)
+        done, total = recompute_blocks(model, share)
+        assert total == (8 if share else 0)
+        assert flops_per_pair(model, 32, 16) == counted.hardware(done / max(total, 1))
+
+
+def test_counting_leaves_the_model_as_it_is() -> None:
+    model = clip(SMALL).eval()
+    count_flops(model, 32, 16)
+    assert not model.training
+    assert not model.transformer.grad_checkpointing
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+
+    def encode_image(self, images: torch.Tensor, normalize: bool) -> torch.Tensor:
+        return images.sum((2, 3)) * float(images.sum())
+
+    encode_text = encode_image
+
+
+def test_a_model_that_cannot_be_traced_has_no_count() -> None:
+    assert count_flops(Untraceable(), 8, 8) is None
+    assert flops_per_pair(Untraceable(), 8, 8) is None
+
+
+def gauge(monkeypatch: pytest.MonkeyPatch, name: str, precision: str) -> Gauge:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
+    monkeypatch.setattr("training.cost.energy_counter", lambda device: None)
+    return Gauge("cuda:1", precision)
+
+
+def test_peaks_go_by_the_exact_name_and_are_never_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = {
+        name: gauge(monkeypatch, name, "bf16").peak_flops
+        for name in (
+            "NVIDIA H200", "NVIDIA H200 NVL", "NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe",
+            "NVIDIA H100 NVL", "Tesla V100-SXM2-16GB", "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+            "NVIDIA H300",
+        )
+    }  # fmt: skip
+    assert list(peaks.values()) == [
+        989.4e12,
+        835.5e12,
+        989.4e12,
+        756e12,
+        835.5e12,
+        None,
+        None,
+        None,
+    ]
+    assert gauge(monkeypatch, "NVIDIA H200", "fp32").peak_flops == 66.9e12
+    assert gauge(monkeypatch, "NVIDIA H300", "fp32").name == "NVIDIA H300"
+
+
+@pytest.mark.parametrize(
+    ("name", "processors", "tensor", "tensor_clock", "plain", "plain_clock"),
+    [
+        ("NVIDIA H100 80GB HBM3", 132, 4096, 1.83, 256, 1.98),
+        ("NVIDIA H100 PCIe", 114, 4096, 1.62, 256, 1.755),
+        ("NVIDIA A100-SXM4-80GB", 108, 2048, 1.41, 128, 1.41),
+    ],
+)
+def test_peaks_are_processors_times_operations_times_clock(
+    name: str, processors: int, tensor: int, tensor_clock: float, plain: int, plain_clock: float
+) -> None:
+    assert PEAKS[name].bf16 == pytest.approx(processors * tensor * tensor_clock * GIGA, rel=1e-3)
+    assert PEAKS[name].fp32 == pytest.approx(processors * plain * plain_clock * GIGA, rel=2e-3)
+
+
+def test_a_cpu_has_no_peak_no_device_memory_and_no_energy() -> None:
+    cpu = Gauge("cpu", "fp32")
+    cpu.begin()
+    assert (cpu.name, cpu.is_gpu, cpu.peak_flops, cpu.energy) == ("cpu", False, None, None)
+    assert cpu.peak_memory() is None
+
+
+class Library(ModuleType):
+    """NVIDIA's library for one card; it counts millijoules."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, counts: bool) -> None:
+        super().__init__("pynvml")
+        self.counts, self.asked = counts, 0
+
+    def nvmlInit(self) -> None: ...
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        return uuid
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        assert handle == "GPU-1234"
+        if not self.counts:
+            raise self.NVMLError("not supported")
+        self.asked += 1
+        return 5000 * self.asked
+
+
+def test_energy_is_read_in_joules_of_the_card_by_its_own_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    properties = SimpleNamespace(uuid="1234")
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: properties)
+    monkeypatch.setitem(sys.modules, "pynvml", Library(counts=True))
+    read = energy_counter("cuda:0")
+    assert read is not None
+    assert (read(), read()) == (10.0, 15.0)
+    monkeypatch.setitem(sys.modules, "pynvml", Library(counts=False))
+    assert energy_counter("cuda:0") is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # as if it were not installed
+    assert energy_counter("cuda:0") is None
