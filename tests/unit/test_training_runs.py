@@ -138,6 +138,33 @@ def test_batches_do_not_depend_on_workers_or_cache(world: World, augmentation: A
             assert all(torch.equal(one[name], same[name]) for name in one)
 
 
+def test_global_batches_are_the_same_for_any_ranks_and_workers(world: World) -> None:
+    pairs = world.pairs(RandomResizedCrop(0.9, 1.0))
+    order, horizon = Order(pairs.subset.keys, 0), Horizon(len(pairs), 8, 10)
+
+    def fed(ranks: int, num_workers: int) -> dict[str, torch.Tensor]:
+        """What all ranks take, step by step, put together in rank order."""
+        loaders = [
+            make_loader(pairs, Batches(order, horizon, 0, rank, ranks), num_workers)
+            for rank in range(ranks)
+        ]
+        steps = [[batch[name] for batch in step] for step in zip(*loaders, strict=True)
+                 for name in ("images", "tokens", "rows")]  # fmt: skip
+        return {
+            name: torch.cat([torch.cat(shares) for shares in steps[at::3]])
+            for at, name in enumerate(("images", "tokens", "rows"))
+        }
+
+    alone = fed(1, 0)
+    for ranks in (1, 2, 4):
+        for num_workers in (0, 1, 3):
+            other = fed(ranks, num_workers)
+            assert all(torch.equal(other[name], alone[name]) for name in alone)
+    for epoch in alone["rows"].view(2, NUM_ROWS):  # the next row stands in for the broken one
+        wanted = [BROKEN + 1 if row == BROKEN else row for row in range(NUM_ROWS)]
+        assert sorted(epoch.tolist()) == wanted
+
+
 def test_a_broken_picture_is_replaced_with_its_caption_by_the_next_kept_pair(world: World) -> None:
     pairs = world.pairs(Shift(0), rows=(2, BROKEN, 20, *range(27, 40)))
     epoch = batches(pairs, steps=2)
