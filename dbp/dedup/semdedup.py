@@ -17,6 +17,7 @@ import numpy as np
 from dbp.clustering.kmeans import KMeans
 from dbp.config import require
 from dbp.data.keep_list import KeepList
+from dbp.dedup.pairs import nearest_earlier as nearest_earlier  # the notebook's name for it
 from dbp.dedup.similar import Keep, Match, NearestEarlier, SimilarRows
 from dbp.errors import BudgetError, ConfigError
 from dbp.exact.order import ascending, first

@@ -71,6 +71,9 @@ class SimilarRows:
         return cls(similarity, twin, cluster, pairs, Missing.load(folder))
 
 
+AT_ONCE = 128 << 20  # bytes of fp16 vectors that a part gathers in one go
+
+
 @dataclass(frozen=True)
 class NearestEarlier(Parted):
     """Compare each row with the earlier rows of its fine cluster.
@@ -196,7 +199,15 @@ class NearestEarlier(Parted):
         if not several and clusters.runs:
             whole = clusters.run(low, high)
             return [lambda start, stop: whole[start:stop]]
-        return [lambda start, stop, v=v: v.gather(members[start:stop]) for v in groups]
+        sides = []
+        for vectors in groups:
+            # A gather looks into every part of the vectors, so small clusters share one.
+            if 2 * len(members) * vectors.width <= AT_ONCE:
+                together = vectors.gather(members)
+                sides.append(lambda start, stop, own=together: own[start:stop])
+            else:
+                sides.append(lambda start, stop, v=vectors: v.gather(members[start:stop]))
+        return sides
 
     def finish(  # type: ignore[override]
         self,

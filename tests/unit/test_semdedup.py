@@ -881,3 +881,21 @@ def test_the_first_equal_row_is_that_of_a_dictionary_also_where_first_words_agre
     first: dict[tuple[int, ...], int] = {}
     expected = [first.setdefault(tuple(row.tolist()), i) for i, row in enumerate(rows)]
     assert first_equal(rows).tolist() == expected
+
+
+def test_the_mathematics_is_there_for_a_notebook_under_its_names() -> None:
+    from dbp.clustering.geometry import complexity, d_inter, d_intra
+    from dbp.dedup import semdedup
+    from dbp.selection.quotas import allocate, project
+
+    eye = np.eye(3, dtype=np.float32)
+    spread = d_intra(np.array([0.1, 0.3, 0.2, 0.4]), np.array([0, 0, 1, 2]), num_clusters=3)
+    assert spread == pytest.approx([0.2, 0.2, 0.4])
+    between = d_inter(eye, num_neighbours=2)
+    assert complexity(between, spread) == pytest.approx(between * spread)
+    targets, lower, upper = np.array([0.6, 0.4]) * 5, np.zeros(2), np.array([2.0, 9.0])
+    assert project(targets, 5, lower, upper) == pytest.approx([2, 3])
+    assert allocate(targets, 5, lower.astype(int), upper.astype(int)).tolist() == [2, 3]
+    similarity, twin = semdedup.nearest_earlier(eye[[0, 1, 0]], np.arange(3))
+    assert similarity[1:].tolist() == [0, 1]
+    assert twin.tolist() == [-1, 0, 0]
