@@ -97,9 +97,9 @@ class Peak(NamedTuple):
 
 # By the name that torch.cuda.get_device_name gives; a name that is not here, such as a slice of a
 # GPU, has no peak. Source: NVIDIA's data sheets; bf16 is half of what they print with sparsity. Not
-# looked up again for this table: V100, T4, A100, L4, H100 and H200 agree with Lightning 2.6's own
-# (its H200 and both NVL rows count sparsity, or two cards, and are halved); nothing else checks the
-# L40S, GH200 and B200. H100 SXM: 132 x 4096 x 1.83 GHz, PCIe: 114 x 4096 x 1.62 GHz.
+# looked up again for this table: V100, T4, A100, L4, H100 SXM and PCIe, and H200 (whose row counts
+# sparsity and is halved) agree with Lightning 2.6's own; nothing else checks H100 NVL, L40S, GH200
+# and B200. H100 SXM: 132 x 4096 x 1.83 GHz, PCIe: 114 x 4096 x 1.62 GHz.
 PEAKS = {
     "Tesla V100-SXM2-16GB": Peak(None, 15.7e12),  # Tesla V100 data sheet, 2020
     "Tesla V100-SXM2-32GB": Peak(None, 15.7e12),
