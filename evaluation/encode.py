@@ -17,6 +17,7 @@ from jaxtyping import Float
 from dbp.errors import ConfigError, nearest
 from evaluation.data import EvaluationSet
 from evaluation.tar_index import EvaluationDataError
+from training.signals import ignore_signals
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -153,6 +154,7 @@ def encode_pictures(
         batch_size=first.batch_size,
         num_workers=min(first.num_workers, -(-len(rows) // first.batch_size)),
         collate_fn=_collate,
+        worker_init_fn=ignore_signals,  # it may run in the middle of a training run
         pin_memory=torch.device(first.device).type == "cuda",
     )
     features: list[list[np.ndarray]] = [[] for _ in towers]

@@ -27,7 +27,7 @@ from dbp.errors import ConfigError, PoolError
 from training.augmentation import Augmentation
 from training.captions import MixedCaptions
 from training.order import Batches, Slice, draws
-from training.preemption import ignore_signals
+from training.signals import ignore_signals
 from training.subset import Subset
 
 log = logging.getLogger("dbp")

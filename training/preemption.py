@@ -5,6 +5,7 @@ other ranks at other places of the step.
 """
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -22,11 +23,9 @@ from training.horizon import Horizon
 from training.module import Contrastive
 from training.ranks import Ranks
 from training.resume import Checkpoints
+from training.signals import SIGNALS
 
 log = logging.getLogger("dbp")
-
-# SLURM sends USR1 or USR2 before the time limit (--signal), submitit USR2, all schedulers TERM.
-SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
 class Preempted(WorldError):
@@ -74,9 +73,9 @@ class Guard(Callback):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: Contrastive, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        is_late = self.every_minutes is not None and self.ranks.is_first
-        is_late = is_late and time.monotonic() - self.saved_at > 60 * (self.every_minutes or 0)
+        step, minutes = trainer.global_step, (time.monotonic() - self.saved_at) / 60
+        # The first rank's clock is that of all.
+        is_late = self.ranks.is_first and minutes > (self.every_minutes or math.inf)
         leave, late = self._agree(self.received is not None, is_late)
         if step == self.horizon.steps:
             return  # nothing is left to resume
@@ -113,18 +112,20 @@ class Guard(Callback):
         return agreed
 
     def _leave(self, step: int, is_saved: bool) -> None:
-        name = signal.Signals(self.received).name if self.received else "a signal to another rank"
         self._settle()
-        before: Callable[..., Any] | Any = self.handlers.get(self.received or 0)
+        # Whichever rank it came to: the first one asks for the requeue.
+        number = next(n for n in self.ranks.gather(self.received) if n is not None)
+        before: Callable[..., Any] | Any = self.handlers.get(number)
         how = "Run again: it goes on from there."
         if self.ranks.is_first and callable(before) and before is not signal.default_int_handler:
-            before(self.received, None)  # submitit's: requeues the job, and may exit
-        elif self.ranks.is_first and self.received in (signal.SIGUSR1, signal.SIGUSR2):
+            before(number, None)  # submitit's: requeues the job, and may exit
+        elif self.ranks.is_first and number in (signal.SIGUSR1, signal.SIGUSR2):
             # On TERM the scheduler has already decided what becomes of the job.
             how = _requeue() or how
         state = "a checkpoint is saved" if is_saved else "NO checkpoint could be saved"
         raise Preempted(
-            f"training left after step {step:,} of {self.horizon.steps:,} on {name}; {state} in "
+            f"training left after step {step:,} of {self.horizon.steps:,} on "
+            f"{signal.Signals(number).name}; {state} in "
             f"{self.checkpoints.folder}. {how}"
         )
 
@@ -145,10 +146,3 @@ def _requeue() -> str:
     if done.returncode:
         return f"`scontrol requeue {job}` failed ({done.stderr.strip()}): submit the job again."
     return f"SLURM job {job} is requeued and goes on from there."
-
-
-def ignore_signals(_worker: int = 0) -> None:
-    """For loader workers: SLURM signals every process of a step, and theirs must live until the
-    step boundary."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

@@ -18,6 +18,7 @@ from dbp.data.images import Undecodable
 from training.horizon import Horizon
 from training.loss import clip_loss
 from training.metrics import Row, Write
+from training.signals import ignore_signals
 from training.watch import Watch, Watched
 
 EVALUATIONS = "evaluations.jsonl"
@@ -136,6 +137,7 @@ class HeldOutLoss:
             batch_size=None,
             sampler=mine,
             num_workers=min(self.num_workers, len(mine)),
+            worker_init_fn=ignore_signals,
         )
         found = [
             (number, *self._measure(images, tokens))
