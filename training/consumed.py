@@ -44,6 +44,6 @@ def planned_chain(order: Order, horizon: Horizon, steps: int) -> str:
     chain, size = START, horizon.batch_size
     for step in range(steps):
         positions = np.arange(step * size, (step + 1) * size, dtype=np.int64)
-        _, indices = order.at(positions)
+        _, indices, *_ = order.at(positions)
         chain = link(chain, (step + 1) * size, fed(order.keys[indices], positions))
     return chain

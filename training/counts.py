@@ -76,6 +76,7 @@ class Tally:
         self._indices: list[np.ndarray] = []
         self._words: list[np.uint64] = []
         self._failed: list[int] = []
+        self._has_warned = False
 
     @property
     def samples_seen(self) -> int:
@@ -163,8 +164,6 @@ class Tally:
             f"{f' and {more:,} more' if more else ''}. Restore the shards, or embed the pool and "
             "select again, which drops what cannot be decoded; or raise train.most_substitutes."
         )
-
-    _has_warned = False
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps; everything noted must be settled."""

@@ -14,7 +14,7 @@ from training.streaming import StreamedBatches, StreamedPool
 from training.subset import Subset
 from training.watch import is_held_out
 
-IN_FLIGHT = 4  # batches that a worker may have begun
+IN_FLIGHT = 4  # batches that a worker may have begun, where train.prefetch says nothing
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Feed:
         return StreamedBatches(
             self.order, self.horizon, start_step, rank, world, pool=pool,
             num_fetchers=streaming.num_fetchers,
-            in_flight=max(1, self.stage.num_workers) * IN_FLIGHT,
+            in_flight=max(1, self.stage.num_workers) * (self.stage.prefetch or IN_FLIGHT),
         )  # fmt: skip
 
     def pairs(self, loaded: Any, folder: Path, ranks: Ranks) -> Pairs:

@@ -80,7 +80,9 @@ def prepare(stage: Train, subset: Subset, ranks: Ranks) -> Prepared:
     size, length = image_size(model), model.context_length
     flops = count_flops(model, size, length)
     recompute_blocks(model, stage.recompute)
-    hardware = flops_per_pair(model, size, length)  # with what is recomputed
+    hardware = flops and flops.step
+    if stage.recompute:
+        hardware = flops_per_pair(model, size, length)  # with what is recomputed
     share = stage.batch_size // ranks.size
     if flops and hardware and stage.chunk_size and stage.chunk_size < share:
         hardware += flops.forward  # GradCache makes the features once before
@@ -90,7 +92,7 @@ def prepare(stage: Train, subset: Subset, ranks: Ranks) -> Prepared:
         model, stage.optimiser, feed.horizon, stage.seed, sees["mean"], sees["std"],
         stage.chunk_size,
     )  # fmt: skip
-    return Prepared(feed, loaded, module, device, precision, flops and flops.step, hardware or None)
+    return Prepared(feed, loaded, module, device, precision, flops and flops.step, hardware)
 
 
 def train(stage: Train, work: Work, subset: Subset, ranks: Ranks) -> dict[str, Any]:

@@ -125,7 +125,8 @@ class Train(Stage):
 
     def run(self, work: Work, pool: Pool, keep: KeepList) -> dict[str, Any]:
         ranks = here()
-        ranks.say({"train": str(write_job(work)) if ranks.size > 1 else None})
+        if ranks.size > 1:
+            ranks.say({"train": str(write_job(work))})
         return self.train(work, pool, keep, ranks)
 
     def train(self, work: Work, pool: Pool, keep: KeepList, ranks: Ranks) -> dict[str, Any]:
