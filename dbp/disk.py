@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def sizes_of(folder: Path) -> dict[str, int]:
@@ -19,6 +21,31 @@ def sizes_of(folder: Path) -> dict[str, int]:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, one item a line."""
     path.write_text(json.dumps(value, indent=1, default=str) + "\n")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that takes the place of `path` when it is whole and on disk; folders are made.
+
+    A reader sees the old one or the new one, never half of one; of two writers the last one stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def replace_json(path: Path, value: Any) -> None:
+    """Write a value as JSON in place of what is there."""
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=1, default=str) + "\n").encode())
 
 
 def sync(folder: Path) -> None:

@@ -1,23 +1,55 @@
-"""Arms compared: means over seeds, two kinds of noise kept apart, differences to the control.
+"""Checkpoints and arms compared, with two kinds of noise kept apart.
 
-Test-sample noise comes from resampling the test pictures, the same draws for every arm. Training noise
-comes from the spread of an arm's seeds. A verdict about *methods* needs both, and so at least two seeds
-an arm (three are better); with one seed nothing is called separate.
+Test-sample noise comes from the test samples, the same for all that is compared: it tells two
+*checkpoints* apart. Training noise comes from the spread of an arm's seeds. A verdict about *methods*
+needs both, and so at least three seeds an arm; with fewer nothing is called separate.
+
+Many tests find something by chance, so p-values are adjusted (Holm) over everything of a table: once
+over its tasks, for all that is compared, and once over its means.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
+from evaluation.kinds.registry import KINDS
 from evaluation.measures import paired_replicates
 from evaluation.results import Result
-from evaluation.significance import percentile_interval
+from evaluation.significance import (
+    ALPHA,
+    NUM_RESAMPLES,
+    TwoNoises,
+    class_recall_replicates,
+    exchange_p,
+    exchanged_differences,
+    exchanged_hits,
+    holm,
+    mean_replicates,
+    percentile_interval,
+    sign_test,
+)
 from evaluation.tasks import find_task
 
 MEAN = "mean"
+MIN_SEEDS = 3
+# Metrics that are weighted sums of hits, beside acc1 and acc5.
+RECALL, TEXT_RECALL = "mean_per_class_recall", "text_retrieval_recall@"
+# Outcomes that are the truth of a set and not of a checkpoint.
+TRUTH = (
+    "label", "caption_picture", "instance", "is_positive", "slide", "region", "year", "income_ds", "age",
+    "gender", "race", "race_binary", "is_corrected",
+)  # fmt: skip
+# What must be equal before two results of a task are compared, and what it is called.
+SAME = {
+    "protocol": "protocols",
+    "precision": "precisions",
+    "limit": "limits",
+    "set_digest": "sets (another version, or another choice of pictures)",
+}
 
 
 @dataclass(frozen=True)
@@ -48,8 +80,10 @@ class Cell:
         interval: 95 %, over test samples.
         seeds: The value of each seed.
         difference: To the control; none for the control itself.
-        difference_interval: 95 %, over test samples and seeds; none with fewer than two seeds.
-        is_separate: Whether that interval excludes nil.
+        difference_interval: 95 %, over test samples and seeds; none with fewer than three seeds.
+        p: Of no difference between the methods; none where there is no interval.
+        adjusted_p: The same after Holm's correction, over tasks and arms, or over the means of arms.
+        is_separate: Whether that is at most 0.05.
     """
 
     value: float
@@ -57,7 +91,139 @@ class Cell:
     seeds: tuple[float, ...]
     difference: float | None = None
     difference_interval: tuple[float, float] | None = None
+    p: float | None = None
+    adjusted_p: float | None = None
     is_separate: bool = False
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One metric of two checkpoints on the same samples, or the mean of several.
+
+    Args:
+        first: Its value.
+        second: Its value.
+        replicates: second - first on resampled test samples.
+        exchanged: second - first after random exchanges of the two's outcomes of each sample.
+        p: Of no difference: the exact sign test for hits and misses, else from the exchanges.
+    """
+
+    first: float
+    second: float
+    replicates: np.ndarray
+    exchanged: np.ndarray
+    p: float
+
+    @property
+    def difference(self) -> float:
+        return self.second - self.first
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %, over test samples; resamples without a value, as of a group nobody is in, are left out."""
+        return percentile_interval(self.replicates[np.isfinite(self.replicates)])
+
+
+def why_not_comparable(first: Result, second: Result) -> str | None:
+    """Say what keeps two results of a task from being compared, if anything does."""
+    for name, words in SAME.items():
+        mine, other = getattr(first, name), getattr(second, name)
+        if mine != other:
+            return f"the {words} differ: {_short(mine)} and {_short(other)}"
+    if not first.outcomes or not second.outcomes:
+        return "the outcomes of its samples are not beside the results file"
+    for name in (name for name in TRUTH if name in first.outcomes):
+        if not np.array_equal(first.outcomes[name], second.outcomes.get(name, ())):
+            return f"the samples are not the same: their outcomes differ in {name}"
+    return None
+
+
+def pair(
+    metric: str,
+    first: Result,
+    second: Result,
+    *,
+    seed: int,
+    num_exchanges: int,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Paired:
+    """Compare two checkpoints on one metric of one task.
+
+    Args:
+        metric: One that both have a value of.
+        first: With outcomes.
+        second: With outcomes, and comparable.
+        seed: Of resamples and exchanges; other tasks and metrics draw independently.
+        num_exchanges: The p-value is at least 1 in so many, plus one.
+        num_resamples: Of the interval.
+    """
+    assert why_not_comparable(first, second) is None, "results that can be compared"
+    task = find_task(first.task)
+    mine, other = first.metrics[metric], second.metrics[metric]
+    assert mine is not None, f"{metric} has no value"
+    assert other is not None, f"{metric} has no value"
+    words = f"{task.key} {metric} {first.set_digest} pair"
+    generator = np.random.default_rng([seed, zlib.crc32(words.encode())])
+    if (weights := _weights(first.outcomes, metric)) is not None:
+        hits, their_hits = _hits(first.outcomes, metric), _hits(second.outcomes, metric)
+        gains = their_hits.astype(np.int64) - hits
+        draws = (
+            class_recall_replicates(
+                gains, first.outcomes["label"], num_resamples=num_resamples, generator=generator
+            )
+            if metric == RECALL
+            else mean_replicates(gains, num_resamples=num_resamples, generator=generator)
+        )
+        exchanged = exchanged_hits(
+            hits, their_hits, weights, num_exchanges=num_exchanges, generator=generator
+        )
+        p = (
+            exchange_p(float(gains @ weights), exchanged)
+            if metric == RECALL
+            else sign_test(hits, their_hits)
+        )
+        return Paired(mine, other, draws, exchanged, p)
+    both = paired_replicates(task, metric, [first, second], seed=seed, num_resamples=num_resamples)
+    on_draws = KINDS[task.kind].on_draws
+    observed, exchanged = exchanged_differences(
+        first.outcomes, second.outcomes, lambda outcomes, drawn: on_draws(outcomes, metric, drawn),
+        first.num_samples, num_exchanges=num_exchanges, generator=generator,
+    )  # fmt: skip
+    return Paired(mine, other, both[1] - both[0], exchanged, exchange_p(observed, exchanged))
+
+
+def mean_pair(pairs: Sequence[Paired]) -> Paired:
+    """Compare two checkpoints on the plain mean of tasks, whose test sets are independent."""
+    exchanged = np.mean([one.exchanged for one in pairs], axis=0)
+    first, second = (
+        float(np.mean([getattr(one, side) for one in pairs])) for side in ("first", "second")
+    )
+    draws = np.mean([one.replicates for one in pairs], axis=0)
+    return Paired(first, second, draws, exchanged, exchange_p(second - first, exchanged))
+
+
+def _weights(outcomes: Mapping[str, np.ndarray], metric: str) -> Float[np.ndarray, " n"] | None:
+    """The weight of each sample's hit in a metric that is a weighted sum of hits; none for others."""
+    if metric == RECALL:
+        _, number, sizes = np.unique(outcomes["label"], return_inverse=True, return_counts=True)
+        return 1 / (len(sizes) * sizes[number])
+    if metric in ("acc1", "acc5") or metric.startswith(TEXT_RECALL):
+        num_samples = len(outcomes["text_rank" if "@" in metric else "rank"])
+        return np.full(num_samples, 1 / num_samples)
+    return None
+
+
+def _hits(outcomes: Mapping[str, np.ndarray], metric: str) -> Bool[np.ndarray, " n"]:
+    """Whether each sample is a hit, for a metric that has weights."""
+    if metric == RECALL:
+        return outcomes["predicted"] == outcomes["label"]
+    if metric.startswith(TEXT_RECALL):
+        return outcomes["text_rank"] < int(metric.removeprefix(TEXT_RECALL))
+    return outcomes["rank"] < int(metric.removeprefix("acc"))
+
+
+def _short(value: object) -> str:
+    return "none" if value is None else str(value)[:12]
 
 
 def compare(arms: Sequence[Arm], seed: int = 0) -> dict[str, dict[str, Cell]]:
@@ -76,7 +242,23 @@ def compare(arms: Sequence[Arm], seed: int = 0) -> dict[str, dict[str, Cell]]:
             if task in base and arm.control != arm.name:
                 cell = _against(cell, replicates, *base[task])
             table.setdefault(arm.name, {})[task] = cell
+    _adjust(table)
     return table
+
+
+def _adjust(table: dict[str, dict[str, Cell]]) -> None:
+    """Correct the p-values: all tasks of all arms together, and the means of all arms together."""
+    for is_mean in (True, False):
+        tested = [
+            (name, task, cell.p)
+            for name, cells in table.items()
+            for task, cell in cells.items()
+            if cell.p is not None and (task == MEAN) == is_mean
+        ]
+        adjusted = holm(np.array([p for *_, p in tested]))
+        for (name, task, _), p in zip(tested, adjusted.tolist(), strict=True):
+            cell = table[name][task]
+            table[name][task] = replace(cell, adjusted_p=p, is_separate=p <= ALPHA)
 
 
 def _replicates(
@@ -125,30 +307,15 @@ def _against(
     control_replicates: np.ndarray,
 ) -> Cell:
     """Add the difference to the control, with both kinds of noise in its interval."""
-    from scipy.stats import t
-
     difference = cell.value - float(np.mean(control_values))
     groups = [np.asarray(cell.seeds), np.asarray(control_values)]
-    if min(map(len, groups)) < 2:
-        return Cell(cell.value, cell.interval, cell.seeds, difference)
-    parts = [float(g.var(ddof=1)) / len(g) for g in groups]
-    test_variance = float(np.var(replicates - control_replicates))
-    spread = sum(parts)
-    freedom = (
-        spread**2 / sum(p**2 / (len(g) - 1) for p, g in zip(parts, groups, strict=True))
-        if spread > 0
-        else math.inf
-    )
-    reach = math.hypot(
-        float(t.ppf(0.975, freedom)) * math.sqrt(spread) if spread > 0 else 0.0,
-        1.959964 * math.sqrt(test_variance),
-    )
-    interval = (difference - reach, difference + reach)
-    return Cell(
-        cell.value,
-        cell.interval,
-        cell.seeds,
-        difference,
-        interval,
-        interval[0] > 0 or interval[1] < 0,
+    if min(map(len, groups)) < MIN_SEEDS:
+        return replace(cell, difference=difference)
+    noise = TwoNoises.of(groups[0], groups[1], float(np.var(replicates - control_replicates)))
+    reach = noise.reach(ALPHA)
+    return replace(
+        cell,
+        difference=difference,
+        difference_interval=(difference - reach, difference + reach),
+        p=noise.p(difference),
     )

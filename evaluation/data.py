@@ -6,7 +6,8 @@
     FOLDER/test/0.tar ...                         s0000000.webp, s0000000.cls or .txt, ...
 
 Labels come from `.cls` (an integer), captions from `.txt` (one a line). Only headers and small
-members are read here; a picture is read when it is asked for.
+members are read here; a picture is read when it is asked for. CLIP_benchmark's folders have a
+`dataset_type.txt` beside, which says retrieval or multilabel. `evaluation.hub` reads other layouts.
 """
 
 import hashlib
@@ -20,9 +21,11 @@ import numpy as np
 from jaxtyping import Int
 
 from evaluation.tar_index import EvaluationDataError, Sample, scan_tar
+from evaluation.winogavil import Instance
 
 NAMES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
+TYPE_FILE = "dataset_type.txt"
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,11 @@ class EvaluationSet:
 
     Args:
         folder: Where it lies.
-        shards: Its tars.
+        shards: The files that hold its samples: tars, or what else its layout has.
         samples: n of them.
         class_names: In the order of the labels; may hold blanks and twins. Empty for retrieval.
         templates: Prompts with `{c}` for the name. Empty for retrieval.
+        instances: Of WinoGAViL; they name samples by row.
     """
 
     folder: Path
@@ -42,6 +46,7 @@ class EvaluationSet:
     samples: tuple[Sample, ...]
     class_names: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+    instances: tuple[Instance, ...] = ()
     _files: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -142,17 +147,19 @@ def open_set(folder: Path, *, kind: str, split: str = "test") -> EvaluationSet:
 
     Args:
         folder: As in the module's docstring.
-        kind: The task's; all but retrieval need names and templates.
+        kind: The task's; all but retrieval and winogavil need names and templates.
         split: Which sub-folder holds the tars.
 
     Raises:
-        EvaluationDataError: A folder, file or tar is missing or damaged, or the set is empty.
+        EvaluationDataError: A folder, file or tar is missing or damaged, the set is empty, or made
+            for another kind of task.
     """
     if not folder.is_dir():
         raise EvaluationDataError(
             f"There is no folder {folder}. Put the set there, or set root to the folder that "
             f"holds {folder.name}."
         )
+    _check_type(folder, kind)
     shards = tuple(folder / split / f"{i}.tar" for i in range(_num_shards(folder / split)))
     samples = tuple(s for i, path in enumerate(shards) for s in scan_tar(path, i))
     if not samples:
@@ -164,12 +171,27 @@ def open_set(folder: Path, *, kind: str, split: str = "test") -> EvaluationSet:
             "must be unique; are two sets mixed in one folder?"
         )
     make = partial(EvaluationSet, folder=folder, shards=shards, samples=samples)
-    if kind == "retrieval":
+    if kind in ("retrieval", "winogavil"):
         return make()
     return make(
         class_names=_read_lines(folder / NAMES_FILE),
         templates=_read_lines(folder / TEMPLATES_FILE),
     )
+
+
+def _check_type(folder: Path, kind: str) -> None:
+    """Refuse a set whose `dataset_type.txt` names another kind; without the file any may be."""
+    path = folder / TYPE_FILE
+    if not path.is_file():
+        return
+    said = _read_text(path).strip().lower()
+    special = ("retrieval", "multilabel")
+    wanted = kind if kind in special else "classification"
+    if (said if said in special else "classification") != wanted:
+        raise EvaluationDataError(
+            f"{path} says {said!r}, and the task is of kind {kind}. Is it the folder of another set? "
+            f"{folder.name} must hold the task's own."
+        )
 
 
 def _num_shards(folder: Path) -> int:
@@ -187,7 +209,7 @@ def _read_lines(path: Path) -> tuple[str, ...]:
 
     Source:
         CLIP_benchmark 1.6.x. (1.4.0, which DataComp pins, drops blank lines: see
-        `zero_shot.class_names_of`.)
+        `zero_shot.kept_lines`.)
     """
     lines = tuple(line.strip() for line in _read_text(path).splitlines())
     if not lines:
@@ -207,7 +229,7 @@ def _read_text(path: Path) -> str:
 
 
 def set_digest(evaluation_set: EvaluationSet, rows: list[int], pictures: list[bytes]) -> str:
-    """Hash what a result depends on: names, templates, labels or captions, and picture bytes.
+    """Hash what a result depends on: names, templates, labels, captions, instances, picture bytes.
 
     Args:
         evaluation_set: The set.
@@ -217,6 +239,9 @@ def set_digest(evaluation_set: EvaluationSet, rows: list[int], pictures: list[by
     digest = hashlib.sha256()
     for lines in (evaluation_set.class_names, evaluation_set.templates):
         digest.update(repr(lines).encode())
+    for one in evaluation_set.instances:
+        keys = [evaluation_set.samples[row].key for row in one.candidates]
+        digest.update(repr((one.cue, keys, one.is_association)).encode())
     for row, picture in zip(rows, pictures, strict=True):
         annotations = evaluation_set.samples[row].annotations
         digest.update(picture + repr(sorted(annotations.items())).encode())

@@ -8,6 +8,7 @@ network is the vectors: 4 bytes x width a picture, 100 MB for ImageNet at width 
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,12 +20,12 @@ from dbp.config import require
 from dbp.data.glyphs import GlyphPlan
 from dbp.errors import ConfigError
 from dbp.stage import runtime
-from evaluation.data import EvaluationSet, open_set
+from evaluation.data import EvaluationSet
 from evaluation.encode import Towers, encode_pictures
-from evaluation.runner import PREPARE, Score, choose_rows
+from evaluation.prepare import Asked, Prepared, prepare
+from evaluation.results import Failure
 from evaluation.suites import resolve_suite
 from evaluation.tar_index import EvaluationDataError
-from evaluation.tasks import Task
 from training.ranks import Ranks
 from training.watch import Evaluator, Measure, Watched
 
@@ -75,19 +76,17 @@ class Suite(Evaluator):
             ConfigError: No folder is named, or no task of the suite can be evaluated in it.
         """
         root = self._folder(run)
-        prepared: list[Prepared] = []
-        failures: list[str] = []
-        for task in resolve_suite(self.suite):
-            try:
-                prepared.append(self._prepare(task, root))
-            except EvaluationDataError as error:
-                failures.append(f"{task.key}: {error}")
+        failures: list[Failure] = []
+        asked = Asked((self.protocol,), self.seed, self.limit)
+        prepared = prepare(resolve_suite(self.suite), root, asked, failures)
         if not prepared:
+            first = failures[0]
             raise ConfigError(
-                f"suite={self.suite!r}: no task of it can be evaluated in {root}. {failures[0]}"
+                f"suite={self.suite!r}: no task of it can be evaluated in {root}. "
+                f"{first.task}: {first.reason}"
             )
         for failure in failures if run.ranks.is_first else []:
-            log.warning("in-training evaluation leaves out %s", failure)
+            log.warning("in-training evaluation leaves out %s: %s", failure.task, failure.reason)
         return lambda: self._measure(run, prepared)
 
     def _folder(self, run: Watched) -> Path:
@@ -108,13 +107,6 @@ class Suite(Evaluator):
         run.ranks.gather(None)  # the others wait until it is there
         return folder
 
-    def _prepare(self, task: Task, root: Path) -> "Prepared":
-        if task.kind not in PREPARE:
-            raise EvaluationDataError(f"tasks of kind {task.kind} cannot be scored yet.")
-        evaluation_set = open_set(root / task.folder, kind=task.kind)
-        rows = choose_rows(len(evaluation_set), self.limit, self.seed)
-        return Prepared(task, evaluation_set, rows, PREPARE[task.kind](evaluation_set, rows))
-
     def _measure(self, run: Watched, prepared: Sequence["Prepared"]) -> dict[str, float]:
         towers = SharedTowers(
             run.model,
@@ -127,10 +119,12 @@ class Suite(Evaluator):
             ranks=run.ranks,
         )
         values: dict[str, float] = {}
+        with suppress(EvaluationDataError):  # each task says it below
+            towers.prepare_texts([text for this in prepared for text in this.texts()])
         for this in prepared:
             try:
-                features = towers.encode_set(this.evaluation_set, this.rows)
-                _, metrics = this.score(towers, features, self.protocol)
+                features = towers.encode_set(this.set, this.scorer.rows)
+                metrics = this.scorer.score(features, towers.encode_texts, self.protocol).metrics
             except EvaluationDataError as error:  # on all ranks alike
                 if run.ranks.is_first:
                     log.warning("in-training evaluation: no %s this time: %s", this.task.key, error)
@@ -143,16 +137,6 @@ class Suite(Evaluator):
         return values
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A task whose set is indexed and whose labels are read."""
-
-    task: Task
-    evaluation_set: EvaluationSet
-    rows: list[int]
-    score: Score
-
-
 @dataclass
 class SharedTowers(Towers):
     """A model that several ranks have alike, and that they run over shares of the work.
@@ -163,20 +147,26 @@ class SharedTowers(Towers):
 
     ranks: Ranks = field(default_factory=Ranks)
 
-    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
-        """Encode texts to unit vectors, each distinct text once, on one of the ranks.
+    def prepare_texts(
+        self, texts: Sequence[str], advance: Callable[[int], object] = lambda count: None
+    ) -> None:
+        """Encode those of the texts that were not encoded yet, each on one of the ranks.
 
         Raises:
             EvaluationDataError: As in `Towers`; on all ranks alike.
         """
-        missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        if missing and self.ranks.size > 1:
-            encode = super().encode_texts
-            vectors = self._shared(
-                len(missing), self.text_batch_size, lambda mine: encode([missing[i] for i in mine])
-            )
-            self._texts.update(zip(missing, vectors, strict=True))
-        return super().encode_texts(texts)
+        missing = [text for text in dict.fromkeys(texts) if text not in self.known_texts]
+        if not missing or self.ranks.size == 1:
+            super().prepare_texts(missing, advance)
+            return
+        prepare_mine = super().prepare_texts
+
+        def encode(mine: list[int]) -> Float[np.ndarray, "m d"]:
+            prepare_mine([missing[i] for i in mine], advance)
+            return np.stack([self.known_texts[missing[i]] for i in mine])
+
+        vectors = self._shared(len(missing), self.text_batch_size, encode)
+        self.known_texts.update(zip(missing, vectors, strict=True))
 
     def encode_set(
         self, evaluation_set: EvaluationSet, rows: Sequence[int]
@@ -188,7 +178,7 @@ class SharedTowers(Towers):
         """
 
         def encode(mine: list[int]) -> Float[np.ndarray, "m d"]:
-            return encode_pictures([self], evaluation_set, [rows[i] for i in mine]).features[0]
+            return encode_pictures(self, evaluation_set, [rows[i] for i in mine])
 
         return self._shared(len(rows), self.batch_size, encode)
 

@@ -1,4 +1,4 @@
-"""Where each kind of task finds its intervals. A new kind adds its module here."""
+"""Intervals of a task's metrics, whatever its kind."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -6,16 +6,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from evaluation import retrieval, zero_shot
+from evaluation.kinds.registry import KINDS
 from evaluation.results import Result
 from evaluation.significance import NUM_RESAMPLES, percentile_interval, picture_draws
 from evaluation.tasks import Task
-
-REPLICATES = {
-    "classification": zero_shot.replicates,
-    "retrieval": retrieval.replicates,
-}
-ON_DRAWS = {"classification": zero_shot.on_draws, "retrieval": retrieval.on_draws}
 
 
 def metric_replicates(
@@ -36,8 +30,9 @@ def metric_replicates(
         num_resamples: How many sets to draw.
     """
     generator = np.random.default_rng([seed, zlib.crc32(f"{task.key} {metric}".encode())])
-    replicates = REPLICATES[task.kind]
-    return replicates(outcomes, metric, num_resamples=num_resamples, generator=generator)
+    return KINDS[task.kind].replicates(
+        outcomes, metric, num_resamples=num_resamples, generator=generator
+    )
 
 
 def paired_replicates(
@@ -62,7 +57,7 @@ def paired_replicates(
     name = f"{task.key} {metric} {first.set_digest}"
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     blocks = picture_draws(first.num_samples, num_resamples=num_resamples, generator=generator)
-    on_draws = ON_DRAWS[task.kind]
+    on_draws = KINDS[task.kind].on_draws
     return np.concatenate(
         [[on_draws(r.outcomes, metric, drawn) for r in results] for drawn in blocks], axis=1
     )
@@ -76,11 +71,11 @@ def metric_intervals(
     seed: int,
     num_resamples: int = NUM_RESAMPLES,
 ) -> dict[str, tuple[float, float]]:
-    """Find the 95 % interval of every metric that has a value."""
+    """Find the 95 % interval of every metric that has a value; counts have none."""
     return {
         name: percentile_interval(
             metric_replicates(task, name, outcomes, seed=seed, num_resamples=num_resamples)
         )
         for name, value in metrics.items()
-        if value is not None
+        if value is not None and not name.startswith("count_")
     }

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from dbp.disk import replacing
 from evaluation.comparison import MEAN, Arm, Cell
 from evaluation.tasks import find_task
 
@@ -79,6 +80,8 @@ def csv_text(arms: Sequence[Arm], cells: dict[str, dict[str, Cell]]) -> str:
             "difference",
             "difference_low",
             "difference_high",
+            "p",
+            "adjusted_p",
             "is_separate",
             "values_by_seed",
         ]
@@ -102,6 +105,8 @@ def csv_text(arms: Sequence[Arm], cells: dict[str, dict[str, Cell]]) -> str:
                     "" if cell.difference is None else cell.difference,
                     low,
                     high,
+                    "" if cell.p is None else cell.p,
+                    "" if cell.adjusted_p is None else cell.adjusted_p,
                     cell.is_separate,
                     " ".join(map(str, cell.seeds)),
                 ]
@@ -138,10 +143,9 @@ def members_line(cells: dict[str, dict[str, Cell]]) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file beside and rename it."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text)
-    beside.replace(path)
+    """Write a file in place of what is there."""
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -172,7 +176,7 @@ def _difference(cell: Cell | None) -> str:
         return "-"
     text = f"{100 * cell.difference:+.1f}"
     if cell.difference_interval is None:
-        return f"{text} (one seed: cannot tell)"
+        return f"{text} (fewer than 3 seeds: cannot tell)"
     low, high = cell.difference_interval
     text = f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
     return f"**{text}**" if cell.is_separate else text

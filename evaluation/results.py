@@ -8,18 +8,19 @@ time.
 import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from dbp.disk import replacing
 from dbp.errors import WorldError
 
 # What makes two results the same measurement.
-IDENTITY = ("checkpoint", "model", "samples_seen", "task", "protocol", "precision", "limit")
+IDENTITY = (
+    "checkpoint", "model", "config_digest", "samples_seen", "task", "protocol", "precision", "limit", "seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Result:
         versions: Of the libraries that the numbers may depend on.
         set_digest: Of names, templates, labels or captions, and picture bytes.
         seed: Of the bootstrap and of the choice under `limit`.
+        config_digest: Of the model's config: the same weights under another are another model.
+        index_digest: Of the files that the set lay in, with their times: what a rerun compares before
+            it takes a result as done.
         outcomes: Per-sample outcomes by name; in memory and beside the file, not in its lines.
     """
 
@@ -56,6 +60,8 @@ class Result:
     versions: Mapping[str, str]
     set_digest: str
     seed: int
+    config_digest: str = ""
+    index_digest: str = ""
     outcomes: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -86,13 +92,14 @@ def save_results(path: Path, results: Iterable[Result]) -> None:
         WorldError: The file exists and is not ours.
     """
     kept = {r.identity: r for r in load_results(path, with_outcomes=False)} if path.exists() else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
     for result in results:
         if result.outcomes:
-            _save_outcomes(outcomes_path(path, result), result.outcomes)
+            with replacing(outcomes_path(path, result)) as file:
+                np.savez_compressed(file, **dict(result.outcomes))  # pyright: ignore
         kept[result.identity] = result
     text = "".join(result.line() + "\n" for result in kept.values())
-    _write_beside(path, lambda file: file.write(text.encode()))
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def load_results(path: Path, *, with_outcomes: bool = True) -> list[Result]:
@@ -129,20 +136,6 @@ def outcomes_path(path: Path, result: Result) -> Path:
     task = result.task.replace("/", "-")
     name = f"{task}-{result.protocol}-{result.identity}.npz"
     return path.with_name(f"{path.stem}.outcomes") / name
-
-
-def _save_outcomes(path: Path, outcomes: Mapping[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_beside(path, lambda file: np.savez_compressed(file, **dict(outcomes)))  # pyright: ignore
-
-
-def _write_beside(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def without_nan(value: object) -> object:

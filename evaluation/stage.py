@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +12,10 @@ from dbp.config import build, require
 from dbp.errors import ConfigError
 from dbp.progress import progress
 from dbp.stage import Node, Stage, runtime
+from dbp.store import Store
 from dbp.work import Work
+from evaluation.places import set_files
+from evaluation.prepare import VERSION
 from evaluation.results import Failure, Result, load_results, save_results
 
 
@@ -40,13 +45,12 @@ class Sets(Stage):
             )
         files = [
             [str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns]
-            for f in sorted(root.glob("wds_*/**/*"))
-            if f.is_file()
+            for f in set_files(root)
         ]
         return {"files": hashlib.sha256(json.dumps(files).encode()).hexdigest()}
 
     def run(self, work: Work) -> dict[str, Any]:
-        return {"sets": len(list(Path(self.root).glob("wds_*")))}
+        return {"files": len(set_files(Path(self.root)))}
 
     def open(self, home: Path, **inputs: Any) -> SetFolder:
         return SetFolder(Path(self.root))
@@ -54,93 +58,92 @@ class Sets(Stage):
 
 @dataclass(frozen=True)
 class Results:
-    """What one evaluation found: results with outcomes, and the tasks that failed."""
+    """What one evaluation found.
+
+    Args:
+        results: Under the protocol that is shown, with outcomes.
+        others: Under the other protocol.
+        failures: The tasks that gave no result, and why.
+    """
 
     results: list[Result]
+    others: list[Result]
     failures: list[Failure]
-
-    @classmethod
-    def load(cls, folder: Path) -> "Results":
-        file = folder / "results.jsonl"
-        failures = json.loads((folder / "failures.json").read_text())
-        return cls(
-            load_results(file) if file.exists() else [],
-            [Failure(task, reason) for task, reason in failures],
-        )
 
 
 @dataclass(frozen=True)
 class Evaluate(Stage):
-    """Evaluate a checkpoint on a suite.
+    """Evaluate a checkpoint on a suite, under both protocols.
 
     Args:
         suite: A suite, a task, or a list of them.
-        protocol: `corrected`, or `datacomp` bug for bug.
         limit: Only so many samples of each set; null for all.
         seed: Of the bootstrap.
-        precision: `fp32`, or `bf16` for autocast.
+        precision: `fp32`, `bf16` for autocast, or `reference`: half precision on a GPU where DataComp
+            has it.
         max_templates: Only so many prompts of each class, beside a limit, for rehearsals.
+        protocol: What is shown: `corrected`, or `datacomp` bug for bug.
+        batch_size: Pictures at a time.
+        num_workers: Processes that decode; `auto`: half the cores on a CPU, up to 16 beside a GPU.
+        device: As torch names it, or `auto`.
+        devices: How many of its kind share the pictures; `auto`: all GPUs, one CPU.
+        keep_vectors: Keep what is encoded until the evaluation is done (`dbp evaluate`: for good), so
+            that a killed one goes on where it stopped.
+        crops: Folder for cropped pictures, so that the next checkpoint decodes nothing; none: no crops.
+        vectors: Folder for vectors that several evaluations share; each has its own without it.
     """
 
     name: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = VERSION
     needs: ClassVar[tuple[str, ...]] = ("checkpoint", "sets")
     makes: ClassVar[type] = Results
     home: ClassVar[str] = "runs"
 
     suite: str | list[str]
-    protocol: Literal["corrected", "datacomp"]
     limit: int | None
     seed: int
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "reference"]
     max_templates: int | None = None
+    protocol: Literal["corrected", "datacomp"] = runtime("corrected")
     batch_size: int = runtime(128)
-    num_workers: int = runtime(0)
+    num_workers: int | Literal["auto"] = runtime("auto")
     device: str = runtime("auto")
+    devices: int | Literal["auto"] = runtime("auto")
+    keep_vectors: bool = runtime(True)
+    crops: str | None = runtime(None)
+    vectors: str | None = runtime(None)
 
     def __post_init__(self) -> None:
         from evaluation.suites import resolve_suite
 
         resolve_suite(self.suite)
-        require(
-            self.limit is None or self.limit > 0, "limit", self.limit, "above 0, or null for all"
-        )
-        require(
-            self.max_templates is None or (self.max_templates > 0 and self.limit is not None),
-            "max_templates",
-            self.max_templates,
-            "above 0 and beside a limit, or null for all prompts",
-        )
+        for name, holds, must in (
+            ("limit", self.limit is None or self.limit > 0, "above 0, or null for all"),
+            (
+                "max_templates",
+                self.max_templates is None or (self.max_templates > 0 and self.limit is not None),
+                "above 0 and beside a limit, or null for all prompts",
+            ),
+            ("batch_size", self.batch_size > 0, "above 0"),
+            ("devices", self.devices == "auto" or self.devices > 0, "above 0, or auto"),
+            ("num_workers", self.num_workers == "auto" or self.num_workers >= 0, "0 or more"),
+        ):
+            require(holds, name, getattr(self, name), must)
 
     def run(self, work: Work, checkpoint: Any, sets: Any) -> dict[str, Any]:
-        from dbp.device import pick_device
-        from dbp.encoders.openclip import load_openclip
-        from evaluation.runner import evaluate_checkpoint
+        from evaluation.runner import evaluate_checkpoints
 
-        device = pick_device(self.device)
-        loaded = load_openclip(
-            None, checkpoint=checkpoint.weights, config=checkpoint.config, device=device
-        )
         failures: list[Failure] = []
-        results = evaluate_checkpoint(
-            loaded.model,
-            loaded.preprocess,
-            loaded.tokenizer,
+        work.begin()
+        here = work.shared / "vectors" if self.keep_vectors else None
+        results = evaluate_checkpoints(
+            [self.load(checkpoint)],
             self.suite,
             sets.folder,
-            device=device,
-            model_name=loaded.name,
-            checkpoint=loaded.digest,
+            self.asked(),
+            keep=Path(self.vectors) if self.vectors else here,
             failures=failures,
-            protocols=(self.protocol,),
-            limit=self.limit,
-            max_templates=self.max_templates,
-            seed=self.seed,
-            precision=self.precision,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            samples_seen=checkpoint.samples_seen,
-            progress=progress,
+            **self.shared_work(),
         )
         save_results(work.folder / "results.jsonl", results)
         (work.folder / "failures.json").write_text(
@@ -151,7 +154,92 @@ class Evaluate(Stage):
                 f"no task of suite {self.suite!r} could be evaluated in {sets.folder}; the first: "
                 f"{failures[0].task}: {failures[0].reason}"
             )
-        return {"tasks": len(results), "failed": len(failures)}
+        return {"tasks": len({result.task for result in results}), "failed": len(failures)}
+
+    def open(self, home: Path, **inputs: Any) -> Results:
+        file = home / "results.jsonl"
+        found = load_results(file) if file.exists() else []
+        return Results(
+            [result for result in found if result.protocol == self.protocol],
+            [result for result in found if result.protocol != self.protocol],
+            [Failure(*failure) for failure in json.loads((home / "failures.json").read_text())],
+        )
+
+    def asked(self) -> Any:
+        """What is measured, as the runner takes it."""
+        from evaluation.prepare import Asked
+
+        return Asked(seed=self.seed, limit=self.limit, max_templates=self.max_templates)
+
+    def shared_work(self) -> dict[str, Any]:
+        """Where pictures are encoded and how that is shown, as the runner takes it."""
+        from dbp.device import pick_device
+        from evaluation.devices import list_devices
+
+        return {
+            "crops": Path(self.crops) if self.crops else None,
+            "devices": list_devices(pick_device(self.device), self.devices),
+            "progress": progress,
+        }
+
+    def load(self, checkpoint: Any) -> Any:
+        """The model of a run of ours with what feeds it."""
+        from dbp.device import pick_device
+        from dbp.encoders.openclip import load_openclip
+
+        device = pick_device(self.device)
+        loaded = load_openclip(
+            None, checkpoint=checkpoint.weights, config=checkpoint.config, device=device
+        )
+        made = self.towers(loaded, loaded.name, device)
+        return replace(made, samples_seen=checkpoint.samples_seen)
+
+    def towers(self, loaded: Any, name: str, device: str) -> Any:
+        """A loaded model with what feeds it."""
+        from evaluation.encode import Towers
+
+        return Towers(
+            loaded.model, loaded.preprocess, loaded.tokenizer, name, loaded.digest,
+            config=loaded.config, device=device, precision=self.precision,
+            batch_size=self.batch_size, num_workers=count_workers(self.num_workers, device),
+        )  # fmt: skip
+
+
+def encode_together(store: Store, evaluations: Sequence[Node], vectors: Path) -> None:
+    """Encode the pictures of a suite once for the checkpoints of several evaluations.
+
+    Args:
+        store: Holds the checkpoints and the sets.
+        evaluations: Nodes of `Evaluate`; those that read the same pictures in the same way are joined.
+        vectors: Where the vectors are kept, for `Evaluate.vectors`.
+    """
+    from evaluation.runner import encode_for
+
+    groups: dict[tuple[Any, ...], list[tuple[Evaluate, Any]]] = {}
+    for node in evaluations:
+        stage: Any = node.stage
+        model = stage.load(store.get(node.inputs["checkpoint"]))
+        root = store.get(node.inputs["sets"]).folder
+        alike = (str(stage.suite), str(root), stage.asked(), repr(model.preprocess))
+        groups.setdefault(alike, []).append((stage, model))
+    for (_, root, asked, _), members in groups.items():
+        stage = members[0][0]
+        encode_for(
+            [model for _, model in members],
+            stage.suite,
+            root,
+            asked,
+            vectors,
+            **stage.shared_work(),
+        )
+
+
+def count_workers(asked: int | Literal["auto"], device: str) -> int:
+    """Processes that decode pictures, for a setting that may leave it to us."""
+    if asked != "auto":
+        return asked
+    cores = len(os.sched_getaffinity(0))
+    return min(cores, 16) if device.startswith("cuda") else cores // 2
 
 
 def sets_node(config: Any) -> Node:

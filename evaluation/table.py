@@ -96,25 +96,46 @@ def group_means(
     return [mean for mean in means if mean.value is not None]
 
 
-def format_results(results: Sequence[Result], failures: Sequence[Failure] = ()) -> str:
+def format_results(
+    results: Sequence[Result], failures: Sequence[Failure] = (), protocol: str = "corrected"
+) -> str:
     """Lay the results of one checkpoint out as text: tasks, means with their members, failures.
 
     Args:
-        results: Of one checkpoint under one protocol.
+        results: Of one checkpoint, under one protocol or more.
         failures: Tasks that gave no result, and why.
+        protocol: Which one to show; tasks whose main metric differs under another are named.
     """
+    others = [result for result in results if result.protocol != protocol]
+    results = [result for result in results if result.protocol == protocol]
     lines = [_row("task", "metric", "value", "95 % interval", "pictures")]
     for result in results:
         task = find_task(result.task)
-        metric = task.main_metric
-        value = result.metrics.get(metric) if metric is not None else None
+        metric, value = task.main_metric, _main(result)
         interval = result.intervals.get(metric) if metric is not None else None
         size = f"{result.num_samples:,}" + ("" if result.limit is None else " (estimate)")
         lines.append(_row(task.name, metric or "-", _number(value), _interval(interval), size))
     for mean in group_means(results):
         lines += ["", *_describe(mean)]
+    lines += _differing(results, others)
     lines += [f"failed: {find_task(one.task).name}: {one.reason}" for one in failures]
     return "\n".join(lines)
+
+
+def _differing(shown: Sequence[Result], others: Sequence[Result]) -> list[str]:
+    values = {result.task: _main(result) for result in shown}
+    differing = [
+        f"under protocol={other.protocol}: {find_task(other.task).name} {_number(_main(other))}, "
+        f"not {_number(values[other.task])}"
+        for other in others
+        if other.task in values and _main(other) != values[other.task]
+    ]
+    return ["", *differing] if differing else []
+
+
+def _main(result: Result) -> float | None:
+    metric = find_task(result.task).main_metric
+    return None if metric is None else result.metrics.get(metric)
 
 
 def _describe(mean: GroupMean) -> list[str]:

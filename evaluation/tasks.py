@@ -1,4 +1,4 @@
-"""The tasks that can be evaluated: DataComp's 40 and those of the glyphs pool.
+"""The tasks that can be evaluated: DataComp's 40, a few of CLIP_benchmark's, the glyphs pool's.
 
 The facts stand in `tasks.csv`. A task with a main metric and `in_average` is one of DataComp's 38;
 FairFace and UTKFace have no main metric, so they run and are in no average.
@@ -11,7 +11,10 @@ from pathlib import Path
 
 from dbp.errors import ConfigError, nearest
 
-KINDS = ("classification", "retrieval", "wilds", "fairness", "winogavil")
+KINDS = (
+    "classification", "retrieval", "winogavil", "multilabel", "iwildcam", "camelyon17", "fmow",
+    "dollar_street", "geode", "faces",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,14 @@ class Task:
         main_metric: The metric that stands in tables and averages; none for the two face sets.
         group: DataComp's column that it belongs to besides the average, if any.
         in_average: Whether it is one of the 38 tasks of DataComp's average.
-        test_size: Samples of the full test set, where it is fixed.
+        in_datacomp: Whether it is one of the 40 tasks of DataComp's list.
+        test_size: Samples of the full test set, where it is fixed: pictures, or WinoGAViL's
+            instances.
         num_classes: Classes, where it is a fixed number.
-        folder: Name of its folder under the root of the sets.
+        num_templates: Lines of its templates file, where they were counted.
+        folder: Name of its folder under the root of the sets, in DataComp's layout.
+        clip_benchmark: What CLIP_benchmark calls it, as `wds/vtab/dtd`; none where it has no loader.
+        hub: Repository of its raw files on the Hub, for the tasks that DataComp reads from there.
     """
 
     key: str
@@ -36,9 +44,13 @@ class Task:
     main_metric: str | None
     group: str | None
     in_average: bool
+    in_datacomp: bool
     test_size: int | None
     num_classes: int | None
+    num_templates: int | None
     folder: str
+    clip_benchmark: str | None
+    hub: str | None
 
 
 @cache
@@ -47,7 +59,8 @@ def load_tasks() -> dict[str, Task]:
 
     Source:
         DataComp's `tasklist.yml` for keys, names, sizes and main metrics; `DATASET_GROUPS` of its
-        `aggregate_scores.py` for the groups.
+        `aggregate_scores.py` for the groups. CLIP_benchmark's `webdatasets.txt` and packaged
+        prompts for its names and the numbers of templates.
     """
     with Path(__file__).with_name("tasks.csv").open(encoding="utf-8", newline="") as file:
         return {row["key"]: _parse(row) for row in csv.DictReader(file)}
@@ -67,6 +80,10 @@ def find_task(key: str) -> Task:
 
 def _parse(row: dict[str, str]) -> Task:
     assert row["kind"] in KINDS, row
+
+    def number(column: str) -> int | None:
+        return int(row[column]) if row[column] else None
+
     return Task(
         key=row["key"],
         name=row["name"],
@@ -74,7 +91,11 @@ def _parse(row: dict[str, str]) -> Task:
         main_metric=row["main_metric"] or None,
         group=row["group"] or None,
         in_average=row["in_average"] == "yes",
-        test_size=int(row["test_size"]) if row["test_size"] else None,
-        num_classes=int(row["num_classes"]) if row["num_classes"] else None,
+        in_datacomp=row["in_datacomp"] == "yes",
+        test_size=number("test_size"),
+        num_classes=number("num_classes"),
+        num_templates=number("num_templates"),
         folder=row["folder"],
+        clip_benchmark=row["clip_benchmark"] or None,
+        hub=row["hub"] or None,
     )

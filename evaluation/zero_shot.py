@@ -41,6 +41,15 @@ def kept_lines(lines: Sequence[str], protocol: str) -> list[str]:
     return [line for line in lines if line or protocol == "corrected"]
 
 
+def prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
+    """Fill every template with every name, class by class.
+
+    Raises:
+        EvaluationDataError: A template takes more than `{c}`.
+    """
+    return [[_fill(template, name) for template in templates] for name in class_names]
+
+
 def build_classifier(
     class_names: Sequence[str],
     templates: Sequence[str],
@@ -61,10 +70,10 @@ def build_classifier(
             f"{len(class_names)} class names and {len(templates)} templates: there is nothing to "
             "compare a picture with. Fetch the two text files of the set again."
         )
-    prompts = [[_fill(template, name) for template in templates] for name in class_names]
-    place = {text: i for i, text in enumerate(dict.fromkeys(t for ts in prompts for t in ts))}
+    filled = prompts(class_names, templates)
+    place = {text: i for i, text in enumerate(dict.fromkeys(t for ts in filled for t in ts))}
     features = encode_texts(list(place))
-    means = np.stack([features[[place[text] for text in texts]].mean(axis=0) for texts in prompts])
+    means = np.stack([features[[place[text] for text in texts]].mean(axis=0) for texts in filled])
     return (means / np.linalg.norm(means, axis=1, keepdims=True)).T
 
 

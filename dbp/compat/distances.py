@@ -8,6 +8,7 @@ from jaxtyping import Float, Float64, Int
 
 from dbp.clustering.geometry import complexity, d_inter, d_intra, softmax
 from dbp.data.sorted_clusters import SortedClusters, find_centroids, load_centroids
+from dbp.disk import replacing
 from dbp.errors import ConfigError, WorldError
 from dbp.progress import progress
 
@@ -160,11 +161,9 @@ def equal_or_sized_shares(
 
 
 def save_npy(path: Path, values: Any) -> None:
-    """Write an array beside and rename it."""
-    beside = path.with_name(f".{path.name}.tmp")
-    with open(beside, "wb") as handle:
-        np.save(handle, values)
-    beside.rename(path)
+    """Write an array in place of what is there."""
+    with replacing(path) as file:
+        np.save(file, values)
 
 
 def _output(path: str, option: str) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dbp.data.names import sort_pairs
-from dbp.disk import sync_folder, write_json
+from dbp.disk import replace_json, replacing, sync_folder
 from dbp.errors import ConfigError, WorldError
 
 MANIFEST = "manifest.json"
@@ -58,7 +58,7 @@ def claim(out: Path, about: dict[str, Any]) -> None:
                 f"out={str(out)!r} holds {tars[0].name}, which is not of this export. Give an empty "
                 "folder."
             )
-        _write_beside(out / MANIFEST, about)
+        replace_json(out / MANIFEST, about)
         return
     try:
         there = dict(json.loads((out / MANIFEST).read_text()))
@@ -73,12 +73,6 @@ def claim(out: Path, about: dict[str, Any]) -> None:
         )
     for left in out.glob(".*.tmp"):
         left.unlink()
-
-
-def _write_beside(path: Path, value: Any) -> None:
-    beside = path.with_name(f".{path.name}.tmp")
-    write_json(beside, value)
-    beside.rename(path)
 
 
 def need_space(out: Path, sizes: Int[np.ndarray, " s"]) -> None:
@@ -102,9 +96,8 @@ def need_space(out: Path, sizes: Int[np.ndarray, " s"]) -> None:
 def finish(out: Path, num_samples: Int[np.ndarray, " s"], uids: np.ndarray | None) -> None:
     """Write what readers look for beside the shards: `sample_ids.npy` of uids, if any, and `sizes.json`."""
     if uids is not None:
-        with open(out / ".sample_ids.tmp", "wb") as handle:
-            np.save(handle, sort_pairs(uids))
-        (out / ".sample_ids.tmp").rename(out / "sample_ids.npy")
+        with replacing(out / "sample_ids.npy") as file:
+            np.save(file, sort_pairs(uids))
     sizes = {tar_name(number): int(size) for number, size in enumerate(num_samples)}
-    _write_beside(out / "sizes.json", sizes)  # the last file: a loader that finds it finds all
+    replace_json(out / "sizes.json", sizes)  # the last file: a loader that finds it finds all
     sync_folder(out)

@@ -1,14 +1,16 @@
 """Arms compared, and what was planted scored, against hand-made cases and scikit-learn."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from evaluation import retrieval, zero_shot
-from evaluation.comparison import MEAN, Arm, Cell, Run, compare
+from evaluation.comparison import MEAN, Arm, Cell, Run, compare, mean_pair, pair
 from evaluation.planted import area_under_roc, duplicate_quality
 from evaluation.results import Result
 from evaluation.significance import picture_draws
@@ -50,12 +52,44 @@ def test_a_difference_far_outside_the_seeds_is_separate_and_one_inside_them_is_n
     assert not cells["near"]["glyphs/letters"].is_separate
 
 
-def test_one_seed_gives_a_difference_and_no_verdict():
-    cells = compare([arm("uniform", [0.5]), arm("far", [0.9])])
+@pytest.mark.parametrize("control", [[0.5], [0.5, 0.51], [0.5, 0.51, 0.49]])
+def test_fewer_than_three_seeds_give_a_difference_and_no_verdict(control):
+    cells = compare([arm("uniform", control), arm("far", [0.9, 0.91])])
     cell = cells["far"][MEAN]
-    assert cell.difference == pytest.approx(0.4, abs=1e-3)
+    assert cell.difference == pytest.approx(0.905 - np.mean(control), abs=1e-3)
     assert cell.difference_interval is None
+    assert cell.p is None
     assert not cell.is_separate
+
+
+def test_verdicts_are_corrected_over_tasks_and_arms_and_over_means_apart():
+    def run(rate: float, seed: int) -> Run:
+        hits = np.arange(2000) < (rate + 0.01 * (seed - 1)) * 2000
+        return Run(seed, [result(hits), result(hits, "glyphs/letters_shift")], {})
+
+    rates = {"uniform": 0.5, "a": 0.525, "b": 0.57, "c": 0.7}
+    arms = [
+        Arm(name, [run(rate, seed) for seed in range(3)], "uniform") for name, rate in rates.items()
+    ]
+    cells = compare(arms)
+    tasks = [
+        cell
+        for name, row in cells.items()
+        for task, cell in row.items()
+        if name != "uniform" and task != MEAN
+    ]
+    means = [cells[name][MEAN] for name in "abc"]
+    for family in (tasks, means):
+        largest = 0.0
+        for rank, cell in enumerate(sorted(family, key=lambda cell: cell.p or 0)):
+            assert cell.p is not None
+            assert cell.difference_interval is not None
+            assert (cell.p < 0.05) == (cell.difference_interval[0] > 0)
+            largest = max(largest, min(1.0, (len(family) - rank) * cell.p))
+            assert cell.adjusted_p == pytest.approx(largest)
+            assert cell.is_separate == (largest <= 0.05)
+    # What stands apart alone need not among six.
+    assert any(cell.p <= 0.05 < cell.adjusted_p for cell in tasks if cell.p and cell.adjusted_p)
 
 
 def seeds(name: str, *corrects: np.ndarray, digest: str = "d") -> Arm:
@@ -72,12 +106,13 @@ def test_arms_are_compared_on_the_same_pictures():
     # Every seed alike, so that only the noise of the pictures is in the interval.
     n = 2000
     first = np.arange(n) < n // 2
-    control = seeds("uniform", first, first)
-    cells = compare([control, seeds("same", first, first), seeds("other", ~first, ~first)])
+    control = seeds("uniform", first, first, first)
+    other = [~first] * 3
+    cells = compare([control, seeds("same", first, first, first), seeds("other", *other)])
     assert reach(cells["same"]["glyphs/letters"]) == 0
     # Hits minus misses are 1 or -1 on every picture: standard error 1 / sqrt(n).
     assert reach(cells["other"]["glyphs/letters"]) == pytest.approx(1.96 / np.sqrt(n), rel=0.1)
-    apart = compare([control, seeds("other", first, first, digest="other pictures")])
+    apart = compare([control, seeds("other", first, first, first, digest="other pictures")])
     # Other pictures share no luck: the errors of two rates of one half add.
     assert reach(apart["other"]["glyphs/letters"]) == pytest.approx(
         1.96 * np.sqrt(2 * 0.25 / n), rel=0.1
@@ -96,7 +131,7 @@ def test_seeds_that_err_on_other_pictures_steady_the_mean():
 def test_welch_intervals_of_seeds_are_scipys():
     from scipy.stats import ttest_ind
 
-    n, rates = 10_000, ([0.50, 0.53, 0.49], [0.60, 0.68])
+    n, rates = 10_000, ([0.50, 0.53, 0.49, 0.52], [0.60, 0.68, 0.61])
     hits = [[np.arange(n) < round(rate * n) for rate in side] for side in rates]
     cells = compare([seeds("uniform", *hits[0]), seeds("few", *hits[1])])
     theirs = ttest_ind(rates[1], rates[0], equal_var=False).confidence_interval(0.95)
@@ -115,6 +150,50 @@ def test_an_arm_that_lacks_a_task_has_no_mean():
     cells = compare([whole, Arm("part", [Run(0, both[:1], {})], "uniform")])
     assert MEAN in cells["uniform"]
     assert set(cells["part"]) == {"glyphs/letters"}
+
+
+def test_two_checkpoints_are_paired_on_samples_and_means_over_tasks():
+    generator = np.random.default_rng(1)
+    pairs = []
+    for task, n in (("glyphs/letters", 500), ("glyphs/letters_shift", 900)):
+        first = generator.random(n) < 0.5
+        second = first ^ (generator.random(n) < 0.1)
+        found = pair("acc1", result(first, task), result(second, task), seed=0, num_exchanges=999)
+        gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+        assert found.difference == pytest.approx((gained - lost) / n)
+        assert found.p == pytest.approx(binomtest(gained, gained + lost).pvalue)
+        assert found.exchanged.std() == pytest.approx(np.sqrt(gained + lost) / n, rel=0.1)
+        assert found.replicates.std() == pytest.approx(
+            (second.astype(float) - first).std() / np.sqrt(n), rel=0.1
+        )
+        pairs.append(found)
+    mean = mean_pair(pairs)
+    assert mean.difference == pytest.approx(np.mean([one.difference for one in pairs]))
+    spread = np.hypot(*(one.replicates.std() for one in pairs)) / 2
+    assert mean.replicates.std() == pytest.approx(spread, rel=0.1)
+
+
+def test_the_quick_way_for_mean_recall_is_the_way_of_every_metric(monkeypatch):
+    import evaluation.comparison
+
+    generator = np.random.default_rng(2)
+    sides = []
+    for _ in range(2):
+        labels = np.sort(
+            np.random.default_rng(3).choice(6, 400, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.05])
+        )
+        logits = generator.normal(size=(400, 6)) + 2 * np.eye(6)[labels]
+        outcomes = zero_shot.outcomes(logits.astype(np.float32), labels)
+        values = zero_shot.metrics(outcomes, 6)
+        sides.append(replace(result(labels < 9), metrics=values, outcomes=outcomes))
+    asked: dict[str, Any] = {"seed": 0, "num_exchanges": 4_000, "num_resamples": 4_000}
+    quick = pair("mean_per_class_recall", *sides, **asked)
+    monkeypatch.setattr(evaluation.comparison, "_weights", lambda *_: None)
+    slow = pair("mean_per_class_recall", *sides, **asked)
+    assert quick.difference == slow.difference
+    assert quick.p == pytest.approx(slow.p, abs=0.03)
+    assert quick.interval == pytest.approx(slow.interval, abs=0.005)
+    assert quick.exchanged.std() == pytest.approx(slow.exchanged.std(), rel=0.05)
 
 
 @pytest.mark.parametrize("metric", ["acc1", "mean_per_class_recall", "mean_recall@1"])

@@ -7,9 +7,12 @@ import pytest
 
 from evaluation.data import open_set, set_digest
 from evaluation.miniature import noise_png, write_classification, write_retrieval, write_set
+from evaluation.places import find_set, set_files
 from evaluation.tar_index import EvaluationDataError, scan_tar
+from evaluation.tasks import find_task
 
 NAMES = ["zero", "", "two", "two"]
+FLICKR = "retrieval/flickr_1k_test_image_text_retrieval"
 
 
 @pytest.fixture
@@ -208,3 +211,78 @@ def test_a_key_that_occurs_in_two_tars_is_named(folder):
     (folder / "test" / "1.tar").write_bytes(data)
     with pytest.raises(EvaluationDataError, match=r"Key 's000000\d' occurs in 2 tars"):
         classification(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("vtab/dtd", "wds_vtab-dtd_test"),
+        ("vtab/dtd", "wds_vtab-dtd"),
+        ("cifar10", "wds_vtab-cifar10"),
+        ("food101", "wds_food101"),
+        ("fairness/geode", "wds_geode_test"),
+        (FLICKR, "wds_retrieval-flickr_1k_test_image_text_retrieval_test"),
+        (FLICKR, "wds_flickr30k"),
+        (FLICKR, "flickr_1k_test_image_text_retrieval"),
+        (FLICKR, "nlphuji/flickr_1k_test_image_text_retrieval"),
+        (FLICKR, "hf_cache/flickr_1k_test_image_text_retrieval"),
+        (FLICKR, "hf_cache/nlphuji___flickr_1k_test_image_text_retrieval"),
+        ("misc/winogavil", "winogavil"),
+    ],
+)
+def test_a_set_is_found_in_the_folder_names_of_each_tool(tmp_path, key, name):
+    (tmp_path / name).mkdir(parents=True)
+    assert find_set(tmp_path, find_task(key)) == tmp_path / name
+
+
+@pytest.mark.parametrize("above", ["", "hub/", "hf_cache/", "hf_cache/hub/"])
+def test_a_cache_of_the_hub_is_read_at_the_revision_that_it_calls_main(tmp_path, above):
+    cache = tmp_path / f"{above}datasets--nlphuji--flickr_1k_test_image_text_retrieval"
+    (cache / "snapshots" / "aaa").mkdir(parents=True)
+    assert find_set(tmp_path, find_task(FLICKR)) == cache / "snapshots" / "aaa"
+    (cache / "snapshots" / "bbb").mkdir()
+    with pytest.raises(EvaluationDataError, match=r"snapshots holds 2 revisions and refs/main"):
+        find_set(tmp_path, find_task(FLICKR))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("bbb\n")
+    assert find_set(tmp_path, find_task(FLICKR)) == cache / "snapshots" / "bbb"
+
+
+def test_a_set_that_is_nowhere_names_every_place(tmp_path):
+    with pytest.raises(EvaluationDataError) as error:
+        find_set(tmp_path, find_task("cifar10"))
+    assert str(error.value) == (
+        f"There is no set of CIFAR-10 under {tmp_path}. Looked for the folders wds_cifar10_test, "
+        "wds_cifar10, wds_vtab-cifar10. Put the set in one of them, or set root to the folder that "
+        "holds it."
+    )
+
+
+def test_the_files_of_all_sets_are_listed_and_no_others(tmp_path):
+    kept = ["wds_mnist_test/test/0.tar", "wds_vtab-dtd/classnames.txt", "winogavil/a.csv"]
+    for name in (*kept, "wds_other/0.tar", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert [str(path.relative_to(tmp_path)) for path in set_files(tmp_path)] == kept
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "is_right"),
+    [
+        ("retrieval", "retrieval", True),
+        ("Multilabel\n", "multilabel", True),
+        ("classification", "classification", True),
+        ("retrieval", "classification", False),
+        ("multilabel", "classification", False),
+        ("classification", "retrieval", False),
+        ("retrieval", "multilabel", False),
+    ],
+)
+def test_a_set_that_says_it_is_of_another_type_is_refused(folder, said, kind, is_right):
+    (folder / "dataset_type.txt").write_text(said)
+    if is_right:
+        assert len(open_set(folder, kind=kind)) == 7
+        return
+    with pytest.raises(EvaluationDataError) as error:
+        open_set(folder, kind=kind)
+    assert f"dataset_type.txt says '{said}', and the task is of kind {kind}" in str(error.value)

@@ -1,4 +1,6 @@
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -9,47 +11,76 @@ from omegaconf import OmegaConf
 from dbp.command_line import overrides
 from dbp.config import compose
 from dbp.errors import ConfigError
-from evaluation.evaluate import run, run_suite
+from evaluation.evaluate import run
 from evaluation.miniature import write_classification
-from evaluation.results import load_results
+from evaluation.results import Result, load_results
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
     "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 
 
-def test_a_suite_runs_on_a_checkpoint_file_and_saves_each_task_with_the_files_digest(tmp_path):
-    torch.manual_seed(0)
-    model = open_clip.model.CLIP(
-        CONFIG["embed_dim"], vision_cfg=CONFIG["vision_cfg"], text_cfg=CONFIG["text_cfg"]
-    )
-    weights, config = tmp_path / "a {b}=c.pt", tmp_path / "config.json"
-    torch.save(model.state_dict(), weights)
-    config.write_text(json.dumps(CONFIG))
+def weights_of(tmp_path: Path, name: str, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    model = open_clip.model.CLIP(**CONFIG)
+    torch.save(model.state_dict(), tmp_path / name)
+    return tmp_path / name
+
+
+def said(tmp_path: Path, *given: str) -> list[str]:
+    (tmp_path / "config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    return overrides([
+        f"model.config={tmp_path}/config.json", f"root={tmp_path}/sets", "name=here",
+        f"paths.runs={tmp_path}/runs", f"paths.store={tmp_path}/store", *given,
+    ])  # fmt: skip
+
+
+def results_of(tmp_path: Path) -> list[Result]:
+    return load_results(tmp_path / "runs" / "evaluations" / "here" / "results.jsonl")
+
+
+def test_a_suite_runs_on_a_checkpoint_file_and_saves_each_task_with_the_files_digest(
+    tmp_path, capsys
+):
+    weights = weights_of(tmp_path, "a {b}=c.pt")
     folder = tmp_path / "sets" / "wds_mnist_test"
     write_classification(folder, class_names=list("abcdefg"), num_samples=30, seed=0)
-    file = tmp_path / "results.jsonl"
-    results, failures = run_suite(
-        None,
-        "mnist,cifar10",
-        tmp_path / "sets",
-        checkpoint=str(weights),
-        config=str(config),
-        results_file=file,
-        protocols=("corrected", "datacomp"),
-    )
-    assert [failure.task for failure in failures] == ["cifar10"]
-    assert load_results(file) == results
+    given = said(tmp_path, f"checkpoint={weights}", "suite=[mnist,cifar10]")
+    assert run(compose("evaluate", given)) == 1
+    results = results_of(tmp_path)
     assert [result.protocol for result in results] == ["corrected", "datacomp"]
-    assert len(results[0].checkpoint) == 64
+    assert results[0].checkpoint == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert set(results[0].versions) >= {"torch", "open_clip_torch", "numpy"}
+    said_last = capsys.readouterr().out.splitlines()
+    assert said_last[-1].startswith("1 tasks evaluated, 1 failed: ")
+    assert any(line.startswith("failed: CIFAR-10: There is no ") for line in said_last)
+    # The other task arrives; the rerun does that one.
+    write_classification(
+        tmp_path / "sets" / "wds_cifar10_test", class_names=list("abc"), num_samples=9, seed=1
+    )
+    assert run(compose("evaluate", given)) == 0
+    assert {result.task for result in results_of(tmp_path)} == {"mnist", "cifar10"}
 
 
-def test_a_misspelt_suite_stops_before_the_model_is_loaded(tmp_path):
+def test_several_checkpoints_stand_in_one_file_and_one_table_each(tmp_path, capsys):
+    files = [weights_of(tmp_path, f"w{seed}.pt", seed) for seed in range(2)]
+    folder = tmp_path / "sets" / "wds_mnist_test"
+    write_classification(folder, class_names=list("abcdefg"), num_samples=30, seed=0)
+    given = said(tmp_path, f"checkpoint=[{files[0]},{files[1]}]", "suite=mnist")
+    assert run(compose("evaluate", given)) == 0
+    results = results_of(tmp_path)
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert [r.checkpoint for r in results] == [digests[0]] * 2 + [digests[1]] * 2
+    out = capsys.readouterr().out
+    assert out.index(digests[0][:12]) < out.index(digests[1][:12])
+    assert sum(line.startswith("MNIST ") for line in out.splitlines()) == 2
+
+
+def test_an_unknown_suite_stops_before_a_file_is_read(tmp_path):
     with pytest.raises(ConfigError, match="Did you mean 'glyphs'"):
-        run_suite("no such model", "gliphs", tmp_path)
+        run(compose("evaluate", said(tmp_path, "checkpoint=nowhere.pt", "suite=gliphs")))
 
 
 def test_the_verb_reads_evaluate_settings_and_a_model_that_a_preset_describes(tmp_path):
@@ -59,14 +90,13 @@ def test_the_verb_reads_evaluate_settings_and_a_model_that_a_preset_describes(tm
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     folder = tmp_path / "sets" / "wds_mnist_test"
     write_classification(folder, class_names=list("abcdefg"), num_samples=10, seed=0)
-    said = overrides([
+    given = overrides([
         "model=glyphs", f"checkpoint={tmp_path}/weights.pt", f"root={tmp_path}/sets", "name=here",
-        "evaluate.suite=mnist", "evaluate.protocol=datacomp",
+        "evaluate.suite=mnist", "evaluate.limit=7",
         f"paths.runs={tmp_path}/runs", f"paths.store={tmp_path}/store",
     ])  # fmt: skip
-    assert run(compose("evaluate", said)) == 0
-    (result,) = load_results(tmp_path / "runs" / "evaluations" / "here" / "results.jsonl")
-    assert (result.task, result.protocol) == ("mnist", "datacomp")
+    assert run(compose("evaluate", given)) == 0
+    assert [(r.task, r.num_samples) for r in results_of(tmp_path)] == [("mnist", 7)] * 2
 
 
 def test_two_sets_of_weights_and_prompts_without_a_limit_are_refused(tmp_path):

@@ -8,12 +8,12 @@ import pytest
 import torch
 from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_collate_fn
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+from evaluating import evaluate_one
 from sklearn.metrics import balanced_accuracy_score
 
 from evaluation.data import open_set
 from evaluation.encode import Towers, encode_pictures
 from evaluation.miniature import write_classification, write_retrieval
-from evaluation.runner import evaluate_checkpoint
 
 TOKENIZER = open_clip.SimpleTokenizer(context_length=20)
 PREPROCESS = open_clip.image_transform(32, is_train=False, mean=(0.4, 0.5, 0.6), std=(0.2,) * 3)
@@ -72,7 +72,7 @@ def root(tmp_path_factory):
 
 
 def evaluate(model, root, suite, **settings):
-    return evaluate_checkpoint(model, PREPROCESS, TOKENIZER, suite, root, **settings)
+    return evaluate_one(model, PREPROCESS, TOKENIZER, suite, root, **settings)
 
 
 def reference_loader(folder, batch_size, collate=None):
@@ -128,7 +128,7 @@ def test_every_logit_equals_clip_benchmarks(model, root):
     opened = open_set(folder, kind="classification")
     classifier = build_classifier(opened.class_names, opened.templates, towers.encode_texts)
     np.testing.assert_allclose(classifier, expected_classifier, atol=1e-6)
-    features = encode_pictures([towers], opened, range(len(opened))).features[0]
+    features = encode_pictures(towers, opened, range(len(opened)))
     np.testing.assert_allclose(compute_logits(features, classifier), expected, atol=1e-4)
 
 

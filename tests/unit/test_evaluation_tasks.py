@@ -1,20 +1,23 @@
+import re
+
 import pytest
 
 from dbp.errors import ConfigError
-from evaluation.suites import QUICK, groups, resolve_suite, suites
+from evaluation.suites import QUICK, groups, missing_members, resolve_suite, suites
 from evaluation.tasks import KINDS, find_task, load_tasks
 
 
-def test_the_table_holds_the_40_tasks_of_datacomp_and_those_of_glyphs():
-    keys = list(load_tasks())
-    glyphs = [key for key in keys if key.startswith("glyphs/")]
-    assert len(keys) - len(glyphs) == 40
-    assert groups()["Glyphs"] == tuple(glyphs)
-    assert {task.kind for task in load_tasks().values()} == set(KINDS)
+def test_the_table_holds_the_40_tasks_of_datacomp_first_and_those_of_glyphs_last():
+    tasks = list(load_tasks().values())
+    assert [task.in_datacomp for task in tasks[:40]] == [True] * 40
+    assert not any(task.in_datacomp for task in tasks[40:])
+    glyphs = tuple(task.key for task in tasks if task.key.startswith("glyphs/"))
+    assert groups()["Glyphs"] == glyphs == tuple(task.key for task in tasks[-len(glyphs) :])
+    assert {task.kind for task in tasks} <= set(KINDS)
 
 
 def test_38_tasks_are_averaged_and_the_two_face_sets_have_no_main_metric():
-    tasks = [task for task in load_tasks().values() if not task.key.startswith("glyphs/")]
+    tasks = [task for task in load_tasks().values() if task.in_datacomp]
     left_out = [task.key for task in tasks if not task.in_average]
     assert left_out == ["fairness/fairface", "fairness/utkface"]
     assert [task.key for task in tasks if task.main_metric is None] == left_out
@@ -35,6 +38,66 @@ def test_the_groups_have_the_sizes_of_datacomps_columns():
         "Retrieval": 3,
         "Average": 38,
     }
+
+
+def test_datacomp38_is_the_whole_list_of_40_of_which_38_count():
+    tasks = resolve_suite("datacomp38")
+    assert len(tasks) == 40
+    assert [t.key for t in tasks if t.in_average] == list(groups()["Average"])
+    assert tasks[0].key == "vtab/caltech101"
+    assert [t.key for t in tasks[-2:]] == ["fairness/fairface", "fairness/utkface"]
+
+
+def letters(name):
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+# What a paper's table calls a task, where that is not in our name of it.
+OTHER_NAMES = {
+    "aircraft": "fgvcaircraft",
+    "dtd": "describabletextures",
+    "pets": "oxfordiiitpet",
+    "flowers": "oxfordflowers102",
+    "kitti": "kittivehicledistance",
+    "kittidist": "kittivehicledistance",
+    "pcam": "patchcamelyon",
+    "cars": "stanfordcars",
+    "clevr": "clevrcounts",
+    "clevrdist": "clevrdistance",
+    "clevrcount": "clevrcounts",
+    "sst2": "renderedsst2",
+    "imagenet": "imagenet1k",
+    "voc2007": "pascalvoc2007",
+}
+METACLIP_TABLE = (
+    "ImageNet,Food-101,CIFAR10,CIFAR100,CUB,SUN397,Cars,Aircraft,DTD,Pets,Caltech-101,Flowers,MNIST,"
+    "FER-2013,STL-10,EuroSAT,RESISC45,GTSRB,KITTI,Country211,PCAM,UCF101,Kinetics700,CLEVR,"
+    "HatefulMemes,SST2"
+)
+SEMDEDUP_TABLE = (
+    "Cars,Country211,FGVC Aircraft,GTSRB,ImageNet 1k,MNIST,Rendered SST2,STL10,SUN397,VOC2007,"
+    "Caltech101,CIFAR100,CIFAR10,CLEVR Dist,CLEVR Count,DMLAB,DTD,EuroSAT,Flowers,KITTI Dist,PCAM,"
+    "Pets,RESISC45,SVHN"
+)
+
+
+@pytest.mark.parametrize(
+    ("suite", "table"), [("metaclip26", METACLIP_TABLE), ("semdedup24", SEMDEDUP_TABLE)]
+)
+def test_a_papers_suite_and_what_it_misses_are_the_columns_of_its_table_in_order(suite, table):
+    missing = missing_members(suite)
+    expected = [name for name in table.split(",") if name not in missing]
+    ours = [letters(task.name) for task in resolve_suite(suite)]
+    assert ours == [OTHER_NAMES.get(letters(name), letters(name)) for name in expected]
+    assert len(expected) + len(missing) == int(suite[-2:])
+
+
+def test_missing_members_are_named_for_any_list_that_has_the_suite():
+    missing = ("CUB", "UCF101", "Kinetics700", "HatefulMemes")
+    assert missing_members("metaclip26") == missing
+    assert missing_members(" metaclip26 , vtab/dtd, metaclip26") == missing
+    assert missing_members(["glyphs", "metaclip26"]) == missing
+    assert missing_members("datacomp38") == missing_members("semdedup24") == ()
 
 
 def test_every_member_of_a_suite_is_a_task():

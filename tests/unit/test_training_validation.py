@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evaluating import evaluate_one
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from torch import nn
@@ -30,7 +31,6 @@ from evaluation.data import open_set
 from evaluation.encode import Towers, encode_pictures
 from evaluation.in_training import SharedTowers, Suite
 from evaluation.miniature import write_classification, write_retrieval, write_set
-from evaluation.runner import evaluate_checkpoint
 from training.horizon import Horizon
 from training.ranks import Ranks
 from training.validation import HeldOutLoss, Validation, num_hits, observing
@@ -298,7 +298,7 @@ def test_the_suite_s_numbers_are_those_of_the_final_evaluation(
     tasks = f"mnist,stl10,{FLICKR}"
     for limit, protocol in ((None, "corrected"), (20, "datacomp")):
         model = TinyClip().eval()
-        final = evaluate_checkpoint(
+        final = evaluate_one(
             model, preprocess, tokenizer, tasks, root, batch_size=16, seed=3, limit=limit,
             protocols=(protocol,),
         )  # fmt: skip
@@ -346,7 +346,7 @@ def test_shared_vectors_have_the_bits_of_a_single_rank_and_each_is_made_once(roo
         )  # fmt: skip
         return shared.encode_set(again, rows), shared.encode_texts(texts)
 
-    pictures = encode_pictures([alone], opened, rows).features[0]
+    pictures = encode_pictures(alone, opened, rows)
     for found in Meeting(3).all(encode):
         assert np.array_equal(found[0], pictures)
         assert np.array_equal(found[1], alone.encode_texts(texts))
@@ -371,9 +371,9 @@ def test_a_missing_set_is_named_at_the_start(
 ) -> None:
     run = a_run(pool, tmp_path)
     Suite("mnist,cifar10,wilds/fmow", str(root), "corrected", None, 0, "fp32").open(run)
-    assert "leaves out cifar10: There is no folder" in caplog.text
-    assert "leaves out wilds/fmow: tasks of kind wilds cannot be scored yet" in caplog.text
-    with pytest.raises(ConfigError, match=r"no task of it can be evaluated in .*There is no fold"):
+    assert "leaves out cifar10: There is no set of CIFAR-10" in caplog.text
+    assert "leaves out wilds/fmow: There is no set of FMoW" in caplog.text
+    with pytest.raises(ConfigError, match=r"no task of it can be evaluated in .*There is no set"):
         Suite("cifar10", str(root), "corrected", None, 0, "fp32").open(run)
     with pytest.raises(ConfigError, match=r"root is not set, and train\.watch evaluates a suite"):
         Suite("mnist", None, "corrected", None, 0, "fp32").open(run)

@@ -1,0 +1,137 @@
+"""Results as the files of other tools: DataComp's `eval_results.jsonl`, CLIP_benchmark's JSON.
+
+Both hold one checkpoint under one protocol, and only whole test sets: a reader of those files could not
+tell an estimate from the number.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from dbp.disk import replacing
+from dbp.errors import ConfigError, WorldError
+from evaluation.results import Result
+from evaluation.tasks import find_task, load_tasks
+
+# What CLIP_benchmark calls the tasks of a kind, and the metrics it reports of them, by their beginning.
+_CLIP_BENCHMARK = {
+    "classification": ("zeroshot_classification", ("acc1", "acc5", "mean_per_class_recall")),
+    "multilabel": ("zeroshot_classification", ("mean_average_precision",)),
+    "retrieval": ("zeroshot_retrieval", ("image_retrieval_recall@", "text_retrieval_recall@")),
+}
+
+
+def export_datacomp(file: Path, results: Sequence[Result]) -> tuple[str, ...]:
+    """Write results as DataComp's `evaluate.py` does, which its `aggregate_scores.py` reads.
+
+    One line a task, in the order of DataComp's list; tasks outside it are left out. A metric without a
+    value is NaN, as of an empty group, and acc5 of fewer than five classes is null, as there.
+
+    Returns:
+        The tasks of DataComp's list that have no result, so no line. Its aggregation refuses a file
+        that lacks one of the 38.
+
+    Raises:
+        ConfigError: Results of several checkpoints or protocols, estimates, or none of DataComp's.
+        WorldError: The main metric of a task that has one is without value.
+    """
+    found = _by_task(results, "export.datacomp")
+    tasks = [task for task in load_tasks().values() if task.in_datacomp]
+    lines: list[str] = []
+    for task in tasks:
+        if task.key not in found:
+            continue
+        metrics = {
+            name: math.nan if value is None and name != "acc5" else value
+            for name, value in found[task.key].metrics.items()
+        }
+        main = None if task.main_metric is None else found[task.key].metrics.get(task.main_metric)
+        if main is None and task.main_metric is not None:
+            raise WorldError(
+                f"Cannot write {file}: {task.key} has no value of its main metric {task.main_metric}. "
+                "Check its set with verify=true."
+            )
+        line = {"key": task.key, "dataset": task.name, "metrics": metrics | {"main_metric": main}}
+        lines.append(json.dumps(line) + "\n")
+    if not lines:
+        raise ConfigError(
+            f"export.datacomp={file}: none of the tasks {', '.join(found)} is in DataComp's list. "
+            "Evaluate suite=datacomp38, or leave export.datacomp out."
+        )
+    _write(file, "".join(lines))
+    return tuple(task.key for task in tasks if task.key not in found)
+
+
+def export_clip_benchmark(folder: Path, results: Sequence[Result]) -> tuple[str, ...]:
+    """Write results as `clip_benchmark eval` does, a file for each task; `build` joins them to a CSV.
+
+    A metric without a value is NaN, as there. Files are named by its default template.
+
+    Returns:
+        The tasks that CLIP_benchmark does not have, so no file: WILDS, fairness, WinoGAViL, ours.
+
+    Raises:
+        ConfigError: Results of several checkpoints or protocols, estimates, or none that it has.
+    """
+    found = _by_task(results, "export.clip_benchmark")
+    left_out = tuple(key for key in found if find_task(key).clip_benchmark is None)
+    if len(left_out) == len(found):
+        raise ConfigError(
+            f"export.clip_benchmark={folder}: CLIP_benchmark has none of the tasks {', '.join(found)}. "
+            "Evaluate others, or leave export.clip_benchmark out."
+        )
+    for key in found.keys() - set(left_out):
+        task, result = find_task(key), found[key]
+        name, known = _CLIP_BENCHMARK[task.kind]
+        model, pretrained = result.model, result.checkpoint
+        if pretrained is None:  # published weights: their tag is part of the name
+            model, _, pretrained = result.model.rpartition(":")
+        line = {
+            "dataset": task.clip_benchmark,
+            "model": model,
+            "pretrained": pretrained,
+            "task": name,
+            "metrics": {
+                metric: math.nan if value is None else value
+                for metric, value in result.metrics.items()
+                if metric.startswith(known)
+            },
+            "language": "en",
+        }
+        dataset = str(task.clip_benchmark).removeprefix("wds/")
+        words = (dataset, pretrained, model, "en", name)
+        file = "_".join(word.replace("/", "_") for word in words) + ".json"
+        _write(folder / file, json.dumps(line))
+    return left_out
+
+
+def _by_task(results: Sequence[Result], setting: str) -> dict[str, Result]:
+    """The results by task, in the order given, if one file may hold them."""
+    several = dict.fromkeys(
+        f"{r.checkpoint or 'no file'} ({r.model}, samples_seen={r.samples_seen}, "
+        f"precision={r.precision}, protocol={r.protocol})"
+        for r in results
+    )
+    if len(several) > 1:
+        raise ConfigError(
+            f"{setting} takes one checkpoint under one protocol, and there are results of "
+            f"{' and '.join(several)}. Export them apart."
+        )
+    for result in results:
+        if result.limit is not None:
+            raise ConfigError(
+                f"{setting} takes whole test sets, and {result.task} is an estimate from "
+                f"limit={result.limit}. Evaluate without a limit, or leave {setting} out."
+            )
+    found = {result.task: result for result in results}
+    if len(found) < len(results):
+        keys = [result.task for result in results]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ConfigError(f"{setting} takes one result of each task; {twice} has several.")
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())

@@ -1,0 +1,127 @@
+"""Classification of pictures that show several classes at once: mean average precision.
+
+Source:
+    clip_benchmark 1.6.2, `metrics/zeroshot_classification.py`. No task of DataComp's, so both
+    protocols agree. Departure: equal scores keep the order of the set; the reference's sort leaves
+    them to chance.
+"""
+
+from functools import partial
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Shaped
+
+from evaluation import zero_shot
+from evaluation.data import EvaluationSet, open_set
+from evaluation.kinds.base import EncodeTexts, Kind, Outcomes, Scored, Scorer, choose_rows
+from evaluation.metadata import read_vectors
+from evaluation.significance import picture_draws
+from evaluation.tar_index import EvaluationDataError
+
+METRIC = "mean_average_precision"
+
+
+class MultiLabel(Scorer):
+    """A `.npy` member of each picture says of each class, 0 or 1, whether it is there."""
+
+    def __init__(
+        self,
+        evaluation_set: EvaluationSet,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+        max_templates: int | None = None,
+    ) -> None:
+        self.set = evaluation_set
+        self.templates = evaluation_set.templates[:max_templates]
+        self.rows = choose_rows(len(evaluation_set), limit, seed)
+        self.num_samples, self.num_available = len(self.rows), len(evaluation_set)
+        self.is_positive = _read_labels(evaluation_set, self.rows)
+
+    def texts(self, protocol: str) -> list[str]:
+        filled = zero_shot.prompts(self.set.class_names, self.templates)
+        return [text for texts in filled for text in texts]
+
+    def score(
+        self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str
+    ) -> Scored:
+        zero_shot.check_protocol(protocol)
+        classifier = zero_shot.build_classifier(self.set.class_names, self.templates, encode_texts)
+        scores = zero_shot.compute_logits(features, classifier)
+        outcomes = {"score": scores, "is_positive": self.is_positive}
+        every = np.ones((1, len(scores)), np.float32)
+        return Scored(outcomes, {METRIC: float(on_draws(outcomes, METRIC, every)[0])})
+
+
+def average_precision(
+    scores: Float[np.ndarray, " n"],
+    is_positive: Bool[np.ndarray, " n"],
+    drawn: Shaped[np.ndarray, "n r"],
+) -> Float[np.ndarray, " r"]:
+    """Mean over the positives of the share of positives among what scores no less, in each draw.
+
+    Args:
+        scores: Of one class.
+        is_positive: Whether the class is in the picture.
+        drawn: How often each picture is taken in each of r draws, a whole number. The copies of a
+            picture stand one after the other.
+
+    Returns:
+        In [0, 1]; 0 where no positive is drawn.
+    """
+    order = np.argsort(-scores, kind="stable")
+    at = np.flatnonzero(is_positive[order])
+    if not len(at):
+        return np.zeros(drawn.shape[1])
+    taken = drawn[order[at]].astype(np.int64)
+    # Pictures from after one positive up to and with the next; what follows the last counts nowhere.
+    starts = np.concatenate([[0], at[:-1] + 1])
+    between = np.add.reduceat(drawn[order[: at[-1] + 1]], starts, axis=0).astype(np.int64)
+    # How many positives, and how many pictures, come before each positive.
+    positives = np.cumsum(taken, axis=0) - taken
+    pictures = np.cumsum(between, axis=0) - taken
+    precision = np.where(taken > 0, (positives + 1) / (pictures + 1), 0)
+    for copy in range(2, int(taken.max()) + 1):
+        has = np.nonzero(taken >= copy)
+        precision[has] += (positives[has] + copy) / (pictures[has] + copy)
+    return precision.sum(axis=0) / np.maximum(taken.sum(axis=0), 1)
+
+
+def replicates(
+    outcomes: Outcomes, metric: str, *, num_resamples: int, generator: np.random.Generator
+) -> Float[np.ndarray, " r"]:
+    """Compute the mean average precision on resampled pictures."""
+    blocks = picture_draws(len(outcomes["score"]), num_resamples=num_resamples, generator=generator)
+    return np.concatenate([on_draws(outcomes, metric, drawn) for drawn in blocks])
+
+
+def on_draws(
+    outcomes: Outcomes, metric: str, drawn: Float32[np.ndarray, "r n"]
+) -> Float[np.ndarray, " r"]:
+    """Compute the mean average precision on given draws; a class without positives counts 0."""
+    assert metric == METRIC, metric
+    scores, is_positive = outcomes["score"], outcomes["is_positive"]
+    by_picture = np.ascontiguousarray(drawn.T)
+    num_classes = scores.shape[1]
+    total = sum(
+        average_precision(scores[:, k], is_positive[:, k], by_picture) for k in range(num_classes)
+    )
+    return total / num_classes
+
+
+def _read_labels(evaluation_set: EvaluationSet, rows: list[int]) -> Bool[np.ndarray, "n k"]:
+    names = evaluation_set.class_names
+    holds = f"0 or 1 for each of the {len(names)} names"
+    labels = read_vectors(evaluation_set, rows, [len(names)], holds)
+    wrong = np.flatnonzero(((labels != 0) & (labels != 1)).any(axis=1))
+    if wrong.size:
+        raise EvaluationDataError(
+            f"The .npy member of {evaluation_set.where(rows[int(wrong[0])])} holds other numbers than "
+            f"0 and 1; it must hold {holds}. Fetch or write the set again."
+        )
+    return labels.astype(bool)
+
+
+KINDS: dict[str, Kind] = {
+    "multilabel": Kind(partial(open_set, kind="multilabel"), MultiLabel, replicates, on_draws),
+}
