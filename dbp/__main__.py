@@ -15,6 +15,7 @@ VERBS = {
     "curate": "dbp.curate",
     "train": "training.train",
     "evaluate": "evaluation.evaluate",
+    "compare": "evaluation.compare",
     "sweep": "slurm.sweep",
     "bench": "training.bench",
     "show": "dbp.show",
@@ -25,16 +26,28 @@ VERBS = {
     "import": "dbp.importing",
     "uids": "dbp.uids",
     "parts": "dbp.parts_verb",
+    "prefetch": "dbp.prefetch",
     "rehearse": "dbp.rehearse",
     "tune": "dbp.tuning",
     "compat": "dbp.compat",
 }
-LIGHT = ("show", "why", "ls", "gc", "export", "uids", "compat", "tune")  # do not read the config
+LIGHT = (
+    "compare",
+    "show",
+    "why",
+    "ls",
+    "gc",
+    "export",
+    "uids",
+    "compat",
+    "tune",
+)  # do not read the config
 HYDRA = ("curate", "train", "evaluate")  # modules that are Hydra programs of their own, too
 ABOUT = {
     "curate": "from a pool to a keep list",
     "train": "curate, then train CLIP on the keep list",
     "evaluate": "a checkpoint on a suite of tasks",
+    "compare": "two checkpoints on the same test samples: better, worse, cannot tell",
     "sweep": "a grid of arms, one table",
     "bench": "where a step's time goes: feeding or the model",
     "show": "an artifact: manifest, lineage, counts",
@@ -45,6 +58,7 @@ ABOUT = {
     "import": "keep lists, vectors and clusters of other tools",
     "uids": "union, intersection, difference and overlap of uid lists",
     "parts": "long stages part by part, for any scheduler",
+    "prefetch": "fetch weights, for nodes without a network",
     "rehearse": "a curation of a synthetic pool of any size",
     "tune": "what temperatures would do, from a finished keep list",
     "compat": "the original repository's three scripts",

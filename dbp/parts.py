@@ -12,12 +12,9 @@ does the same for any other scheduler.
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
 import socket
 import sys
-import threading
 import uuid
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -182,30 +179,6 @@ def do_parts(job: str, names: Sequence[str]) -> int:
 
 
 _JOB: list[tuple[Parted, Work, dict[str, Any], dict[str, Part]]] = []  # of a process of the pool
-
-
-def begin_worker(started: Any, gpus: list[str]) -> None:
-    """Begin a process of the pool.
-
-    Args:
-        started: How many have begun, a number that they share.
-        gpus: Those to share out, as CUDA names them.
-    """
-    # Ctrl-C goes to every process of a terminal; the driver says what there is to say.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with started.get_lock():
-        number = started.value
-        started.value += 1
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-
-    def end_with_driver() -> None:
-        # A worker whose driver was killed would wait for its next part for ever.
-        if (driver := multiprocessing.parent_process()) is not None:
-            driver.join()
-            os._exit(1)
-
-    threading.Thread(target=end_with_driver, daemon=True).start()
 
 
 def make_in_worker(job: str, name: str) -> None:

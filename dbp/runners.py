@@ -17,7 +17,6 @@ from dbp.config import require
 from dbp.errors import ConfigError, WorldError, nearest
 from dbp.parts import (
     Parted,
-    begin_worker,
     do_parts,
     make_here,
     make_in_worker,
@@ -25,6 +24,7 @@ from dbp.parts import (
     unfinished,
     write_job,
 )
+from dbp.processes import begin_worker, visible_gpus
 from dbp.progress import progress
 from dbp.slurm_queue import Queue, last_words
 from dbp.work import Part, Runner, Work
@@ -98,11 +98,7 @@ def _gpus(stage: Parted) -> list[str]:
     devices = {getattr(one, "device", None) for one in (stage, getattr(stage, "encoder", None))}
     if not devices & {"auto", "cuda"}:
         return []
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name.strip() for name in visible.split(",") if name.strip()]
-    import torch
-
-    return [str(number) for number in range(torch.cuda.device_count())]
+    return visible_gpus()
 
 
 # SLURM
@@ -181,7 +177,7 @@ class Slurm:
         else:
             own = {name: own[name] for name in own if name in ANYWHERE}
         try:
-            with _outside_any_job():
+            with outside_any_job():
                 executor = submitit.AutoExecutor(str(logs), cluster=queue.cluster)
                 executor.update_parameters(name=f"dbp-{queue.stage}", **own)
                 for array in arrays:
@@ -199,7 +195,7 @@ class Slurm:
 
 
 @contextlib.contextmanager
-def _outside_any_job() -> Iterator[None]:
+def outside_any_job() -> Iterator[None]:
     """Hide what SLURM tells of the job that this process runs in: its tasks would take it for theirs."""
     marks = ("SLURM_", "SLURMD_", "SUBMITIT_")
     hidden = {n: v for n, v in os.environ.items() if n.startswith(marks) and n != "SLURM_CONF"}

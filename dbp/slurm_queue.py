@@ -65,7 +65,7 @@ class Queue:
         """Whether a task waits or runs."""
         if self.cluster != "slurm":
             return any(not job.done() for job in self.jobs)
-        there = _call(
+        there = ask(
             "squeue", "--noheader", "--array", f"--name=dbp-{self.stage}", "--format=%T %r",
             f"--jobs={self._ids()}",
         )  # fmt: skip
@@ -79,7 +79,7 @@ class Queue:
     def cancel(self) -> None:
         """Take what is left out of the queue."""
         if self.cluster == "slurm" and (ids := self._ids()):
-            _call("scancel", *ids.split(","))
+            ask("scancel", *ids.split(","))
         elif self.cluster != "slurm":
             for job in self.jobs:
                 if not job.done():
@@ -99,7 +99,7 @@ class Queue:
         return ",".join(sorted(self.arrays | {j.job_id.partition("_")[0] for j in self.jobs}))
 
 
-def _call(*command: str) -> str | None:
+def ask(*command: str) -> str | None:
     """What a command of SLURM prints; None if it does not answer."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
     try:

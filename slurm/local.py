@@ -6,18 +6,19 @@ the same artifact both end well.
 
 import contextlib
 import os
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from typing import Any
 
 from dbp.errors import DbpError
+from dbp.processes import begin_worker, visible_gpus
 from dbp.stage import Node
 from dbp.store import Store
-from slurm.plan import Point, stages
+from slurm.composer import stages
+from slurm.plan import Point
 
 DIED = "its process died, twice: killed, as when memory runs out (then lower train.batch_size)"
 
@@ -30,7 +31,7 @@ def run_points(
     Args:
         points: What to run.
         store: Where results go.
-        workers: Processes; each takes an equal share of the cores.
+        workers: Processes; each takes an equal share of the cores, and a GPU in turn.
         say: Receives a line for each point that ends.
 
     Returns:
@@ -68,7 +69,9 @@ def _run_apart(
 ) -> list[Point]:
     """Run points in processes of their own; return those that a dying process left undone, in order."""
     threads = max(1, (os.cpu_count() or 1) // workers)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (threads,))
+    context = get_context("spawn")
+    given = (threads, context.Value("i", 0), visible_gpus())
+    pool = ProcessPoolExecutor(workers, context, _begin, given)
     undone = {str(store.key(point.last)): point for point in points}
     try:
         jobs = {}
@@ -109,20 +112,12 @@ def _container(point: Point) -> dict[str, Any]:
     return found
 
 
-def _begin(threads: int) -> None:
+def _begin(threads: int, started: Any, gpus: list[str]) -> None:
+    begin_worker(started, gpus)  # before torch looks for a GPU
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
     torch.set_num_threads(threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed sweep leaves no process behind: without its parent one would wait for work forever."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _run(container: dict[str, Any], root: str, runs: str) -> str | None:

@@ -1,22 +1,19 @@
 """A sweep as a plan: arms x axes -> points, each with its config, its stages and its key.
 
-Configs are composed once for each distinct choice of groups; plain values are set in memory. An axis
-that an arm does not read has no effect on its keys, so its points fall together into one.
+An axis that an arm does not read has no effect on its keys, so its points fall together into one.
 """
 
-import copy
 import itertools
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dbp.command_line import USES
-from dbp.command_line import overrides as spelled_out
-from dbp.config import compose, groups
-from dbp.curate import read, recipe
-from dbp.errors import ConfigError, nearest
+from dbp.config import groups
+from dbp.errors import ConfigError
 from dbp.stage import Node
 from dbp.store import Store
+from slurm.composer import Composer, SharedStages, has
 
 SEED = "seed"
 EVALUATION = ("suite", "protocol", "limit", "max_templates", "seed", "precision")
@@ -57,126 +54,24 @@ class Plan:
         points: Of one arm no two have the same key.
         labels: Rows of the table.
         rows: (arm, place) -> label of the row that stands for it.
+        controls: Arm -> the arm that is its control.
     """
 
     points: list[Point]
     labels: list[str] = field(default_factory=list)
     rows: dict[tuple[str, tuple[str, ...]], str] = field(default_factory=dict)
+    controls: Mapping[str, str] = field(default_factory=dict)
 
     def control_of(self, label: str, control: str) -> str | None:
-        """The control's row that stands at every place where `label` stands; none if several do."""
-        places = {place for (_, place), name in self.rows.items() if name == label}
-        found = {self.rows.get((control, place)) for place in places}
-        return found.pop() if len(found) == 1 else None
-
-
-class Composer:
-    """Composes the configs of many points that share most of their choices."""
-
-    def __init__(self, base: list[str], config_dirs: list[str]) -> None:
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-
-        self.base, self.config_dirs = base, config_dirs
-        known = groups()
-        read = OverridesParser.create().parse_override
-        self.values = [
-            (made.key_or_group, made.value())
-            for made in (read(o) for o in base if _is_value(o.partition("=")[0], known))
-        ]
-        self.composed: dict[tuple[str, ...], Any] = {}
-
-    def config(
-        self,
-        settings: dict[str, Any],
-        optional: Iterable[str] = (),
-        encoder: Mapping[str, str] | None = None,
-    ) -> Any:
-        """The resolved config with some settings changed.
+        """The control's row that stands at every place where `label` stands; none if several do.
 
         Args:
-            settings: Key or group -> value.
-            optional: Keys that are left out, instead of refused, where the config has none such.
-            encoder: Checkpoint and config for each encoder that names no weights of its own.
-
-        Raises:
-            ConfigError: A setting does not exist.
+            label: Of a row.
+            control: The arm that is the control of those that have none of their own.
         """
-        from omegaconf import OmegaConf
-
-        known = groups()
-        choices = {
-            k: v
-            for k, v in settings.items()
-            if (k.split("@")[0] in known and isinstance(v, str))
-            or (k.startswith("encoder.") and k.count(".") == 1)
-        }
-        chosen = tuple(spelled_out([f"{k}={v}" for k, v in choices.items()]))
-        if chosen not in self.composed:
-            replaced = {choice.partition("=")[0] for choice in chosen}
-            late = [o for o in _late(self.base, known) if o.partition("=")[0] not in replaced]
-            self.composed[chosen] = compose(
-                "sweep", [*late, *chosen], self.config_dirs, resolve=False
-            )
-        config = copy.deepcopy(self.composed[chosen])
-        for key, value in self.values:
-            if _has(config, key):
-                OmegaConf.update(config, key, value, merge=True)
-        for key, value in settings.items():
-            if key in choices:
-                continue
-            if not _has(config, key):
-                if key in optional:
-                    continue
-                parent, _, last = key.rpartition(".")
-                node = OmegaConf.select(config, parent) if parent else config
-                names = [str(n) for n in node if n != "_target_"] if hasattr(node, "keys") else []
-                raise ConfigError(
-                    f"{key} is not a setting here. {nearest(last, names) if names else ''}"
-                )
-            OmegaConf.update(config, key, value)
-        for use in USES if encoder else ():
-            if _lacks_weights(config.encoder[use]):
-                config.encoder[use].update(encoder)
-        OmegaConf.resolve(config)
-        return config
-
-
-def _is_value(key: str, known: dict[str, list[str]]) -> bool:
-    return key.lstrip("+~").split("@")[0] not in known and not key.startswith(("+", "~"))
-
-
-def _lacks_weights(encoder: Any) -> bool:
-    """Whether it is a network of no name and no file, as encoder=local_clip leaves it."""
-    return _has(encoder, "checkpoint") and encoder.checkpoint is None and encoder.model is None
-
-
-def _late(given: list[str], known: dict[str, list[str]]) -> list[str]:
-    """The overrides that Hydra must see: choices of groups, additions and deletions."""
-    return [o for o in given if not _is_value(o.partition("=")[0], known)]
-
-
-def _has(config: Any, key: str) -> bool:
-    from omegaconf import DictConfig
-
-    node = config
-    for part in key.split("."):
-        if not isinstance(node, DictConfig) or part not in node._content:  # type: ignore[operator]
-            return False
-        node = node._get_node(part)
-    return True
-
-
-def stages(config: Any) -> dict[str, Node]:
-    """All stages of one point: curation's, then training and evaluation."""
-    from dbp.config import build
-    from evaluation.stage import Evaluate, sets_node
-    from training.train import stage_of
-
-    nodes = recipe(read(config))
-    nodes["train"] = stage_of(config).bind(pool=nodes["index"], keep=nodes["select"])
-    evaluate = build(config.evaluate, Evaluate, "evaluate")
-    nodes["evaluate"] = evaluate.bind(checkpoint=nodes["train"], sets=sets_node(config))
-    return nodes
+        places = {at for at, name in self.rows.items() if name == label}
+        found = {self.rows.get((self.controls.get(arm, control), place)) for arm, place in places}
+        return found.pop() if len(found) == 1 else None
 
 
 def expand(
@@ -196,7 +91,7 @@ def expand(
     Raises:
         ConfigError: A setting of an arm does not exist, or an axis is read by no arm.
     """
-    known = groups()
+    known, shared = groups(), SharedStages()
     points: list[Point] = []
     read_by: set[str] = set()
     for arm, settings in arms.items():
@@ -210,7 +105,7 @@ def expand(
             place = tuple(str(v) for k, v in (here | pinned).items() if k != SEED)
             here = {k: v for k, v in here.items() if k not in settings and _reads(config, k, known)}
             read_by |= set(here)
-            points.append(Point(arm, here, config, stages(config), "", int(config.seed), place))
+            points.append(Point(arm, here, config, shared.of(config), "", int(config.seed), place))
     if unread := set(axes) - read_by:
         raise ConfigError(
             f"no arm of the sweep reads the axis {sorted(unread)[0]}: {', '.join(arms)}. Remove it, or "
@@ -220,29 +115,33 @@ def expand(
 
 
 def _reads(config: Any, axis: str, known: dict[str, list[str]]) -> bool:
-    return _has(config, axis) or axis.split("@")[0] in known
+    return has(config, axis) or axis.split("@")[0] in known
 
 
-def distinct(points: list[Point], store: Store) -> Plan:
+def distinct(points: list[Point], store: Store, controls: Mapping[str, str] | None = None) -> Plan:
     """The points of each arm with different keys, labelled by the axes that make their keys differ.
 
     Two arms that come to the same keep a row each, and one run serves both.
 
-    The pool must be indexed, so that keys are known.
+    The pool must be indexed, so that keys are known. `controls` are the grid's.
     """
-    keys = [store.key(point.last) for point in points]
+    with store.steady():
+        keys = [store.key(point.last) for point in points]
     assert all(keys), "the pool is indexed"
+    alike = _same_controls(points, list(map(str, keys)), controls or {})
+    controls = {arm: alike.get(name, name) for arm, name in (controls or {}).items()}
+    wanted = [(p, key) for p, key in zip(points, keys, strict=True) if p.arm not in alike]
+    points, keys = [point for point, _ in wanted], [key for _, key in wanted]
     stands_for: dict[tuple[str, str], Point] = {}
     for point, key in zip(points, keys, strict=True):
         stands_for.setdefault((point.arm, str(key)), point)
     kept = list(stands_for.values())
+    by_arm: dict[str, list[Point]] = defaultdict(list)
     for point in kept:
-        siblings = [other for other in kept if other.arm == point.arm]
-        varying = [
-            axis
-            for axis in point.axes
-            if axis != SEED and len({str(other.axes.get(axis)) for other in siblings}) > 1
-        ]
+        by_arm[point.arm].append(point)
+    vary = {arm: _varying(siblings) for arm, siblings in by_arm.items()}
+    for point in kept:
+        varying = [axis for axis in point.axes if axis in vary[point.arm]]
         names = {axis: axis.rsplit(".", 1)[-1] for axis in varying}
         for axis, name in names.items():
             shared = list(names.values()).count(name) > 1
@@ -252,7 +151,32 @@ def distinct(points: list[Point], store: Store) -> Plan:
     rows: dict[tuple[str, tuple[str, ...]], str] = {}
     for point, key in zip(points, keys, strict=True):
         rows.setdefault((point.arm, point.place), stands_for[point.arm, str(key)].label)
-    return Plan(kept, list(dict.fromkeys(point.label for point in kept)), rows)
+    return Plan(kept, list(dict.fromkeys(point.label for point in kept)), rows, controls)
+
+
+def _same_controls(
+    points: list[Point], keys: list[str], controls: Mapping[str, str]
+) -> dict[str, str]:
+    """Controls that come to the same runs as an earlier one -> that one, which stands for both."""
+    names = set(controls.values())
+    runs: dict[str, dict[tuple[Any, ...], str]] = {}  # in the order of the arms
+    for point, key in zip(points, keys, strict=True):
+        if point.arm in names:
+            runs.setdefault(point.arm, {})[(*point.place, point.seed)] = key
+    first: dict[frozenset[Any], str] = {}
+    for name, made in runs.items():
+        first.setdefault(frozenset(made.items()), name)
+    return {
+        name: stands
+        for name, made in runs.items()
+        if (stands := first[frozenset(made.items())]) != name
+    }
+
+
+def _varying(siblings: list[Point]) -> set[str]:
+    """The axes in which the points of one arm differ, but for the seed."""
+    axes = {axis for point in siblings for axis in point.axes} - {SEED}
+    return {axis for axis in axes if len({str(point.axes.get(axis)) for point in siblings}) > 1}
 
 
 def _check_labels(points: list[Point]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from dbp.config import require
 from dbp.errors import ConfigError
 from dbp.planning.plan import flat
+from dbp.processes import visible_gpus
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,11 @@ class SweepSettings:
             use that names no weights of its own.
         control: The arm that differences are taken from.
         notes: Lines that stand above the table.
-        workers: Processes that train side by side; `auto` is one a core up to four where there is no
-            GPU, each with one thread, else one.
+        workers: Processes that train side by side; `auto` is one a GPU, or one a core up to four, each
+            with one thread, where there is none.
         plots: Draw the figures.
         unequal_compute: Allow arms whose steps, batch, model or evaluation differ.
+        add_controls: Add an arm that keeps as many rows by chance wherever an arm that selects has none.
         rehearsal: For smoke runs: keys (and all below them) that arms and axes may not change; of
             the other axes only the first value is taken.
     """
@@ -38,15 +40,14 @@ class SweepSettings:
     workers: int | Literal["auto"] = "auto"
     plots: bool = True
     unequal_compute: bool = False
+    add_controls: bool = True
     rehearsal: list[str] | None = None
 
     def num_workers(self) -> int:
         """How many processes `workers` means on this machine."""
         if self.workers != "auto":
             return int(self.workers)
-        import torch
-
-        return 1 if torch.cuda.is_available() else min(os.cpu_count() or 1, 4)
+        return len(visible_gpus()) or min(os.cpu_count() or 1, 4)
 
     def check(self) -> None:
         """Refuse what types cannot say.
@@ -83,10 +84,12 @@ class Grid:
     Args:
         arms: Name -> settings.
         axes: Key -> values.
+        controls: Arm -> the arm that keeps as many rows by chance, of the rows that it chose from.
     """
 
     arms: dict[str, dict[str, Any]]
     axes: dict[str, list[Any]]
+    controls: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -113,6 +116,7 @@ class Grid:
             held = settings.rehearsal
             arms = {name: _without(given, held) for name, given in arms.items()}
             axes = {key: values[:1] for key, values in _without(axes, held).items()}
+        controls = add_controls(arms, settings.control) if settings.add_controls else {}
         for key in (argument.partition("=")[0] for argument in base):
             if key in axes and key not in said:
                 raise ConfigError(
@@ -124,7 +128,31 @@ class Grid:
                     f"{key} has no effect: every arm of this sweep sets it. Say it of one arm "
                     "(sweep.arms), or make it an axis of a sweep without arms."
                 )
-        return cls(arms, axes)
+        return cls(arms, axes, controls)
+
+
+def add_controls(arms: dict[str, dict[str, Any]], name: str) -> dict[str, str]:
+    """Add the arms that choose by chance what others choose by a method; one for each way to get there.
+
+    Args:
+        arms: Name -> settings; the new ones are put in.
+        name: Of the new arm; with the method's behind it where there are several.
+
+    Returns:
+        Arm -> its control, for the arms that select.
+    """
+    controls: dict[str, str] = {}
+    for arm, given in list(arms.items()):
+        if arm == name or given.get("select", "") in ("none", "uniform"):
+            continue
+        others = {k: v for k, v in given.items() if k != "select" and not k.startswith("select.")}
+        settings = others | {"select": "uniform"}
+        alike = next((other for other, said in arms.items() if said == settings), None)
+        if alike is None:
+            alike = name if name not in arms else f"{name} ({arm})"
+            arms[alike] = settings
+        controls[arm] = alike
+    return controls
 
 
 def _without(settings: dict[str, Any], held: list[str]) -> dict[str, Any]:

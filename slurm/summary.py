@@ -1,6 +1,7 @@
 """What a sweep tells at its end: the table, what was planted and found, the ledger, the plots."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,27 @@ from evaluation.planted import area_under_roc, duplicate_quality
 from evaluation.results import without_nan
 from slurm.plan import Plan, Point
 from slurm.settings import SweepSettings
+
+
+def tell(
+    plan: Plan,
+    store: Store,
+    settings: SweepSettings,
+    failures: dict[str, str],
+    encoder: Mapping[str, str],
+    out: Path,
+    began: float,
+) -> int:
+    """Print and write the table; return 1 if an arm, or a task of one, failed."""
+    out.mkdir(parents=True, exist_ok=True)
+    store.say = lambda line: None  # what follows only reads
+    arms = write_summary(plan, store, settings, failures, encoder, out)
+    broken = ", ".join(arm.name for arm in arms if arm.failures)
+    print(
+        f"finished{f', with failures in {broken}' if broken else ''}, in "
+        f"{time.monotonic() - began:.0f} s; table, plots and results in {out}"
+    )
+    return 1 if broken else 0
 
 
 def write_summary(
@@ -119,12 +141,12 @@ def verdict_notes(arms: list[Arm], cells: dict[str, dict[str, Cell]], control: s
     notes = []
     if any(cell.difference_interval for cell in shown):
         notes.append(
-            "Bold (**): the 95 % interval of the difference to the control, over test pictures and "
-            "seeds, excludes nil; not corrected for the number of cells."
+            "Bold (**): differs from the control by test pictures and seeds together, p adjusted by Holm "
+            "over tasks and arms (means: over arms) at most 0.05. Intervals are not adjusted."
         )
     elif any(cell.difference is not None for cell in shown):
         notes.append(
-            "One seed an arm: checkpoints can be told apart, methods cannot. Nothing is bold."
+            "Fewer than 3 seeds an arm: checkpoints can be told apart, methods cannot. Nothing is bold."
         )
     elif len(arms) > 1:
         notes.append(

@@ -2,6 +2,9 @@
 
     dbp sweep experiment=glyphs                       plan and run what is missing
     dbp sweep plan experiment=glyphs                  print the plan and stop
+    dbp sweep experiment=glyphs launcher=slurm        hand what is missing to SLURM; again for the table
+    dbp sweep status experiment=glyphs launcher=slurm [watch=true]
+    dbp sweep cancel experiment=glyphs launcher=slurm
     dbp sweep experiment=glyphs sweep.select.temperature=[0.05,0.1,0.2] sweep.seed=[0,1,2]
 
 An experiment is a grid: `sweep.arms` (name -> settings) at every point of `sweep.axes` (key -> values); on
@@ -21,26 +24,26 @@ from dbp.command_line import overrides as spelled_out
 from dbp.config import build, compose
 from dbp.curate import open_store
 from dbp.errors import ConfigError, DbpError, nearest
-from dbp.planning.plan import flat
-from dbp.stage import Node
 from dbp.store import Store
+from slurm.composer import Composer
+from slurm.encoder import encoder_files, encoder_node, train_encoder
+from slurm.jobs import Sweep
+from slurm.launcher import Launcher
 from slurm.local import attempt, run_points
-from slurm.plan import Composer, Plan, check_compute, distinct, expand, stages
+from slurm.plan import Plan, check_compute, distinct, expand
 from slurm.settings import Grid, SweepSettings
-from slurm.summary import write_summary
+from slurm.summary import tell
+from slurm.task import leave_on_signals
 
-VERBS = ("plan", "run")
+VERBS = ("plan", "run", "status", "cancel")
+OF_JOBS = ("prepare", "resume")  # what jobs of a sweep call
 
 
 def main(arguments: list[str], config_dirs: list[str], print_only: bool = False) -> int:
     """Do what `dbp sweep` does; return 1 if an arm, or a task of one, failed."""
     from omegaconf import OmegaConf
 
-    verb = "run"
-    if arguments and "=" not in arguments[0]:
-        verb, *arguments = arguments
-        if verb not in VERBS:
-            raise ConfigError(f"dbp sweep {verb}: {nearest(verb, VERBS)}")
+    verb, arguments, watches = _verb(arguments)
     base, axes_said = divide(arguments)
     began = time.monotonic()
     config = compose("sweep", spelled_out(base), config_dirs, resolve=not print_only)
@@ -50,15 +53,28 @@ def main(arguments: list[str], config_dirs: list[str], print_only: bool = False)
     composer = Composer(spelled_out(base), config_dirs)
     settings: SweepSettings = build(config.sweep, SweepSettings, "sweep")
     settings.check()
+    launcher: Launcher = build(config.launcher, Launcher, "launcher")
     grid = Grid.of(settings, axes_said, base, _name_of(config))
-    store = open_store(config, say=print if verb == "run" else lambda line: None)
+    store = open_store(config, say=print if verb in ("run", *OF_JOBS) else lambda line: None)
+    out = Path(config.paths.runs).absolute() / "sweeps" / settings.name
     if verb == "plan" or config.dry_run:
         return _print_plan(composer, settings, grid, store)
-    encoder = _train_encoder(composer, settings, grid, store)
+    sweep = Sweep(composer, settings, launcher, grid, store, out, arguments, config_dirs)
+    if verb == "cancel":
+        return sweep.cancel()
+    if verb == "status":
+        return sweep.status(watches)
+    if launcher.kind == "slurm" and verb != "prepare":
+        return sweep.hand_in(by_person=verb == "run")
+    if verb == "prepare":
+        leave_on_signals()
+    encoder = train_encoder(composer, settings, grid, store)
     points = expand(composer, grid.arms, grid.axes, encoder)
     for point in points:
         store.get(point.nodes["index"])
-    plan = distinct(points, store)
+    if verb == "prepare":
+        return 0
+    plan = distinct(points, store, grid.controls)
     check_compute(plan, settings.unequal_compute)
     missing = sum(store.entry(p.last) is None for p in plan.points)
     print(
@@ -69,16 +85,20 @@ def main(arguments: list[str], config_dirs: list[str], print_only: bool = False)
     failures = _build_shared(plan, store)
     ready = [p for p in plan.points if store.key(p.last) not in failures]
     failures |= run_points(ready, store, settings.num_workers(), print)
-    out = Path(config.paths.runs) / "sweeps" / settings.name
-    out.mkdir(parents=True, exist_ok=True)
-    store.say = lambda line: None  # what follows only reads
-    arms = write_summary(plan, store, settings, failures, encoder, out)
-    broken = ", ".join(arm.name for arm in arms if arm.failures)
-    print(
-        f"finished{f', with failures in {broken}' if broken else ''}, in "
-        f"{time.monotonic() - began:.0f} s; table, plots and results in {out}"
-    )
-    return 1 if broken else 0
+    return tell(plan, store, settings, failures, encoder, out, began)
+
+
+def _verb(arguments: list[str]) -> tuple[str, list[str], bool]:
+    """The verb of a command, its settings, and whether it is to go on watching."""
+    verb = "run"
+    if arguments and "=" not in arguments[0]:
+        verb, *arguments = arguments
+        if verb not in (*VERBS, *OF_JOBS):
+            raise ConfigError(f"dbp sweep {verb}: {nearest(verb, VERBS)}")
+    watches = verb == "status" and "watch=true" in arguments
+    if watches:
+        arguments = [word for word in arguments if word != "watch=true"]
+    return verb, arguments, watches
 
 
 def _cluster_together(plan: Plan, store: Store) -> None:
@@ -121,31 +141,6 @@ def divide(arguments: list[str]) -> tuple[list[str], dict[str, list[Any]]]:
     return base, axes
 
 
-def _train_encoder(
-    composer: Composer, settings: SweepSettings, grid: Grid, store: Store
-) -> dict[str, str]:
-    """Train the encoder that the arms use; return its checkpoint and config."""
-    if not settings.encoder:
-        return {}
-    node = _encoder_node(composer, settings)
-    if store.entry(node) is None:  # a wrong setting of an arm stops before minutes are spent
-        expand(composer, grid.arms, grid.axes, _files(Path("untrained")))
-    store.get(node)
-    return _files(store.folder(node))
-
-
-def _encoder_node(composer: Composer, settings: SweepSettings) -> Node:
-    return stages(composer.config(flat(settings.encoder or {})))["train"]
-
-
-def _files(folder: Path | None) -> dict[str, str]:
-    assert folder is not None
-    return {
-        "checkpoint": str(folder / "weights.pt"),
-        "config": str(folder / "open_clip_config.json"),
-    }
-
-
 def _build_shared(plan: Plan, store: Store) -> dict[str, str]:
     """Build here, once, what several points rest on; arms then run apart.
 
@@ -166,9 +161,9 @@ def _print_plan(composer: Composer, settings: SweepSettings, grid: Grid, store: 
     """Print every point, and of each stage whether it is there; build nothing."""
     encoder, is_known = {}, True
     if settings.encoder:
-        node = _encoder_node(composer, settings)
+        node = encoder_node(composer, settings)
         is_known = store.entry(node) is not None
-        encoder = _files(store.folder(node) if is_known else Path("untrained"))
+        encoder = encoder_files(store.folder(node) if is_known else Path("untrained"))
         print(
             f"{'encoder':<40} train {store.key(node) or 'key known after index'} "
             f"{'reused' if is_known else 'to build'}"
@@ -180,7 +175,7 @@ def _print_plan(composer: Composer, settings: SweepSettings, grid: Grid, store: 
         for point in points:
             print(f"  {point.arm} {json.dumps(point.axes)}")
         return 0
-    plan = distinct(points, store)
+    plan = distinct(points, store, grid.controls)
     check_compute(plan, settings.unequal_compute)
     for point in plan.points:
         state = {

@@ -121,7 +121,7 @@ class Guard(Callback):
             before(number, None)  # submitit's: requeues the job, and may exit
         elif self.ranks.is_first and number in (signal.SIGUSR1, signal.SIGUSR2):
             # On TERM the scheduler has already decided what becomes of the job.
-            how = _requeue() or how
+            how = requeue() or how
         state = "a checkpoint is saved" if is_saved else "NO checkpoint could be saved"
         raise Preempted(
             f"training left after step {step:,} of {self.horizon.steps:,} on "
@@ -130,7 +130,7 @@ class Guard(Callback):
         )
 
 
-def _requeue() -> str:
+def requeue() -> str:
     """Ask SLURM to start this job again; what was done, or nothing outside of a job."""
     if "SLURM_JOB_ID" not in os.environ:
         return ""

@@ -20,14 +20,23 @@ from training.config import Model
 from training.ranks import joined
 from training.stage import Train
 
+# Field of `train` -> the group of the config that it takes in.
+GROUPS = {"captions": "caption", "mixture": "mixture", "streaming": "streaming", "watch": "watch"}
+
 
 def stage_of(config: Any) -> Train:
     """The training run that a composed config describes.
 
     Raises:
-        ConfigError: A setting of `train` or `model` is wrong.
+        ConfigError: A setting of `train`, of `model` or of a group that `train` takes in is wrong.
     """
-    return build(config.train, path="train", model=build(config.model, Model, "model"))
+    # Groups of their own are built under the names by which a person sets them.
+    groups = {
+        field: build(config[group], path=group)
+        for field, group in GROUPS.items()
+        if config.get(group) is not None and config.train.get(field) is not None
+    }
+    return build(config.train, path="train", model=build(config.model, Model, "model"), **groups)
 
 
 def run(config: Any) -> Checkpoint | None:

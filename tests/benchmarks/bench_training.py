@@ -8,7 +8,8 @@ Makes JPEGs of 512 x 384 at quality 85 (noise of a natural spectrum, 73 KiB each
 uids in tars, then trains one network by both programs, a process each, as many workers for both. The
 rival streams the tars; at a keep fraction it drops by uid before it decodes (`dbp/contains.py` in its
 pipeline, as docs/loaders.md says) or reads tars that hold the kept pairs alone. The network is tiny
-(width 64, two layers a tower, 16 patches at 224 px), so that feeding is measured. Then ViT-B/32.
+(width 64, two layers a tower, 16 patches at 224 px), so that feeding is measured; since even that costs a
+core some milliseconds a pair, feeding is measured without any network, too. Then ViT-B/32.
 
 A rate is taken from the end of a run's first step to the end of its last, so imports and the start of
 workers do not count. Ratios are taken round by round, since the machine's speed wanders.
@@ -44,6 +45,9 @@ GOALS = {
     "kept 0.2, reference ": ("kept 0.2, resharded", 1.3),
     "unpruned, fast": ("unpruned", None),
     "kept 0.2, fast": ("kept 0.2, streamed", 3.0),
+    "feeding alone, unpruned, reference": ("feeding alone, unpruned", None),
+    "feeding alone, kept 0.2, reference": ("feeding alone, kept 0.2, streamed", None),
+    "feeding alone, kept 0.2, fast": ("feeding alone, kept 0.2, streamed", None),
     "ViT-B/32, reference": ("ViT-B/32", 0.98),
 }
 
@@ -123,6 +127,14 @@ def train_rival(given: dict[str, Any]) -> list[float]:
         return unwrap(model)
 
     loop.unwrap_model = unwrap_and_note
+
+    def only_feed(model: Any, data: Any, loss: Any, epoch: int, *others: Any, **more: Any) -> None:
+        data["train"].set_epoch(epoch)
+        for _ in data["train"].dataloader:
+            ends.append(time.perf_counter())
+
+    if not given["network"]:
+        main.train_one_epoch = only_feed
     if given["model"] == "tiny":
         open_clip.add_model_config(Path(given["folder"], "tiny.json"))
     main.main(
@@ -148,7 +160,7 @@ def train_ours(given: dict[str, Any]) -> list[float]:
     from dbp.store import Store
     from training.augmentation import RandomResizedCrop
     from training.config import Model, Optimiser
-    from training.data import PairData, Pairs
+    from training.data import PairData, Pairs, make_loader
     from training.fit import fresh_model, make_trainer
     from training.horizon import Horizon
     from training.module import Contrastive
@@ -183,8 +195,15 @@ def train_ours(given: dict[str, Any]) -> list[float]:
         def on_train_batch_end(self, *_: Any) -> None:
             ends.append(time.perf_counter())
 
+    data = PairData(pairs, batches, given["workers"], pin_memory=False)
+    if not given["network"]:
+        loader = make_loader(pairs, batches(0, 0, 1), given["workers"])
+        for _, batch in zip(range(steps), loader, strict=False):  # its batches have no end
+            module.normalise(batch["images"])  # which the rival's workers have done
+            ends.append(time.perf_counter())
+        return ends
     trainer = make_trainer(Path(given["folder"]), steps, "cpu", "fp32", [Clock()])
-    trainer.fit(module, PairData(pairs, batches, given["workers"], pin_memory=False))
+    trainer.fit(module, data)
     return ends
 
 
@@ -205,7 +224,7 @@ def arms(options: argparse.Namespace, folder: Path) -> dict[str, tuple[str, dict
     few = round(options.pairs * 0.2) // BATCH * BATCH
     common = {
         "folder": str(folder), "num_tars": options.tars, "workers": options.workers, "batch": BATCH,
-        "model": "tiny", "keep": None, "tars": str(folder / "all"), "decode": "reference",
+        "model": "tiny", "network": True, "keep": None, "tars": str(folder / "all"), "decode": "reference",
     }  # fmt: skip
     unpruned = {**common, "epoch": whole, "epochs": 1}
     epochs = max(1, whole // few)
@@ -223,6 +242,11 @@ def arms(options: argparse.Namespace, folder: Path) -> dict[str, tuple[str, dict
         "kept 0.2, resharded": ("rival", resharded),
         "kept 0.2, reference": ("ours", kept),
         "kept 0.2, fast": ("ours", {**kept, "decode": "fast"}),
+    }
+    found |= {
+        f"feeding alone, {name}": (side, {**given, "network": False})
+        for name, (side, given) in found.items()
+        if "resharded" not in name and name != "unpruned, fast"
     }
     if options.vit_steps:
         found |= {"ViT-B/32": ("rival", vit), "ViT-B/32, reference": ("ours", vit)}

@@ -19,7 +19,7 @@ from dbp.stage import Node, Stage
 from dbp.store import Store
 from slurm.local import DIED, run_points
 from slurm.plan import Composer, Plan, Point, check_compute, distinct, expand
-from slurm.settings import Grid, SweepSettings
+from slurm.settings import Grid, SweepSettings, add_controls
 from slurm.sweep import divide, main
 
 GLYPHS = ["experiment=glyphs"]
@@ -152,8 +152,26 @@ def test_a_list_of_encoders_is_an_axis_and_a_setting_of_the_encoder_is_not():
 
 def test_an_axis_of_methods_makes_an_arm_of_each():
     assert grid("sweep.select=[uniform,dbp]", "sweep.seed=[0,1]") == Grid(
-        {"uniform": {"select": "uniform"}, "dbp": {"select": "dbp"}}, {"seed": [0, 1]}
+        {"uniform": {"select": "uniform"}, "dbp": {"select": "dbp"}},
+        {"seed": [0, 1]},
+        {"dbp": "uniform"},
     )
+
+
+def test_an_arm_that_selects_gets_a_control_of_equal_size_from_the_same_rows():
+    made = grid("sweep.select=[dbp,ssp]", "sweep.seed=[0]")
+    assert made.arms["uniform"] == {"select": "uniform"}
+    assert made.controls == {"dbp": "uniform", "ssp": "uniform"}
+    # Rows that were chosen from others need others by chance.
+    arms = {
+        "dbp": {"select": "dbp", "select.temperature": 0.2},
+        "raw": {"select": "ssp", "dedup": "none"},
+    }
+    controls = add_controls(arms, "uniform")
+    assert controls == {"dbp": "uniform", "raw": "uniform (raw)"}
+    assert arms["uniform (raw)"] == {"dedup": "none", "select": "uniform"}
+    assert len(arms) == 4
+    assert grid("sweep.select=[dbp]", "sweep.seed=[0]", "sweep.add_controls=false").controls == {}
 
 
 def test_a_setting_that_the_sweep_overrules_is_refused():
@@ -178,7 +196,7 @@ def test_a_rehearsal_takes_every_arm_at_one_point_and_leaves_its_own_settings_al
     assert rehearsed.arms["unpruned"] == {"select": "none"}
     composer = Composer(overrides(["experiment=glyphs_full", "debug=smoke"]), [])
     points = expand(composer, rehearsed.arms, rehearsed.axes, {})
-    assert {p.config.budget.num_kept for p in points} == {12}
+    assert {p.config.budget.num_kept for p in points} == {8}
 
 
 # failures

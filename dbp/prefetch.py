@@ -1,0 +1,49 @@
+"""Fetch the weights that a run will need, on a machine with a network: compute nodes often have none.
+
+    dbp prefetch [the settings of the run]
+    dbp prefetch model.name=ViT-B-32 pretrained=openai        for dbp evaluate, too
+
+Each encoder of the recipe is loaded once on the CPU, so that its weights lie in the caches of open_clip, timm and
+the Hub (HF_HOME, TORCH_HOME: set them to a disk that the nodes share), and are known to load.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from dbp.curate import read, recipe
+from dbp.encoders.base import Encoder
+from dbp.encoders.embed import Embed
+
+
+def run(config: Any) -> int:
+    """Do what `dbp prefetch` does with a composed config; return 1 if something could not be had."""
+    loads: dict[str, Callable[[], Any]] = {}
+    nodes = recipe(read(config))
+    for node in dict.fromkeys(node for end in nodes.values() for node in end.lineage()):
+        if isinstance(node.stage, Embed) and not node.stage.encoder.reads:
+            encoder: Any = node.stage.encoder
+            loads.setdefault(_name(encoder), replace(encoder, device="cpu").load)
+    if config.pretrained:
+        from dbp.encoders.openclip import load_openclip
+
+        name, tag = config.model.name, config.pretrained
+        loads[f"{name} {tag}"] = lambda: load_openclip(name, pretrained=tag)
+    failed = 0
+    for name, load in loads.items():
+        try:
+            load()
+        except (
+            Exception
+        ) as error:  # of whichever library fetches; the others are tried all the same
+            failed += 1
+            print(f"{name}: failed: {str(error).splitlines()[0] if str(error) else error!r}")
+        else:
+            print(f"{name}: ready")
+    print(f"{len(loads) - failed} of {len(loads)} ready")
+    return 1 if failed else 0
+
+
+def _name(encoder: Encoder) -> str:
+    about = [getattr(encoder, field, None) for field in ("model", "pretrained", "checkpoint")]
+    return " ".join([type(encoder).__name__, *(str(value) for value in about if value)])

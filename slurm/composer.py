@@ -1,0 +1,227 @@
+"""The configs of many points that share most of their choices, and their stages.
+
+Hydra composes once for each distinct choice of groups. All else happens in memory: a point's values are
+set in a copy of the resolved config, and what is interpolated from them is brought up to date.
+"""
+
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dbp.command_line import USES
+from dbp.command_line import overrides as spelled_out
+from dbp.config import compose, groups
+from dbp.curate import read, recipe
+from dbp.errors import ConfigError, nearest
+from dbp.stage import Node
+
+LINK = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
+
+
+@dataclass(frozen=True)
+class Template:
+    """One choice of groups.
+
+    Args:
+        open: Its config with interpolations.
+        closed: The config without them, pickled: a deep copy takes seven times as long.
+        links: Key -> the key whose value it takes.
+    """
+
+    open: Any
+    closed: bytes
+    links: dict[str, str]
+
+
+class Composer:
+    """Composes the configs of many points that share most of their choices."""
+
+    def __init__(self, base: list[str], config_dirs: list[str]) -> None:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        self.base, self.config_dirs, self.known = base, config_dirs, groups()
+        parse = OverridesParser.create().parse_override
+        self.values = [
+            (made.key_or_group, made.value())
+            for made in (parse(o) for o in base if _is_value(o.partition("=")[0], self.known))
+        ]
+        self.composed: dict[tuple[str, ...], Template] = {}
+        self.made: dict[str, Any] = {}
+
+    def config(
+        self,
+        settings: dict[str, Any],
+        optional: Iterable[str] = (),
+        encoder: Mapping[str, str] | None = None,
+    ) -> Any:
+        """The resolved config with some settings changed; one object for equal settings, to be read alone.
+
+        Args:
+            settings: Key or group -> value.
+            optional: Keys that are left out, instead of refused, where the config has none such.
+            encoder: Checkpoint and config for each encoder that names no weights of its own.
+
+        Raises:
+            ConfigError: A setting does not exist.
+        """
+        choices = {
+            k: v
+            for k, v in settings.items()
+            if (k.split("@")[0] in self.known and isinstance(v, str))
+            or (k.startswith("encoder.") and k.count(".") == 1)
+        }
+        chosen = tuple(spelled_out([f"{k}={v}" for k, v in choices.items()]))
+        if chosen not in self.composed:
+            self.composed[chosen] = self._template(chosen)
+        template = self.composed[chosen]
+        values = {key: value for key, value in settings.items() if key not in choices}
+        for key in list(values):
+            if not has(template.open, key):
+                if key not in optional:
+                    raise _unknown(template.open, key)
+                del values[key]
+        name = repr((chosen, values, encoder))
+        if name not in self.made:
+            self.made[name] = _filled(template, values, encoder or {})
+        return self.made[name]
+
+    def _template(self, chosen: tuple[str, ...]) -> Template:
+        from omegaconf import OmegaConf
+
+        replaced = {choice.partition("=")[0] for choice in chosen}
+        late = [o for o in _late(self.base, self.known) if o.partition("=")[0] not in replaced]
+        config = compose("sweep", [*late, *chosen], self.config_dirs, resolve=False)
+        for key, value in self.values:
+            if has(config, key):
+                OmegaConf.update(config, key, value, merge=True)
+        closed = pickle.loads(pickle.dumps(config))
+        OmegaConf.resolve(closed)
+        links = dict(_links(OmegaConf.to_container(config, resolve=False)))
+        return Template(config, pickle.dumps(closed), links)
+
+
+def _filled(template: Template, values: Mapping[str, Any], encoder: Mapping[str, str]) -> Any:
+    from omegaconf import OmegaConf
+
+    config = pickle.loads(template.closed)
+    if any("${" in text for text in map(str, [*values.values(), *template.links.values()])):
+        config = pickle.loads(pickle.dumps(template.open))  # not a plain link: OmegaConf reads it
+        _set(config, values)
+        _give(config, encoder)
+        OmegaConf.resolve(config)
+        return config
+    _set(config, values)
+    # A link may lead to another, so that changes are followed until none is left.
+    changed, left = list(values), {k: v for k, v in template.links.items() if k not in values}
+    while changed:
+        source = changed.pop()
+        for key in [key for key, target in left.items() if _touch(source, target)]:
+            OmegaConf.update(config, key, OmegaConf.select(config, left.pop(key)))
+            changed.append(key)
+    _give(config, encoder)
+    return config
+
+
+def _set(config: Any, values: Mapping[str, Any]) -> None:
+    from omegaconf import OmegaConf
+
+    for key, value in values.items():
+        OmegaConf.update(config, key, value)
+
+
+def _give(config: Any, encoder: Mapping[str, str]) -> None:
+    for use in USES if encoder else ():
+        if _lacks_weights(config.encoder[use]):
+            config.encoder[use].update(encoder)
+
+
+def _touch(changed: str, target: str) -> bool:
+    """Whether a changed key is the target, a part of it, or holds it."""
+    return f"{target}.".startswith(f"{changed}.") or f"{changed}.".startswith(f"{target}.")
+
+
+def _links(value: Any, key: str = "") -> Iterable[tuple[str, str]]:
+    """Each interpolation below a config with its key: what it names, or its text where it is more."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _links(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from ((key, f"${{{text}}}") for _, text in _links(inner, key))
+    elif isinstance(value, str) and "${" in value:
+        found = LINK.fullmatch(value)
+        yield key, found.group(1) if found else value
+
+
+def _unknown(config: Any, key: str) -> ConfigError:
+    from omegaconf import OmegaConf
+
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    names = [str(n) for n in node if n != "_target_"] if hasattr(node, "keys") else []
+    return ConfigError(f"{key} is not a setting here. {nearest(last, names) if names else ''}")
+
+
+def _is_value(key: str, known: dict[str, list[str]]) -> bool:
+    return key.lstrip("+~").split("@")[0] not in known and not key.startswith(("+", "~"))
+
+
+def _lacks_weights(encoder: Any) -> bool:
+    """Whether it is a network of no name and no file, as encoder=local_clip leaves it."""
+    return has(encoder, "checkpoint") and encoder.checkpoint is None and encoder.model is None
+
+
+def _late(given: list[str], known: dict[str, list[str]]) -> list[str]:
+    """The overrides that Hydra must see: choices of groups, additions and deletions."""
+    return [o for o in given if not _is_value(o.partition("=")[0], known)]
+
+
+def has(config: Any, key: str) -> bool:
+    """Whether a config has a key, without following interpolations."""
+    from omegaconf import DictConfig
+
+    node = config
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node._content:  # type: ignore[operator]
+            return False
+        node = node._get_node(part)
+    return True
+
+
+def stages(config: Any) -> dict[str, Node]:
+    """All stages of one point: curation's, then training and evaluation."""
+    from dbp.config import build
+    from evaluation.stage import Evaluate, sets_node
+    from training.train import stage_of
+
+    nodes = recipe(read(config))
+    nodes["train"] = stage_of(config).bind(pool=nodes["index"], keep=nodes["select"])
+    evaluate = build(config.evaluate, Evaluate, "evaluate")
+    nodes["evaluate"] = evaluate.bind(checkpoint=nodes["train"], sets=sets_node(config))
+    return nodes
+
+
+class SharedStages:
+    """The stages of many points, each stage on equal inputs once: its key is then found once."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[tuple[Any, ...], Node] = {}
+        self.points: dict[int, tuple[Any, dict[str, Node]]] = {}
+
+    def of(self, config: Any) -> dict[str, Node]:
+        """All stages of one point."""
+        if id(config) not in self.points:
+            made: dict[int, Node] = {}
+            nodes = {name: self._share(node, made) for name, node in stages(config).items()}
+            self.points[id(config)] = config, nodes
+        return self.points[id(config)][1]
+
+    def _share(self, node: Node, made: dict[int, Node]) -> Node:
+        if id(node) not in made:
+            inputs = {name: self._share(up, made) for name, up in node.inputs.items()}
+            # The text of a stage holds all its fields, those that are not hashable, too.
+            name = (type(node.stage), repr(node.stage), *((n, id(up)) for n, up in inputs.items()))
+            made[id(node)] = self.nodes.setdefault(name, Node(node.stage, inputs))
+        return made[id(node)]
