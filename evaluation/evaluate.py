@@ -74,7 +74,7 @@ def run(config: Any) -> int:
         failures += check_near_copies(check, shown, root, asked, file.parent, **work)
     for export, target in _exports(config).items():
         if shown and (left_out := export(target, shown)):
-            print(f"{target} has no place for: {', '.join(left_out)}")
+            print(f"{target} is without: {', '.join(left_out)}")
     for name in missing:
         print(f"missing in this suite, no loader for it: {name}")
     print(f"{len({r.task for r in shown})} tasks evaluated, {len(failures)} failed: {file}")

@@ -125,8 +125,12 @@ def test_a_suite_that_is_killed_goes_on_to_the_results_of_an_undisturbed_run(hou
     process.communicate()
     done = house.lines("killed")
     assert 6 <= len(done) < 80
-    said = house.dbp(suite, runs="killed")
+    said = house.dbp(suite, "protocol=datacomp", runs="killed")
     assert "40 tasks evaluated, 0 failed" in said
+    tables = [
+        text[text.index("\ntask ") : text.index("40 tasks evaluated")] for text in (said, whole)
+    ]
+    assert tables[0] == tables[1]
     assert sorted(house.lines("killed")) == sorted(house.lines("runs"))
     assert house.lines("killed")[: len(done)] == done
 
@@ -164,7 +168,7 @@ def test_on_a_terminal_each_task_has_a_bar_and_one_that_fails_leaves_the_others(
     assert "failed: Glyphs Scripts: There is no set of Glyphs Scripts under" in said
     assert "4 tasks evaluated, 1 failed" in said
     assert "VTAB (INCOMPLETE)" in said
-    assert "files has no place for: wilds/fmow" in said
+    assert "files is without: wilds/fmow" in said
     # The config was in model_cfg, and is the same model.
     found = [json.loads(line) for line in house.lines("wrapped")]
     assert sorted({line["task"] for line in found}) == sorted({*suite} - {"glyphs/scripts"})
