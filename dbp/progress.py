@@ -36,6 +36,7 @@ class Progress:
 
 class _Bar(Progress):
     def __init__(self, what: str, total: int, unit: str) -> None:
+        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -53,6 +54,7 @@ class _Bar(Progress):
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             transient=True,
+            console=Console(stderr=True),  # what is printed may go into a file
         )
         self.task = self.rich.add_task(what, total=total, rate="")
         self.rich.start()

@@ -112,8 +112,11 @@ class Towers:
 
     @property
     def config_digest(self) -> str:
-        """Name the model's config: the same weights under another are another model."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:16]
+        """Name the model's config and its transform: the same weights under others are another model."""
+        # Only a transform of known steps has a name that is the same in every process.
+        transform = repr(self.preprocess) if Transform(self.preprocess).is_cut else ""
+        said = json.dumps(self.config, sort_keys=True) + transform
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
 
     @property
     def known_texts(self) -> dict[str, np.ndarray]:

@@ -113,7 +113,7 @@ def load_towers(config: Any, settings: Any, checkpoint: Path | None) -> Towers:
 
     model: Model = build(config.model, Model, "model")
     beside = checkpoint.parent / "open_clip_config.json" if checkpoint else None
-    described = model.described() or (str(beside) if beside and beside.exists() else None)
+    described = model.config or (str(beside) if beside and beside.exists() else None)
     device = pick_device(settings.device)
     loaded = load_openclip(
         None if described else model.name,

@@ -258,7 +258,11 @@ class SuiteRun:
         for i in set(self.lacking[chunk.which]) - set(wanted):
             kept = self.keeps[i]
             assert kept is not None
-            vectors = kept.load(name, chunk.start, chunk.stop)
+            try:
+                vectors = kept.load(name, chunk.start, chunk.stop)
+            except EvaluationDataError as error:
+                gathered.damaged = str(error)
+                continue
             gathered.features[i].append(vectors.features)
             gathered.digests[chunk.start] = vectors.digests
         if not wanted:
@@ -277,6 +281,8 @@ class SuiteRun:
     def score(self, which: int, gathered: "_Gathered", failed: list[Failure]) -> list[Result]:
         """The results of a task whose pictures are all encoded."""
         this, asked = self.ready[which], self.asked
+        if gathered.damaged:
+            raise EvaluationDataError(gathered.damaged)
         require_whole(gathered.broken, len(this.scorer.rows))
         digests = [
             digest for start in sorted(gathered.digests) for digest in gathered.digests[start]
@@ -339,6 +345,7 @@ class _Gathered:
         self.digests: dict[int, list[bytes]] = {}
         self.broken: list[str] = []
         self.not_finite: dict[int, str] = {}
+        self.damaged = ""
 
 
 def _done(result: Result) -> tuple[str, ...]:

@@ -13,6 +13,14 @@ from dbp.encoders.base import Encoder, Tower, file_digest
 from dbp.errors import ConfigError, WorldError, nearest
 from dbp.stage import runtime
 
+# A word of `preprocess_cfg` in a model's JSON -> open_clip's argument for it.
+PREPROCESS = {
+    "mean": "image_mean",
+    "std": "image_std",
+    "interpolation": "image_interpolation",
+    "resize_mode": "image_resize_mode",
+}
+
 
 @dataclass
 class LoadedClip:
@@ -49,6 +57,21 @@ def read_model_config(path: Path | str) -> dict[str, Any]:
     return config
 
 
+def read_preprocess(path: Path | str) -> dict[str, Any]:
+    """What a model's JSON says of its pictures, under `preprocess_cfg`; empty where it says nothing.
+
+    Raises:
+        ConfigError: It says something that open_clip does not know.
+    """
+    said = json.loads(Path(path).read_text())
+    said = said.get("preprocess_cfg") if isinstance(said, dict) else None
+    known = {**PREPROCESS, "size": None, "mode": None, "fill_color": None}
+    for name in said or {}:
+        if name not in known:
+            raise ConfigError(f"{path}: preprocess_cfg.{name} is unknown. {nearest(name, known)}")
+    return {PREPROCESS[name]: value for name, value in (said or {}).items() if name in PREPROCESS}
+
+
 def load_openclip(
     model: str | None = None,
     *,
@@ -63,7 +86,7 @@ def load_openclip(
     Args:
         model: open_clip's name of the model; not needed when `config` is given.
         checkpoint: A local state dict, as open_clip or our trainer writes it.
-        config: The model's config, as a JSON file or a dict.
+        config: The model's config, as a JSON file or a dict; a file's `preprocess_cfg` counts, too.
         pretrained: open_clip's tag of published weights, which a hub must serve.
         random_weights: Allow a model without weights.
         device: Where the model goes.
@@ -83,6 +106,7 @@ def load_openclip(
     described = (
         dict(config) if isinstance(config, dict) else read_model_config(config) if config else None
     )
+    preprocess = read_preprocess(config) if isinstance(config, str | Path) else {}
     if described is not None:
         name = model or f"local-{_short_hash(described)}"
         name = name.replace("/", "-")
@@ -119,6 +143,7 @@ def load_openclip(
             pretrained=str(checkpoint) if checkpoint else pretrained,
             device=device,
             weights_only=True,
+            **preprocess,
         )
     except RuntimeError as error:
         if checkpoint and "state_dict" in str(error):
@@ -187,6 +212,8 @@ class OpenClip(Encoder):
             found["weights"] = file_digest(self.checkpoint, "encoder checkpoint")
         if self.config:
             found["config"] = read_model_config(self.config)
+            if preprocess := read_preprocess(self.config):
+                found["preprocess"] = preprocess
         return found
 
     def load(self) -> Tower:

@@ -3,9 +3,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from evaluating import evaluate_one
 from omegaconf import OmegaConf
 
 from dbp.command_line import overrides
@@ -108,3 +110,44 @@ def test_two_sets_of_weights_and_prompts_without_a_limit_are_refused(tmp_path):
         ConfigError, match=r"evaluate\.max_templates=1: it must be above 0 and beside"
     ):
         run(compose("evaluate", ["evaluate.max_templates=1", "suite=mnist"]))
+
+
+def test_pictures_are_seen_as_the_models_own_file_says(tmp_path):
+    weights = weights_of(tmp_path, "w.pt")
+    folder = tmp_path / "sets" / "wds_mnist_test"
+    write_classification(folder, class_names=list("abcdefg"), num_samples=30, seed=0)
+    given = said(tmp_path, f"checkpoint={weights}", "suite=mnist", "evaluate.keep_vectors=false")
+    assert run(compose("evaluate", given)) == 0
+    own = {
+        "mean": [0.5] * 3,
+        "std": [0.1] * 3,
+        "interpolation": "bilinear",
+        "resize_mode": "squash",
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": own}))
+    assert run(compose("evaluate", given)) == 0
+    plain, other = results_of(tmp_path)[0], results_of(tmp_path)[2]
+    assert plain.config_digest != other.config_digest  # neither stands for the other
+    # The same through open_clip's own reading of such a folder.
+    home = tmp_path / "local"
+    home.mkdir()
+    (home / "open_clip_config.json").write_text((tmp_path / "config.json").read_text())
+    (home / "open_clip_pytorch_model.bin").write_bytes(weights.read_bytes())
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{home}")
+    assert "Normalize(mean=[0.5, 0.5, 0.5]" in repr(preprocess).replace(
+        "(0.5, 0.5, 0.5)", "[0.5, 0.5, 0.5]"
+    )
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{home}")
+    [theirs] = evaluate_one(model.eval(), preprocess, tokenizer, "mnist", tmp_path / "sets")
+    assert theirs.metrics == other.metrics
+    assert np.array_equal(theirs.outcomes["predicted"], other.outcomes["predicted"])
+
+
+def test_an_unknown_word_of_the_preprocess_is_named(tmp_path):
+    weights = weights_of(tmp_path, "w.pt")
+    given = said(tmp_path, f"checkpoint={weights}", "suite=mnist")
+    (tmp_path / "sets").mkdir()
+    config = {"model_cfg": CONFIG, "preprocess_cfg": {"maen": [0.5] * 3}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"preprocess_cfg\.maen is unknown. Did you mean 'mean'"):
+        run(compose("evaluate", given))

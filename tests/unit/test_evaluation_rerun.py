@@ -172,6 +172,18 @@ def test_models_that_see_other_pictures_cannot_share_them(root, tmp_path):
         evaluate_checkpoints([towers(tmp_path), other], "mnist", root)
 
 
+def test_a_damaged_file_of_vectors_fails_its_task_alone_and_says_what_to_do(root, tmp_path):
+    keep, failures = tmp_path / "vectors", []
+    evaluate_checkpoints([towers(tmp_path)], SUITE, root, keep=keep)
+    [file] = keep.rglob("mnist-*/0*.npz")
+    file.write_bytes(file.read_bytes()[:100])
+    found = evaluate_checkpoints([towers(tmp_path)], SUITE, root, keep=keep, failures=failures)
+    assert {r.task for r in found} == {"stl10", FLICKR}
+    assert [f.task for f in failures] == ["mnist"]
+    assert str(file) in failures[0].reason
+    assert "Remove it and run again" in failures[0].reason
+
+
 CHILD = """
 import sys, time
 from pathlib import Path
