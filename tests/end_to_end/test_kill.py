@@ -100,11 +100,17 @@ def undisturbed(folder, tmp_path_factory):
     return keep_list(store), time.monotonic() - began
 
 
-def survives(folder, store, moment, undisturbed):
-    """Kill a run at a moment (a fraction of its writing), look at the store, and run again."""
+def survives(folder, store, moment, undisturbed, after=0):
+    """Kill a run at a moment (a fraction of its writing), look at the store, and run again.
+
+    The moment counts from the time at which so many artifacts are complete; a slow machine is slow
+    between them.
+    """
     (key, rows, reasons), seconds = undisturbed
     process = start(folder, store)
     wait_for(store, process)
+    while len(list(store.glob("*/*/manifest.json"))) < after and process.poll() is None:
+        time.sleep(0.01)
     time.sleep(moment * seconds)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -123,8 +129,9 @@ def test_a_run_killed_at_any_of_three_moments_ends_in_the_same_keep_list(
     chance = random.Random(0)
     hits = []
     for part in range(3):
-        moment = (part + chance.random()) / 3
-        hits.append(survives(folder, tmp_path / str(part) / "store", moment, undisturbed))
+        moment, after = chance.random() / 20, (0, 4, 7)[part]
+        home = tmp_path / str(part) / "store"
+        hits.append(survives(folder, home, moment, undisturbed, after))
     assert any(was_running for was_running, _ in hits), "no kill came in time"
     stages = {len(complete) for _, complete in hits}
     assert len(stages) > 1, f"all kills hit one stage: {hits}"

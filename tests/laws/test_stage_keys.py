@@ -52,6 +52,16 @@ TOGETHER = {
     ("Train", "precision"): [{"precision": "bf16"}, {"precision": "fp32"}],
     ("Budget", "prune_ratio"): {"prune_ratio": 0.5, "keep_fraction": None},
     ("Budget", "num_kept"): {"num_kept": 5, "keep_fraction": None},
+    ("SemDeDup", "epsilon"): [
+        {"epsilon": 0.06, "num_kept": None},
+        {"epsilon": 0.07, "num_kept": None},
+    ],
+    # A number to keep goes with one rule alone.
+    ("SemDeDup", "rule"): [
+        {"rule": "greedy"},
+        {"rule": "chain"},
+        {"rule": "greedy", "num_kept": None, "epsilon": 0.06},
+    ],
     ("SemDeDup", "num_kept"): {"num_kept": 5, "epsilon": None},
     ("Index", "uid"): {"uid": "hash"},
     ("Index", "caption"): {"caption": "json:caption"},
