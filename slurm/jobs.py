@@ -99,9 +99,7 @@ class Sweep:
                 last = max((job for job in manifest.jobs if job.role == "prepare"), key=_number)
                 words = last_line(log_of(self.folder, last, 0))
                 raise WorldError(f"the pool or the encoder could not be prepared. Log: {words}")
-            manifest.jobs += submitter.prepare()
-            manifest.save(self.folder)
-            self._say(manifest.jobs[-2:])
+            self._say(submitter.prepare())
             return 0
         in_queue = waiting_keys(manifest, queue)
         keys = [str(self.store.key(point.last)) for point in plan.points]
@@ -114,7 +112,9 @@ class Sweep:
         tried = manifest.tries.get
         to_do = [point for key, point in lacking if tried(key, 0) < self.launcher.tries]
         if to_do:
-            jobs = submitter.submit(plan, self.store, to_do)
+            shared = [job for job in manifest.jobs if job.role == "shared"]
+            under_way = [job for job in shared if queue.holds(job.number, 0)]
+            jobs = submitter.submit(self.store, to_do, under_way)
             print(f"{len(plan.points)} runs of {len(plan.labels)} arms; {len(to_do)} handed in")
             self._say(jobs)
             return 0

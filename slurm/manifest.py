@@ -3,7 +3,7 @@
     runs/sweeps/NAME/slurm/manifest.json     jobs and tries; written anew and renamed, by one submitter at a time
     runs/sweeps/NAME/slurm/round-000.json    one submission: the points, and which of them each task of a role has
     runs/sweeps/NAME/slurm/round-000.points  a resolved config a line; a task reads its own lines alone
-    runs/sweeps/NAME/slurm/failed/KEY.json   why the last try of a point failed
+    runs/sweeps/NAME/slurm/failed/KEY.json   why a try of a point failed
     runs/sweeps/NAME/slurm/logs/ROLE-JOB_TASK.log
 
 Whether something is done is never written here: the store says it.
@@ -71,7 +71,7 @@ class Manifest:
         try:
             said = json.loads(path.read_text())
             return cls(**{**said, "jobs": [Job(**job) for job in said["jobs"]]})
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError, KeyError) as error:
             raise WorldError(
@@ -120,15 +120,16 @@ def read_points(file: Path, role: str, task: int) -> list[tuple[str, dict[str, A
 
 
 def failure_file(folder: Path, key: str) -> Path:
-    """Where the reason stands why the last try of a point failed."""
+    """Where the reason stands why a try of a point failed, until one succeeds."""
     return folder / "failed" / f"{key}.json"
 
 
-def read_failures(folder: Path, keys: Sequence[str]) -> dict[str, str]:
-    """Key -> reason, of the points whose last try left one."""
-    found: dict[str, str] = {}
+def read_failures(folder: Path, keys: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Key -> the number of the job and its reason, of the points of which a try left one."""
+    found: dict[str, tuple[str, str]] = {}
     for key in keys:
         file = failure_file(folder, key)
         if file.exists():
-            found[key] = json.loads(file.read_text())["reason"]
+            said = json.loads(file.read_text())
+            found[key] = said["job"], said["reason"]
     return found

@@ -3,9 +3,11 @@
 An axis that an arm does not read has no effect on its keys, so its points fall together into one.
 """
 
+import gc
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,9 +93,24 @@ def expand(
     Raises:
         ConfigError: A setting of an arm does not exist, or an axis is read by no arm.
     """
+    with _no_collection():
+        points = list(_every(composer, arms, axes, encoder))
+    read_by = {axis for point in points for axis in point.axes}
+    if unread := set(axes) - read_by:
+        raise ConfigError(
+            f"no arm of the sweep reads the axis {sorted(unread)[0]}: {', '.join(arms)}. Remove it, or "
+            "correct its spelling."
+        )
+    return points
+
+
+def _every(
+    composer: Composer,
+    arms: dict[str, dict[str, Any]],
+    axes: dict[str, list[Any]],
+    encoder: Mapping[str, str],
+) -> Iterator[Point]:
     known, shared = groups(), SharedStages()
-    points: list[Point] = []
-    read_by: set[str] = set()
     for arm, settings in arms.items():
         for values in itertools.product(*axes.values()):
             here = dict(zip(axes, values, strict=True))
@@ -104,14 +121,19 @@ def expand(
             pinned = {k: v for k, v in settings.items() if v in axes.get(k, ())}
             place = tuple(str(v) for k, v in (here | pinned).items() if k != SEED)
             here = {k: v for k, v in here.items() if k not in settings and _reads(config, k, known)}
-            read_by |= set(here)
-            points.append(Point(arm, here, config, shared.of(config), "", int(config.seed), place))
-    if unread := set(axes) - read_by:
-        raise ConfigError(
-            f"no arm of the sweep reads the axis {sorted(unread)[0]}: {', '.join(arms)}. Remove it, or "
-            "correct its spelling."
-        )
-    return points
+            yield Point(arm, here, config, shared.of(config), "", int(config.seed), place)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Collect no garbage while configs are made: all of them stay, and looking takes a third of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _reads(config: Any, axis: str, known: dict[str, list[str]]) -> bool:

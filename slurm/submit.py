@@ -10,10 +10,11 @@ Every dependency is `afterany`: one arm that fails strands nothing. What the sto
 the queue is not submitted again.
 """
 
+import contextlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from dbp.provenance import commit
 from dbp.runners import outside_any_job
 from dbp.store import Store
 from slurm.launcher import Launcher
-from slurm.manifest import Job, Manifest, failure_file, write_round
-from slurm.plan import Plan, Point
+from slurm.manifest import Job, Manifest, write_round
+from slurm.plan import Point
 from slurm.watching import Queue
 
 SCRIPT = Path(__file__).with_name("job.sbatch")
@@ -43,15 +44,25 @@ class Submitter:
         self.launcher, self.folder, self.manifest, self.name = launcher, folder, manifest, name
 
     def prepare(self) -> list[Job]:
-        """Submit what makes keys known, and the continuation."""
-        first = self._again("prepare", after=())
-        return [first, self._again("report", after=[first])]
+        """Submit what makes keys known, and the continuation; raises as `submit` does."""
+        with self._all_or_none() as jobs:
+            self._again("prepare", (), jobs)
+            self._again("report", list(jobs), jobs)
+        return jobs
 
-    def submit(self, plan: Plan, store: Store, missing: Sequence[Point]) -> list[Job]:
+    def submit(
+        self, store: Store, missing: Sequence[Point], after: Sequence[Job] = ()
+    ) -> list[Job]:
         """Submit the points that are missing, what they rest on, and the continuation.
 
+        Args:
+            store: Says what is there.
+            missing: The points.
+            after: Jobs in the queue that may make what these points share.
+
         Raises:
-            WorldError: SLURM takes no job; what was submitted before is taken back.
+            WorldError: SLURM takes no job, or the folder cannot be written; what was submitted before is
+                taken back.
         """
         manifest, keys = self.manifest, [str(store.key(point.last)) for point in missing]
         untrained = [i for i, p in enumerate(missing) if store.entry(p.nodes["train"]) is None]
@@ -64,32 +75,48 @@ class Submitter:
         roles["arm"] = _groups(untrained, self.launcher.arms_per_job)
         roles["evaluate"] = _groups(list(range(len(missing))), self.launcher.checkpoints_per_job)
         configs = [_container(point) for point in missing]
-        file = write_round(self.folder, manifest.rounds, configs, keys, roles)
-        for key in keys:
-            manifest.tries[key] = manifest.tries.get(key, 0) + 1
-            failure_file(self.folder, key).unlink(missing_ok=True)
-        jobs: list[Job] = []
-        try:
-            before: list[Job] = []
+        with self._all_or_none() as jobs:
+            file = write_round(self.folder, manifest.rounds, configs, keys, roles)
+            before = list(after)
             for role, tasks in roles.items():
                 if tasks:
-                    before = self._arrays(role, tasks, file, keys, before)
-                    jobs += before
-            jobs.append(self._again("report", after=before))
-        except BaseException:
-            for job in jobs:  # a half-submitted sweep would run without its report
-                subprocess.run(["scancel", job.number], capture_output=True)
-            raise
-        manifest.jobs += jobs
-        manifest.rounds += 1
-        manifest.code = code()
-        manifest.save(self.folder)
+                    before = self._arrays(role, tasks, file, keys, before, jobs)
+            self._again("report", before, jobs)
+            for key in keys:
+                manifest.tries[key] = manifest.tries.get(key, 0) + 1
+            manifest.rounds += 1
         return jobs
 
-    def _arrays(
-        self, role: str, tasks: list[list[int]], file: Path, keys: list[str], after: Sequence[Job]
-    ) -> list[Job]:
+    @contextlib.contextmanager
+    def _all_or_none(self) -> Iterator[list[Job]]:
+        """The jobs that the block hands in: all of them in the manifest at its end, or none in the queue."""
         jobs: list[Job] = []
+        try:
+            yield jobs
+            self.manifest.jobs += jobs
+            self.manifest.code = code()
+            self.manifest.save(self.folder)
+        except BaseException as error:
+            for job in jobs:  # a half-submitted sweep would run without its report, or twice
+                subprocess.run(["scancel", job.number], capture_output=True)
+            if isinstance(error, OSError):
+                raise WorldError(
+                    f"cannot write the sweep's files in {self.folder}: {error.strerror or error}. No job is "
+                    "left in the queue. Give a folder that can be written with paths.runs=FOLDER."
+                ) from error
+            raise
+
+    def _arrays(
+        self,
+        role: str,
+        tasks: list[list[int]],
+        file: Path,
+        keys: list[str],
+        after: Sequence[Job],
+        jobs: list[Job],
+    ) -> list[Job]:
+        """Hand in one role, as several arrays if need be; add them to `jobs` and return them."""
+        made: list[Job] = []
         size = self.launcher.max_array
         packed = max(map(len, tasks)) if role == "arm" else 1
         for first in range(0, len(tasks), size):
@@ -100,16 +127,17 @@ class Submitter:
                 role, command, after, packed, [f"--array=0-{len(mine) - 1}{at_once}"]
             )
             elements = [[keys[point] for point in task] for task in mine]
-            jobs.append(Job(number, role, self.manifest.rounds, elements))
-        return jobs
+            made.append(Job(number, role, self.manifest.rounds, elements))
+            jobs.append(made[-1])
+        return made
 
-    def _again(self, role: str, after: Sequence[Job]) -> Job:
-        """A job that calls the sweep itself."""
+    def _again(self, role: str, after: Sequence[Job], jobs: list[Job]) -> None:
+        """Hand in a job that calls the sweep itself; add it to `jobs`."""
         verb = "prepare" if role == "prepare" else "resume"
         folders = [word for name in self.manifest.config_dirs for word in ("--config-dir", name)]
         command = ["-m", "dbp", "sweep", verb, *folders, *self.manifest.arguments]
         number = self._sbatch(role, command, after, 1, [])
-        return Job(number, role, self.manifest.rounds, [[]])
+        jobs.append(Job(number, role, self.manifest.rounds, [[]]))
 
     def _sbatch(
         self,

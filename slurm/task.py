@@ -51,13 +51,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def leave_on_signals() -> None:
-    """Before the time limit: back into the queue. Training has its own way, which ends here too."""
+    """Before the time limit: back into the queue. Training saves first, and calls the same then."""
 
     def leave(number: int, frame: Any) -> None:
         # Here and below: it loads Lightning, which takes seconds that a command of a person has not.
         from training.preemption import requeue
 
         how = "" if number == signal.SIGTERM else requeue()
+        if frame is None:  # called by training, which has saved and says so itself
+            print(how or "asked to leave", flush=True)
+            return
         raise SystemExit(
             f"left on {signal.Signals(number).name}; {how or 'what was made is kept.'}"
         )
@@ -92,14 +95,14 @@ def record(folder: Path, key: str, role: str, reason: str | None) -> None:
 
 
 def attempt(work: Callable[[], Any]) -> str | None:
-    """Why something failed, if it did; its words go to the log, too."""
+    """Why something failed, if it did; its words go to the log, too. A run that saved and left has not."""
     try:
         work()
     except DbpError as error:
         from training.preemption import Preempted
 
         if isinstance(error, Preempted):
-            raise
+            raise SystemExit(str(error)) from error
         reason = f"{type(error).__name__}: {error}"
     except Exception as error:  # a bug in one arm must not stop the others
         traceback.print_exc()

@@ -1,7 +1,6 @@
 """What SLURM and the files say of a sweep: which points are done, running, waiting, failed."""
 
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -96,7 +95,7 @@ def _states(
         for number, mine in enumerate(job.elements):
             for key in mine:
                 jobs.setdefault(key, []).append((job, number))
-    ends: dict[tuple[str, int], str] = {}
+    show = cache(shown)  # of an array all tasks in one answer
     is_missing = cache(lambda node: store.entry(node) is None)  # points share what they rest on
     for point, key in zip(plan.points, keys, strict=True):
         if store.entry(point.last) is not None:
@@ -105,6 +104,8 @@ def _states(
         is_trained = store.entry(point.nodes["train"]) is not None
         # An evaluation that waits brings on nothing where no arm will train.
         mine = [at for at in jobs.get(key, []) if is_trained or at[0].role != "evaluate"]
+        last = {job.number for job, _ in mine if job.round == mine[-1][0].round}
+        failed_in, reason = failures.get(key, ("", ""))
         queued = [(job, number) for job, number in mine if queue.holds(job.number, number)]
         running = [
             (job, number) for job, number in queued
@@ -118,10 +119,11 @@ def _states(
             yield State("running", f"{trained}{job.role}, {left} left{_said(words)}")
         elif queued:
             job, number = queued[0]
-            reason = queue.tasks[job.number, number].reason
-            yield State("waiting", f"{trained}{job.role} ({reason})")
-        elif key in failures:
-            yield State("failed", failures[key])
+            yield State(
+                "waiting", f"{trained}{job.role} ({queue.tasks[job.number, number].reason})"
+            )
+        elif failed_in in last:  # an older reason is not why this try failed
+            yield State("failed", reason)
         elif not mine:
             yield State("not submitted")
         elif not queue.answers:
@@ -130,9 +132,9 @@ def _states(
             lacks_shared = any(map(is_missing, point.nodes["select"].inputs.values()))
             blamed = "evaluate" if is_trained else "shared" if lacks_shared else "arm"
             job, number = [at for at in mine if at[0].role == blamed or at is mine[0]][-1]
-            if (job.number, number) not in ends:
-                ends[job.number, number] = end_of(folder, job, number)
-            yield State("failed", trained + ends[job.number, number])
+            about = describe_end(show(job.number).get(number, ""), job.role)
+            words = _said(last_line(log_of(folder, job, number)))
+            yield State("failed", f"{trained}{job.role} {about}{words}")
 
 
 def lines(
@@ -152,17 +154,11 @@ def lines(
     yield ", ".join(f"{number} {word}" for word, number in count.items()) or "no points"
 
 
-def end_of(folder: Path, job: Job, number: int) -> str:
-    """How a task ended that left neither a result nor a reason."""
-    about = describe_end(_show(f"{job.number}_{number}"), job.role)
-    return f"{job.role} {about}{_said(last_line(log_of(folder, job, number)))}"
-
-
 def describe_end(shown: str, role: str) -> str:
     """What `scontrol show job --oneliner` says of the end of a job, in words.
 
     Args:
-        shown: Its output; empty where SLURM has forgotten the job.
+        shown: Its line of a task; empty where SLURM has forgotten it.
         role: Of the job, for the setting to change.
     """
     values = dict(re.findall(r"(\w+)=(\S+)", shown))
@@ -180,11 +176,11 @@ def describe_end(shown: str, role: str) -> str:
     return "left the queue without a result" + (f" ({state.lower()})" if state else "")
 
 
-def _show(job: str) -> str:
-    done = subprocess.run(
-        ["scontrol", "show", "job", job, "--oneliner"], capture_output=True, text=True
-    )
-    return done.stdout if not done.returncode else ""
+def shown(job: str) -> dict[int, str]:
+    """Number of each task of an array -> what `scontrol show job --oneliner` says of it."""
+    said = ask("scontrol", "show", "job", job, "--oneliner") or ""
+    found = {re.search(r"\bArrayTaskId=(\d+)\s", line): line for line in said.splitlines()}
+    return {int(task.group(1)): line for task, line in found.items() if task}
 
 
 def log_of(folder: Path, job: Job, number: int) -> Path:

@@ -144,7 +144,8 @@ def measure(home: Path) -> None:
     plan, _ = sweep.plan()
     assert plan is not None
     total = timed(f"plan of {len(plan.points):,} arms", began)
-    keys = [str(sweep.store.key(point.last)) for point in plan.points]
+    with sweep.store.steady():
+        keys = [str(sweep.store.key(point.last)) for point in plan.points]
     digest = hashlib.sha256("".join(sorted(keys)).encode()).hexdigest()[:12]
     began = time.perf_counter()
     found = states(plan, sweep.store, sweep.folder, *in_queue(keys))
