@@ -125,7 +125,8 @@ class ShardCache:
 
     def num_bytes(self) -> int:
         """Bytes of all shards here and on their way."""
-        return sum(size for _, size, _ in self._files())
+        with _locked(self.folder / ".lock"):
+            return sum(size for _, size, _ in self._files())
 
     def _transfer(self, number: int, until: float) -> None:
         part = self.folder / f".{number:08d}.part"
@@ -156,7 +157,8 @@ class ShardCache:
                 )
             if (wrong := self.check(number, part)) is not None:
                 raise OSError(wrong)
-            part.rename(self.path(number))
+            with _locked(self.folder / ".lock"):  # who counts meets one name, and not both or none
+                part.rename(self.path(number))
         finally:
             part.unlink(missing_ok=True)
 
@@ -265,4 +267,7 @@ def _locked(path: Path) -> Iterator[None]:
     """Hold a lock among processes and threads while the block runs; a dead process holds none."""
     with open(path, "a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:  # closing alone leaves it locked while a process forked meanwhile has the file open
+            fcntl.flock(handle, fcntl.LOCK_UN)

@@ -31,7 +31,14 @@ from training.data import Pairs
 from training.horizon import Horizon
 from training.mixture import MixedOrder
 from training.order import Batches, Order
-from training.shard_cache import NoRoom, ShardCache, least_bytes, what_is_wrong
+from training.shard_cache import (
+    NoRoom,
+    ShardCache,
+    _is_free,
+    _locked,
+    least_bytes,
+    what_is_wrong,
+)
 from training.streaming import StreamedBatches, Streaming, Windows
 from training.subset import Subset
 
@@ -222,6 +229,19 @@ def test_a_cache_too_small_for_what_is_in_flight_is_slow_and_still_right(
         most = watcher.stop()
     assert found == epochs_of(pools[1], windows, 0)
     assert most <= pool.cache.most_bytes
+
+
+def test_a_process_forked_under_a_lock_does_not_keep_it(tmp_path: Path) -> None:
+    # As a loader forks its workers while a thread of this process fetches.
+    context = get_context("fork")
+    with _locked(tmp_path / ".lock"):
+        child = context.Process(target=time.sleep, args=(60,))
+        child.start()
+    try:
+        with open(tmp_path / ".lock", "a") as handle:
+            assert _is_free(handle)
+    finally:
+        child.kill()
 
 
 def test_training_s_loader_reads_a_streamed_pool_as_a_local_one(
