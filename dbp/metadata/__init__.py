@@ -1,0 +1,1 @@
+"""MetaCLIP's metadata: where entries come from, and which captions hold them."""

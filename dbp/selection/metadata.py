@@ -1,0 +1,204 @@
+"""MetaCLIP: rows balanced over the entries of a metadata list.
+
+Xu et al. 2024 (arXiv 2309.16671), section 3:
+
+    c_e = captions that hold entry e
+    p_e = t / max(c_e, t)
+    keep a row with probability 1 - prod over its entries of (1 - p_e)
+
+Frequent entries (the head) are thinned to about t rows, beside those that other entries keep; rare ones (the
+tail) keep all they have. A row without any entry goes. `MetaClip` finds t so that the common budget is kept;
+`MetaClipThreshold` takes t.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Bool
+
+from dbp.config import require
+from dbp.data.entry_table import write_entry_table
+from dbp.data.keep_list import KeepList
+from dbp.data.matches import Matches
+from dbp.data.pool import Pool
+from dbp.errors import BudgetError
+from dbp.exact.order import keyed_hash, ranks
+from dbp.metadata.base import EntrySource
+from dbp.metadata.matching import Matching
+from dbp.metadata.rules import Rule
+from dbp.narrowing import Narrowing
+from dbp.planning.effort import Effort, Sizes, over_columns
+from dbp.selection.balance import Balance, Combine, Languages, counted
+from dbp.selection.base import Selection
+from dbp.stage import Node
+from dbp.work import Work
+
+NONE, UNLUCKY, LUCKY = "no entry matches", "not drawn", "drawn"
+
+
+@dataclass(frozen=True)
+class Balancing(Narrowing):
+    """Keeps rows by the entries that their captions hold.
+
+    Args:
+        metadata: Where the entries come from.
+        rule: When a caption holds one: `reference`, as published, or `folded`.
+        combine: `independent`: 1 - prod(1 - p), as the paper and its code draw; `sum`: min(1, sum of p), as
+            its notebook shows.
+        counts: What c_e counts: all valid rows of the `pool`, as published; or the `rows` that dedup and
+            filter left, so that what they took does not thin an entry further.
+        seed: Of the rows' random numbers.
+        language: A column of the pool with each row's language; entries are then counted and thinned in
+            each language apart, at the share of tail that t gives in the reference language.
+        reference_language: As that column writes it.
+    """
+
+    name: ClassVar[str] = "select"
+    version: ClassVar[int] = 1
+    needs: ClassVar[tuple[str, ...]] = ("rows", "base", "pool", "matches")
+
+    metadata: EntrySource
+    rule: Rule
+    combine: Combine
+    counts: Literal["pool", "rows"]
+    seed: int
+    language: str | None = None
+    reference_language: str = "en"
+
+    def unread(self) -> set[str]:
+        return {"reference_language"} if self.language is None else set()
+
+    def matching(self) -> Matching:
+        """The stage that finds the entries of each caption."""
+        return Matching(self.rule)
+
+    def matched(self, rows: Node, pool: Node) -> Node:
+        """The entries and their matches, bound to the pool's valid rows."""
+        have = {"rows": rows, "pool": pool}
+        entries = self.metadata.bind(**{name: have[name] for name in self.metadata.needs})
+        return self.matching().bind(**have, entries=entries)
+
+    def balance(self, rows: KeepList, pool: Pool, matches: Matches) -> Balance:
+        """What is known of the rows at hand before a threshold is set."""
+        languages = Languages.of(pool, rows.num_pool_rows, self.language, self.reference_language)
+        return Balance.over(rows, pool, matches, languages, self.counts, self.seed, self.combine)
+
+    def told(self, balance: Balance, threshold: float) -> dict[str, Any]:
+        """Counts for the manifest."""
+        own = balance.counts[balance.languages.reference]
+        is_head = own > threshold
+        found: dict[str, Any] = {
+            "threshold": threshold,
+            NONE: int(np.count_nonzero(balance.mask)) - balance.num_matched,
+            "expected": round(balance.expected(threshold), 2),
+            "entries in the head": int(np.count_nonzero(is_head)),
+            "entries in the tail": int(np.count_nonzero((own > 0) & ~is_head)),
+            "tail's share of matches": round(balance.tail_share(threshold), 6),
+        }
+        if self.language is not None:
+            every = balance.thresholds(threshold).tolist()
+            found["thresholds"] = dict(zip(balance.languages.names, every, strict=True))
+        return found
+
+    def decided(
+        self,
+        rows: KeepList,
+        balance: Balance,
+        threshold: float,
+        keep: Bool[np.ndarray, " n"],
+        **columns: Any,
+    ) -> KeepList:
+        """The keep list: its value is a row's probability, its limit the row's random number."""
+        codes = np.zeros(rows.num_pool_rows, np.uint8)
+        for block in balance.matches.blocks():
+            codes[block.rows] = np.asarray(block.ends[1:]) > np.asarray(block.ends[:-1])
+
+        def probability() -> np.ndarray:
+            return np.concatenate([found for _, found in balance.probabilities(threshold)])
+
+        def luck() -> np.ndarray:
+            return (keyed_hash(balance.hashes, balance.seed) >> np.uint64(11)) * 2.0**-53
+
+        return rows.within(
+            "select",
+            keep,
+            (codes, [NONE, UNLUCKY]),
+            LUCKY,
+            value=probability,
+            limit=luck,
+            **columns,
+        )
+
+    def run(self, work: Work, **inputs: Any) -> dict[str, Any]:
+        counts = super().run(work, **inputs)
+        matches: Matches = inputs["matches"]
+        balance = self.balance(inputs["rows"], inputs["pool"], matches)
+        kept = counted(matches, KeepList.load(work.folder).mask, balance.languages)
+        thresholds = balance.thresholds(counts["threshold"])
+        write_entry_table(
+            work.folder, balance.languages.names, matches.entries, balance.counts, thresholds, kept
+        )
+        return counts
+
+
+@dataclass(frozen=True)
+class MetaClip(Balancing, Selection):
+    """Balance to the common budget: the threshold is solved for."""
+
+    def effort(self, sizes: Sizes) -> Effort:
+        """About ten passes over the matches, to find the threshold."""
+        return over_columns(sizes, 20)
+
+    def choose(
+        self, rows: KeepList, budget: int, pool: Pool, *, matches: Matches, **inputs: Any
+    ) -> tuple[KeepList, dict[str, Any]]:
+        balance = self.balance(rows, pool, matches)
+        if balance.num_matched < budget:
+            raise BudgetError(
+                f"cannot keep {budget:,} rows: {balance.num_matched:,} of the {rows.num_kept:,} rows at "
+                f"hand hold one of the {len(matches.entries):,} entries. Lower the budget, or give more "
+                "entries (select.metadata)."
+            )
+        threshold, keep = balance.solve(budget)
+
+        def rank() -> np.ndarray:
+            lots = np.concatenate([found for _, found in balance.lots(threshold)])
+            taken = np.where(keep, lots, np.maximum(lots, 1))
+            return ranks(taken.view(np.uint64), balance.mask & np.isfinite(lots))
+
+        def quota() -> np.ndarray:
+            return np.full(rows.num_pool_rows, budget)
+
+        kept = self.decided(rows, balance, threshold, keep, rank=rank, quota=quota)
+        return kept, self.told(balance, threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaClipThreshold(Balancing):
+    """Balance at a given threshold; chance says how many rows that keeps, so it takes no budget.
+
+    Args:
+        threshold: t: an entry with more captions is thinned to about so many.
+    """
+
+    threshold: float
+
+    def __post_init__(self) -> None:
+        require(
+            self.threshold >= 1,
+            "threshold",
+            self.threshold,
+            "at least 1, the captions that an entry keeps; select=metaclip finds it from the budget",
+        )
+
+    def effort(self, sizes: Sizes) -> Effort:
+        """A few passes over the matches."""
+        return over_columns(sizes, 8)
+
+    def decide(  # type: ignore[override]
+        self, rows: KeepList, base: KeepList, pool: Pool, matches: Matches
+    ) -> tuple[KeepList, dict[str, Any]]:
+        balance = self.balance(rows, pool, matches)
+        kept = self.decided(rows, balance, self.threshold, balance.kept(self.threshold))
+        return kept, self.told(balance, self.threshold)
