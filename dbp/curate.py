@@ -10,6 +10,7 @@ until the store is asked for a result, and then only what is missing.
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from dbp.captioning.codes import CodeVectors, Encode
 from dbp.clustering.kmeans import KMeans
 from dbp.clustering.together import assign_together, with_others
 from dbp.config import build, require
@@ -19,14 +20,14 @@ from dbp.dedup.borders import BorderLoss, Borders
 from dbp.dedup.semdedup import SemDeDup
 from dbp.encoders.base import Encoder
 from dbp.encoders.embed import Embed
-from dbp.errors import ConfigError
 from dbp.narrowing import Narrowing
 from dbp.runners import PartsSettings
+from dbp.selection.codebook import Tldr
+from dbp.selection.metadata import Balancing
 from dbp.settings import Curation, read
 from dbp.stage import Node, Stage
 from dbp.store import Store
-
-UNTIL = ("index", "embed", "dedup", "score", "filter", "centroids", "cluster", "borders", "select")
+from dbp.until import UNTIL, wanted_nodes
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,35 @@ def recipe(curation: Curation) -> dict[str, Node]:
     survivors = {"pool": rows, "dedup": deduped, "filtered": filtered}
     centroids, clusters = clustered(curation.cluster, survivors[curation.cluster.on], use.cluster)
 
+    # TL;DR's own chain: pictures as codes, codes clustered.
+    captioner = codes = coded = None
+    if curation.captioner is not None:
+        captioner = _bind(curation.captioner, pool=pool, rows=rows)
+        encode = Encode(curation.rows_per_part, device=curation.device)
+        codes = encode.bind(pool=pool, captioner=captioner)
+    select = curation.select
+    if isinstance(select, Tldr) and codes is not None:
+        vectors_of_codes = CodeVectors(select.vectors).bind(codes=codes)
+        own = {"rows": survivors[select.on], "pool": pool, "image": vectors_of_codes, "text": None}
+        fitted = _bind(select.clustering().fitting(), **own)
+        coded = _bind(select.clustering(), centroids=fitted, **own)
+
     keep = _bind(
-        curation.select,
+        select,
         rows=filtered,
         base=survivors[curation.base],
         pool=pool,
-        scores=scores,
-        clusters=clusters,
+        scores=None if isinstance(select, Tldr) and not select.needs_scores else scores,
+        clusters=coded or clusters,
+        matches=select.matched(rows, pool) if isinstance(select, Balancing) else None,
     )
-    optional = {"centroids": centroids, "borders": borders}
+    captions = curation.refine and _bind(
+        curation.refine, pool=pool, rows=keep, codes=codes, captioner=captioner
+    )
+    optional = {
+        "centroids": centroids, "borders": borders,
+        "captioner": captioner, "codes": codes, "captions": captions,
+    }  # fmt: skip
     return {
         "index": pool,
         "valid": rows,
@@ -125,22 +146,6 @@ def open_store(config: Any, say: Any = print) -> Store:
     return Store(config.paths.store, config.paths.runs, say, runner)
 
 
-def _wanted(nodes: dict[str, Node], until: str) -> list[Node]:
-    """The nodes that `until` names; for `embed` every encoding that the keep list rests on.
-
-    Raises:
-        ConfigError: This recipe makes no such artifact.
-    """
-    if until == "embed":
-        every = [*nodes["select"].lineage(), *nodes["cluster"].lineage()]
-        return list(dict.fromkeys(node for node in every if isinstance(node.stage, Embed)))
-    if until not in nodes:
-        raise ConfigError(
-            f"until={until}: this recipe makes none. centroids need cluster=kmeans, borders dedup=semdedup."
-        )
-    return [nodes[until]]
-
-
 def _clusterings(nodes: dict[str, Node], until: str) -> list[Node]:
     """The coarse clustering and those that `cluster.also` asks for; none where it asks for none."""
     others = getattr(nodes["cluster"].stage, "also", ())
@@ -159,7 +164,7 @@ def run(config: Any) -> KeepList | None:
     )
     nodes = recipe(read(config))
     store = open_store(config)
-    *before, wanted = _wanted(nodes, config.until)
+    *before, wanted = wanted_nodes(nodes, config.until)
     if config.dry_run:
         print_plan(store, *before, *_clusterings(nodes, config.until), wanted)
         return None

@@ -13,7 +13,6 @@ from typing import Any
 
 from dbp.curate import read, recipe
 from dbp.encoders.base import Encoder
-from dbp.encoders.embed import Embed
 
 
 def run(config: Any) -> int:
@@ -21,8 +20,8 @@ def run(config: Any) -> int:
     loads: dict[str, Callable[[], Any]] = {}
     nodes = recipe(read(config))
     for node in dict.fromkeys(node for end in nodes.values() for node in end.lineage()):
-        if isinstance(node.stage, Embed) and not node.stage.encoder.reads:
-            encoder: Any = node.stage.encoder
+        encoder: Any = getattr(node.stage, "encoder", None)  # of vectors, or a captioner's
+        if isinstance(encoder, Encoder) and not encoder.reads:
             loads.setdefault(_name(encoder), replace(encoder, device="cpu").load)
     if config.pretrained:
         from dbp.encoders.openclip import load_openclip

@@ -10,7 +10,7 @@ from dbp.runners import PartsSettings
 from dbp.selection.base import NoSelection
 from dbp.stage import Stage
 
-NO_BUDGET = ("NoSelection", "ImportedList")  # what they keep is said otherwise
+NO_BUDGET = ("NoSelection", "ImportedList", "MetaClipThreshold")  # what they keep is said otherwise
 WAYS = ("prune_ratio", "keep_fraction", "num_kept")
 
 
@@ -36,6 +36,9 @@ class Curation:
     select: Stage
     base: Literal["pool", "dedup", "filtered"]
     rows_per_part: int = 32_768
+    captioner: Stage | None = None  # makes one
+    refine: Stage | None = None  # writes captions with it
+    device: str = "auto"
 
 
 def read(config: Any) -> Curation:
@@ -62,6 +65,8 @@ def read(config: Any) -> Curation:
             "pool.shards is not set. Name the tars: pool.shards='folder/{00000..00099}.tar'. "
             "To see the tool work without data of your own: pool=glyphs."
         )
+    parts = build(config.parts, PartsSettings, "parts")
+    captioner, refine = _captioning(config)
     encoders = {use: build(node, path=f"encoder.{use}") for use, node in config.encoder.items()}
     return Curation(
         pool=build(config.pool, path="pool"),
@@ -73,5 +78,29 @@ def read(config: Any) -> Curation:
         select=select
         or build(config.select, path="select", **({"budget": budget} if budget else {})),
         base=base,
-        rows_per_part=build(config.parts, PartsSettings, "parts").rows_per_part,
+        rows_per_part=parts.rows_per_part,
+        captioner=captioner,
+        refine=refine,
+        device=parts.device,
     )
+
+
+def _captioning(config: Any) -> tuple[Stage | None, Stage | None]:
+    """What makes the captioner, and what writes captions with it; none where the config names none.
+
+    Raises:
+        ConfigError: A captioner is needed and none is named.
+    """
+    wanted = (config.get("caption") or {}).get("refine")
+    captioner = config.get("captioner")
+    if captioner is None:
+        is_tldr = config.select.get("_target_", "").endswith(".Tldr")
+        if wanted is not None or is_tldr:
+            what = "select=tldr clusters codes" if is_tldr else "caption=refined writes captions"
+            raise ConfigError(
+                f"{what}, and captioner=none makes none. Say captioner=paper to train one (captioner=glyphs on "
+                "the glyphs pool), or captioner=local captioner.folder=FOLDER."
+            )
+        return None, None
+    refine = None if wanted is None else build(wanted, path="caption.refine")
+    return build(captioner, path="captioner"), refine

@@ -44,6 +44,9 @@ class Stage:
     name: ClassVar[str]
     version: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[
+        tuple[str, ...]
+    ] = ()  # inputs that it may have beside; without them its key is as before
     makes: ClassVar[type]
     home: ClassVar[str] = "store"  # or "runs": the folder tree that keeps the result
     opens_with: ClassVar[tuple[str, ...]] = ()  # the inputs that `open` needs, of a finished one
@@ -63,7 +66,7 @@ class Stage:
 
     def bind(self, **inputs: "Node | None") -> "Node":
         """Bind this stage to the nodes that it needs."""
-        if unknown := set(inputs) - set(self.needs):
+        if unknown := set(inputs) - {*self.needs, *self.takes}:
             raise TypeError(f"{type(self).__name__} has no input {sorted(unknown)}")
         if missing := set(self.needs) - set(inputs):
             raise TypeError(f"{type(self).__name__} needs {sorted(missing)}")

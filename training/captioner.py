@@ -128,7 +128,7 @@ def train(stage: TrainCaptioner, work: Work, subset: Subset) -> dict[str, Any]:
     tower = open_tower(stage.encoder, device)
     assert tower.sees is not None
     size = side(tower.sees["size"])
-    module: Any = CaptioningStep(
+    module = CaptioningStep(
         stage.network, tower, stage.layer, size, words.size, stage.optimiser, horizon, stage.seed
     )
     pairs = Pairs(used, stage.augmentation, size, words, stage.seed, stage.cache)
@@ -152,7 +152,6 @@ def train(stage: TrainCaptioner, work: Work, subset: Subset) -> dict[str, Any]:
         record = Record(horizon, horizon.steps_for(stage.log_every_samples), write, bar)
         fit(module, data, [record, guard], guard, work.folder, device, precision, last)
     (work.folder / METRICS).write_bytes((work.shared / METRICS).read_bytes())
-    # Without augmentation: the middle of the picture, as everywhere else.
     measured = measure(module, Pairs(held, stage.augmentation, size, words, stage.seed), stage)
     digest = save_captioner(
         work.folder, module.network.state_dict(), stage.network, words, stage.encoder, stage.layer,
@@ -238,7 +237,9 @@ def measure(module: Any, pairs: Any, stage: TrainCaptioner) -> dict[str, Any]:
     losses, times = 0.0, np.zeros(stage.network.num_codes, np.int64)
     with torch.no_grad():
         for start in range(0, count, stage.batch_size):
-            indices: Int64[np.ndarray, " b"] = np.arange(start, min(start + stage.batch_size, count))
+            indices: Int64[np.ndarray, " b"] = np.arange(
+                start, min(start + stage.batch_size, count)
+            )
             batch = pairs[Slice(0, np.zeros_like(indices), indices, np.zeros_like(indices))]
             loss, coded, _ = module.network(
                 module.tokens(batch["images"].to(device)), batch["tokens"].to(device)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int, Int64, UInt64
 
+from dbp.captioning.refine import Refine
 from dbp.config import require
 from dbp.data.captions import Captions, import_captions
 from dbp.data.pool import Pool
@@ -30,6 +31,7 @@ class CaptionMix:
             cut, so the original goes first.
         column: Of the refined captions in the file.
         file: Parquet of `uid` and captions; its content enters the key.
+        refine: Instead of a file: how the captioner writes them; what it made enters the key.
     """
 
     rule: Literal["original", "replace", "concatenate", "alternate"]
@@ -37,6 +39,7 @@ class CaptionMix:
     separator: str | None
     column: str
     file: str | None = runtime(None)
+    refine: Refine | None = runtime(None)
 
     def __post_init__(self) -> None:
         is_share = self.ratio is not None and 0 <= self.ratio <= 1
@@ -52,7 +55,9 @@ class CaptionMix:
             require(self.separator is None, "separator", self.separator, must)
         if self.rule != "original":
             must = f"a Parquet file of uids and captions for rule={self.rule}"
-            require(self.file is not None, "file", self.file, must)
+            if self.refine is not None:
+                must = "null where the captioner writes the captions (caption=refined)"
+            require((self.file is None) == (self.refine is not None), "file", self.file, must)
 
     def identity(self) -> dict[str, Any]:
         if self.rule == "original" or self.file is None:
@@ -63,14 +68,16 @@ class CaptionMix:
 
     def unread(self) -> set[str]:
         """Fields that do not matter beside the others."""
-        return {"column"} if self.rule == "original" else set()
+        return {"column"} if self.rule == "original" or self.refine is not None else set()
 
     @property
     def is_fixed(self) -> bool:
         """Whether a row has one caption in all epochs, so that its tokens can be kept."""
         return self.rule != "alternate" or self.ratio in (0, 1)
 
-    def open(self, pool: Pool, folder: Path, seed: int, ranks: Ranks) -> "MixedCaptions":
+    def open(
+        self, pool: Pool, folder: Path, seed: int, ranks: Ranks, made: Captions | None = None
+    ) -> "MixedCaptions":
         """Import the refined captions once, on the first rank.
 
         Args:
@@ -78,7 +85,18 @@ class CaptionMix:
             folder: All ranks see it; it stays until the run is complete.
             seed: Of the draws.
             ranks: The processes that train together.
+            made: What the captioner wrote, where it did.
+
+        Raises:
+            ConfigError: The captioner was to write captions, and none came.
         """
+        if self.rule != "original" and self.refine is not None:
+            if made is None:
+                raise ConfigError(
+                    f"caption.rule={self.rule} takes captions of a captioner, and this run has none: "
+                    "caption.refine is read by dbp train and dbp sweep. For captions of a file, set caption.file."
+                )
+            return MixedCaptions(pool, made, self, seed)
         if self.rule == "original" or self.file is None:
             return MixedCaptions(pool, None, self, seed)
         # Named by content: what an earlier try imported from another file is not taken for it.

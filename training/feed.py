@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dbp.data.captions import Captions
 from training.data import Pairs
 from training.horizon import Horizon, plan_horizon, whole_steps
 from training.mixture import MixedOrder, mixed_horizon
@@ -46,16 +47,19 @@ class Feed:
             in_flight=max(1, self.stage.num_workers) * (self.stage.prefetch or IN_FLIGHT),
         )  # fmt: skip
 
-    def pairs(self, loaded: Any, folder: Path, ranks: Ranks) -> Pairs:
+    def pairs(
+        self, loaded: Any, folder: Path, ranks: Ranks, refined: Captions | None = None
+    ) -> Pairs:
         """The samples, read and decoded for a model.
 
         Args:
             loaded: The model with its tokenizer.
             folder: All ranks see it; refined captions are kept there until the run is complete.
             ranks: The processes that train together; all of them call this.
+            refined: What the captioner wrote, where it did.
         """
         stage, pool = self.stage, self.subset.pool
-        captions = stage.captions and stage.captions.open(pool, folder, stage.seed, ranks)
+        captions = stage.captions and stage.captions.open(pool, folder, stage.seed, ranks, refined)
         return Pairs(
             self.subset, stage.augmentation, image_size(loaded.model), loaded.tokenizer, stage.seed,
             stage.cache, captions,

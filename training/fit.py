@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from dbp.encoders.openclip import LoadedClip, load_openclip
 from dbp.errors import ConfigError, WorldError
 from training.config import Model
 from training.data import PairData
-from training.module import Contrastive
 from training.preemption import Guard
 from training.ranks import Ranks
 from training.resume import Disk
@@ -50,7 +49,7 @@ def fresh_model(model: Model, seed: int) -> LoadedClip:
 
 
 def fit(
-    module: Contrastive,
+    module: LightningModule,
     data: PairData,
     callbacks: list[Callback],
     guard: Guard,
@@ -77,7 +76,7 @@ def fit(
         Preempted: A signal came.
         WorldError: Lightning stopped before the last step.
     """
-    steps, ranks = module.horizon.steps, guard.ranks
+    steps, ranks = guard.horizon.steps, guard.ranks
     with ExitStack() as stack:
         stack.enter_context(quiet())
         # What a model draws is seeded for each step; afterwards torch's state is as it was.

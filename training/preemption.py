@@ -20,7 +20,6 @@ from lightning.pytorch import Callback, Trainer
 
 from dbp.errors import WorldError
 from training.horizon import Horizon
-from training.module import Contrastive
 from training.ranks import Ranks
 from training.resume import Checkpoints
 from training.signals import SIGNALS
@@ -71,7 +70,7 @@ class Guard(Callback):
         self.received = number
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: Contrastive, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step, minutes = trainer.global_step, (time.monotonic() - self.saved_at) / 60
         # The first rank's clock is that of all.

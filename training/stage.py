@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dbp.config import require
+from dbp.data.captions import Captions
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.parts import write_job
@@ -65,6 +66,7 @@ class Train(Stage):
     name: ClassVar[str] = "train"
     version: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("pool", "keep")
+    takes: ClassVar[tuple[str, ...]] = ("refined",)
     makes: ClassVar[type] = Checkpoint
     home: ClassVar[str] = "runs"
 
@@ -123,13 +125,22 @@ class Train(Stage):
     def identity(self) -> dict[str, Any]:
         return {"precision": resolve_precision(self.precision, self.device)}
 
-    def run(self, work: Work, pool: Pool, keep: KeepList) -> dict[str, Any]:
+    def run(
+        self, work: Work, pool: Pool, keep: KeepList, refined: Captions | None = None
+    ) -> dict[str, Any]:
         ranks = here()
         if ranks.size > 1:
             ranks.say({"train": str(write_job(work))})
-        return self.train(work, pool, keep, ranks)
+        return self.train(work, pool, keep, ranks, refined)
 
-    def train(self, work: Work, pool: Pool, keep: KeepList, ranks: Ranks) -> dict[str, Any]:
+    def train(
+        self,
+        work: Work,
+        pool: Pool,
+        keep: KeepList,
+        ranks: Ranks,
+        refined: Captions | None = None,
+    ) -> dict[str, Any]:
         """Take part in the training as one of several ranks; the first one writes the result.
 
         Args:
@@ -137,10 +148,11 @@ class Train(Stage):
             pool: The pool.
             keep: What is kept of it.
             ranks: This process among all.
+            refined: Captions that the captioner wrote, where it did.
 
         Returns:
             The counts of the run.
         """
         from training.run import train
 
-        return train(self, work, Subset(pool, keep), ranks)
+        return train(self, work, Subset(pool, keep), ranks, refined)

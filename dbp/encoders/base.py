@@ -24,6 +24,8 @@ class Tower:
     preprocess: Callable[[Any], Any]  # a PIL picture -> Float[Tensor, "c h w"]
     encode_images: Callable[[Any], Float32[np.ndarray, "b d"]] | None
     encode_texts: Callable[[list[str]], Float32[np.ndarray, "b d"]] | None
+    tokens: Callable[[Any, int], Any] | None = None  # pictures, layer -> Float[Tensor, "b t d"]
+    sees: dict[str, Any] | None = None  # of a picture: its `size` in pixels, `mean` and `std`
 
 
 @dataclass(frozen=True)

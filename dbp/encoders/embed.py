@@ -44,11 +44,7 @@ class Embed(Parted):
 
     def parts(self, pool: Pool) -> list[Part]:
         """Runs of shards with at least `rows_per_part` rows: tens of megabytes of vectors each."""
-        starts = pool.index.starts
-        return [
-            Part(part_name(first), first, float(starts[last + 1] - starts[first]))
-            for first, last in _runs(starts[1:], self.rows_per_part)
-        ]
+        return parts_of(pool, self.rows_per_part)
 
     def effort(self, sizes: Sizes) -> Effort:
         """Vectors in fp16 with 16 bytes of row and lengths; the network's time is known from a run alone.
@@ -71,8 +67,7 @@ class Embed(Parted):
 
     def make(self, part: Part, folder: Path, pool: Pool) -> dict[str, Any]:  # type: ignore[override]
         starts = pool.index.starts
-        firsts = [part.number for part in self.parts(pool)] + [len(starts) - 1]
-        stop = firsts[firsts.index(part.number) + 1]
+        stop = end_of(part, self.parts(pool), pool)
         rows: list[np.ndarray] = [np.zeros(0, np.int64)]
         vectors: list[np.ndarray] = []
         failed: dict[int, str] = {}
@@ -119,7 +114,7 @@ class Embed(Parted):
                 vectors.append(encode(_batch([item for _, item in waiting], self.side)))
                 waiting.clear()
 
-        for row, content in _contents(pool, shard, rows, self.side):
+        for row, content in contents_of(pool, shard, rows, self.side):
             if isinstance(content, str):
                 item: Any = content
             elif self.side == "image":
@@ -148,6 +143,21 @@ def _tower(encoder: Encoder) -> Tower:
     return _LOADED[0][1]
 
 
+def parts_of(pool: Pool, rows_per_part: int) -> list[Part]:
+    """Runs of shards with at least so many rows, named and numbered by their first shard."""
+    starts = pool.index.starts
+    return [
+        Part(part_name(first), first, float(starts[last + 1] - starts[first]))
+        for first, last in _runs(starts[1:], rows_per_part)
+    ]
+
+
+def end_of(part: Part, parts: list[Part], pool: Pool) -> int:
+    """The shard behind the last one of a part."""
+    firsts = [part.number for part in parts] + [len(pool.index.starts) - 1]
+    return firsts[firsts.index(part.number) + 1]
+
+
 def _runs(ends: np.ndarray, fewest: int) -> list[tuple[int, int]]:
     """First and last shard of each run of shards that holds at least so many rows."""
     found, first, start = [], 0, 0
@@ -166,7 +176,7 @@ def _batch(items: list[Any], side: str) -> Any:
     return torch.stack(items)
 
 
-def _contents(
+def contents_of(
     pool: Pool, shard: int, rows: np.ndarray, side: str
 ) -> Iterator[tuple[int, bytes | str]]:
     """The bytes of rows of one shard: read at their offsets, or streamed where that cannot be."""

@@ -10,6 +10,7 @@ from jaxtyping import Float32
 
 from dbp.device import pick_device
 from dbp.encoders.base import Encoder, Tower, file_digest
+from dbp.encoders.tokens import tokens_of
 from dbp.errors import ConfigError, WorldError, nearest
 from dbp.stage import runtime
 
@@ -245,4 +246,9 @@ class OpenClip(Encoder):
                     .numpy()
                 )
 
-        return Tower(loaded.preprocess, encode_images, encode_texts)
+        def tokens(batch: Any, layer: int) -> Any:
+            with torch.no_grad(), precise:
+                return tokens_of(loaded.model.visual, batch.to(device), layer).float()
+
+        sees = loaded.model.visual.preprocess_cfg
+        return Tower(loaded.preprocess, encode_images, encode_texts, tokens, sees)

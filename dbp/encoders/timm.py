@@ -8,6 +8,7 @@ from jaxtyping import Float32
 
 from dbp.device import pick_device
 from dbp.encoders.base import Encoder, Tower, file_digest
+from dbp.encoders.tokens import tokens_of
 from dbp.errors import ConfigError, WorldError, nearest
 from dbp.stage import runtime
 
@@ -80,4 +81,9 @@ class Timm(Encoder):
             with torch.inference_mode(), precise:
                 return model(batch.to(device)).float().cpu().numpy()
 
-        return Tower(transform, encode_images, None)
+        def tokens(batch: Any, layer: int) -> Any:
+            with torch.no_grad(), precise:
+                return tokens_of(model, batch.to(device), layer, "norm").float()
+
+        sees = {"size": self.image_size, **{name: settings[name] for name in ("mean", "std")}}
+        return Tower(transform, encode_images, None, tokens, sees)

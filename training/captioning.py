@@ -1,0 +1,146 @@
+"""One training step of TL;DR's captioner, and the record of its run."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from lightning.pytorch import Callback, LightningModule
+from torch import Tensor
+
+from dbp.captioning.captioner import Network
+from dbp.captioning.codes import perplexity
+from dbp.captioning.model import Captioning
+from dbp.encoders.base import Tower
+from training.config import Optimiser
+from training.horizon import Horizon
+from training.metrics import Write
+from training.module import Diverged
+from training.optim import learning_rate, make_optimiser
+from training.order import step_seed
+
+
+class CaptioningStep(LightningModule):
+    """Trains codebook and decoder on batches of uint8 pictures and words; the image network is frozen."""
+
+    def __init__(
+        self,
+        network: Network,
+        tower: Tower,
+        layer: int,
+        size: int,
+        vocabulary_size: int,
+        optimiser: Optimiser,
+        horizon: Horizon,
+        seed: int,
+    ) -> None:
+        """Make the networks.
+
+        Args:
+            network: Settings of what is trained.
+            tower: The frozen image network. It is no part of the module, so no checkpoint holds it.
+            layer: Whose tokens become codes.
+            size: Side of its pictures, in pixels.
+            vocabulary_size: Words, with pad, begin and end.
+            optimiser: AdamW's settings and schedule.
+            horizon: The length of the run.
+            seed: Of the weights, and with the step of the codes that begin or are revived.
+        """
+        super().__init__()
+        self.automatic_optimization = False
+        assert tower.sees is not None
+        self.layer, self.settings, self.horizon, self.seed = layer, optimiser, horizon, seed
+        self.__dict__["tower"] = tower  # past torch's registry
+        self.warmup_steps = -(-optimiser.warmup_samples // horizon.batch_size)
+        mean, std = tower.sees["mean"], tower.sees["std"]
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+        probe = tower.tokens(torch.zeros(1, 3, size, size), layer)  # type: ignore[misc]
+        self.num_tokens, self.token_width = int(probe.shape[1]), int(probe.shape[2])
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.network = Captioning(network, self.token_width, self.num_tokens, vocabulary_size)
+
+    def tokens(self, images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b t d"]:
+        """The frozen network's tokens of pictures."""
+        normal = images.float().div_(255).sub_(self.mean).div_(self.std)
+        return self.__dict__["tower"].tokens(normal, self.layer)
+
+    def configure_optimizers(self) -> Any:
+        return make_optimiser(self.network, self.settings)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        step, optimiser = self.global_step, self.trainer.optimizers[0]
+        rate = learning_rate(self.settings, step, self.horizon.steps, self.warmup_steps)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        # On the CPU, so that the device does not matter.
+        generator = torch.Generator().manual_seed(step_seed(self.seed, step))
+        tokens, book = self.tokens(batch["images"]), self.network.codebook
+        book.begin(self.network.project(tokens), generator)
+        loss, coded, projected = self.network(tokens, batch["tokens"])
+        optimiser.zero_grad()
+        self.manual_backward(loss + book.network.commitment * coded.commitment)
+        if self.settings.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.grad_clip)
+        self.optimizers().step()  # type: ignore[union-attr]
+        revived = book.update(projected, coded.codes, generator)
+        return {
+            "loss": loss.detach(),
+            "commitment": coded.commitment.detach(),
+            "codes": coded.codes.detach(),
+            "revived": revived,
+        }
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        seen = {name: batch[name] for name in ("images", "tokens")}
+        return {**batch, **super().transfer_batch_to_device(seen, device, dataloader_idx)}
+
+
+class Record(Callback):
+    """Writes a row of metrics every so many steps: losses, codes used, perplexity, codes revived."""
+
+    def __init__(self, horizon: Horizon, every: int, write: Write, bar: Any) -> None:
+        self.horizon, self.every, self.write, self.bar = horizon, every, write, bar
+        self.waiting: list[dict[str, Tensor]] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.bar.advance(trainer.global_step * self.horizon.batch_size)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        self.waiting.append(outputs)
+        self.bar.advance(self.horizon.batch_size)
+        if step % self.every and step != self.horizon.steps:
+            return
+        told = {name: torch.stack([made[name] for made in self.waiting]).cpu()
+                for name in ("loss", "commitment", "codes", "revived")}  # fmt: skip
+        self.waiting.clear()
+        losses = told["loss"].double()
+        if not bool(torch.isfinite(losses).all()):
+            settings = pl_module.settings
+            raise Diverged(
+                f"training the captioner stopped: its loss is not finite after "
+                f"{step * self.horizon.batch_size:,} samples. Lower captioner.optimiser.lr={settings.lr:g}, "
+                f"lengthen captioner.optimiser.warmup_samples={settings.warmup_samples:,}, or set "
+                "captioner.optimiser.grad_clip."
+            )
+        k = pl_module.network.codebook.network.num_codes
+        times = np.bincount(told["codes"].numpy().ravel(), minlength=k)
+        self.write(
+            {
+                "samples_seen": step * self.horizon.batch_size,
+                "caption_loss": round(float(losses.mean()), 5),
+                "word_perplexity": round(math.exp(min(float(losses.mean()), 50.0)), 3),
+                "commitment_loss": round(float(told["commitment"].double().mean()), 5),
+                "codes_used": int((times > 0).sum()),
+                "perplexity": round(perplexity(times), 2),
+                "codes_revived": int(told["revived"].sum()),
+                "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            }
+        )
