@@ -1,6 +1,6 @@
-"""Figures from arrays: each function draws one and writes it as PNG."""
+"""Figures from arrays: each function draws one and writes it as what the name of its file says: PNG or SVG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,4 +150,48 @@ def accuracy_by_arm(
         panel.grid(axis="x", color=PALE, lw=0.5)
     axes[0][0].set_yticks(places, names)
     figure.suptitle(title, fontsize=9)
+    _save(figure, path)
+
+
+def curves(
+    lines: Mapping[str, Sequence[tuple[float, Cell]]], x_label: str, y_label: str, path: Path
+) -> None:
+    """Draw a line a method through its points; the band runs from the lowest to the highest seed.
+
+    Args:
+        lines: Method -> points in rising order: where on the axis, and the cell there.
+        x_label: Of the axis.
+        y_label: Of the other.
+        path: Where the picture goes.
+    """
+    figure, axes = _figure(5.8, 3.8)
+    for name, points in lines.items():
+        places = [place for place, _ in points]
+        seeds = [100 * np.asarray(cell.seeds) for _, cell in points]
+        low, high = [s.min() for s in seeds], [s.max() for s in seeds]
+        (line,) = axes.plot(
+            places, [100 * cell.value for _, cell in points], "o-", ms=4, lw=1.5, label=name
+        )
+        axes.fill_between(places, low, high, color=line.get_color(), alpha=0.14, lw=0)
+        axes.vlines(places, low, high, color=line.get_color(), alpha=0.4, lw=1)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.grid(axis="y", color=PALE, lw=0.5)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=7)
+    _save(figure, path)
+
+
+def overlap(names: Sequence[str], shared: Float[np.ndarray, "m m"], path: Path) -> None:
+    """Draw how much keep lists share: the Jaccard index of each pair, as percent."""
+    size = 0.34 * len(names)
+    figure, axes = _figure(size + 0.075 * max(map(len, names)) + 0.8, size + 0.7)
+    axes.imshow(shared, cmap="GnBu", vmin=0, vmax=1)
+    for i, row in enumerate(shared):
+        for j, share in enumerate(row):
+            ink = "white" if share > 0.6 else INK
+            axes.text(j, i, f"{100 * share:.0f}", ha="center", va="center", fontsize=6, color=ink)
+    numbers = range(len(names))
+    axes.set_yticks(numbers, [f"{name}  {n + 1}" for n, name in enumerate(names)], fontsize=7)
+    axes.set_xticks(numbers, [str(n + 1) for n in numbers], fontsize=7)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
     _save(figure, path)

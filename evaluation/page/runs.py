@@ -1,0 +1,276 @@
+"""The results of a roster: arms that can be compared side by side, each group with its columns and cells.
+
+Two arms stand in one group where the same was measured in the same way: suite, protocol, precision, limit
+and the content of every set. Others stand apart, and the group says what tells it from the first.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from dbp.errors import DbpError
+from dbp.store import Entry, Store
+from evaluation.comparison import MEAN, Arm, Cell, Run, compare
+from evaluation.ledger import item_of
+from evaluation.page.roster import NamedArm, NamedRun, Roster, missing_inputs
+from evaluation.results import Result
+from evaluation.significance import ALPHA, holm
+from evaluation.suites import groups as columns_of_tables
+from evaluation.suites import missing_members
+from evaluation.tasks import find_task
+
+FEW = 8  # tasks of a suite that all stand in the table at first
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of results: a task, or the plain mean of some."""
+
+    key: str
+    label: str
+    about: str
+    is_shown: bool
+
+
+@dataclass
+class Measured:
+    """An arm with its finished runs, what is wrong with the others, and what is gone of what it rests on."""
+
+    named: NamedArm
+    number: int
+    runs: list[Run] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    measured_as: dict[str, Any] = field(default_factory=dict)
+    gone: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        if not self.runs:
+            return "unfinished"
+        return "partly finished" if self.problems else "finished"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Arms that can be compared, and what keeps them apart from the first group."""
+
+    name: str
+    reason: str
+    arms: list[Measured]
+    columns: list[Column]
+    cells: dict[str, dict[str, Cell]]
+    notes: list[str]
+
+
+def measure(store: Store, found: Mapping[str, Entry], roster: Roster) -> list[Measured]:
+    """Read the results of every arm; what cannot be read is a problem of its arm."""
+    measured: list[Measured] = []
+    for number, named in enumerate(roster.arms):
+        arm = Measured(named, number)
+        for run in named.runs:
+            try:
+                _read(store, found, run, arm)
+            except (DbpError, OSError, KeyError, ValueError) as error:
+                arm.problems.append(f"seed {run.seed}: {type(error).__name__}: {error}")
+            store.loaded.clear()
+        measured.append(arm)
+    return measured
+
+
+def _read(store: Store, found: Mapping[str, Entry], run: NamedRun, arm: Measured) -> None:
+    if run.evaluate is None or run.evaluate not in found:
+        reason = run.problem or "unfinished"
+        if run.evaluate and run.problem is None:
+            reason = (
+                f"its evaluation {run.evaluate[:12]} is not in {store.runs}: removed, or the store was moved "
+                "(paths.store and paths.runs say where to look)"
+            )
+        arm.problems.append(f"seed {run.seed}: {reason.strip().splitlines()[-1]}")
+        return
+    entry = found[run.evaluate]
+    results = store.open(run.evaluate)
+    train = found.get(run.train or "") or found.get(entry.manifest["inputs"]["checkpoint"]["key"])
+    facts = _facts(train, entry, run)
+    arm.runs.append(Run(run.seed, results.results, facts))
+    arm.measured_as = arm.measured_as or _measured_as(entry, results.results)
+    arm.problems += [f"seed {run.seed}: {f.task}: {f.reason}" for f in results.failures]
+    gone = missing_inputs(found, entry)
+    arm.gone.update(dict.fromkeys(gone))
+
+
+def _facts(train: Entry | None, evaluate: Entry, run: NamedRun) -> dict[str, Any]:
+    counts = train.manifest["counts"] if train else {}
+    facts = {
+        name: counts.get(name)
+        for name in ("kept", "samples_seen", "steps", "batch_size", "passes", "train_flops")
+    }
+    item = item_of(train.manifest) if train else None
+    return {
+        **facts,
+        "train_seconds": item and item.seconds,
+        "gpu_hours": item and item.gpu_hours,
+        "seconds": (item.seconds if item else 0.0) + evaluate.manifest["seconds"],
+        "keep": run.keep,
+        "train": train.key if train else None,
+        "evaluate": evaluate.key,
+    }
+
+
+def _measured_as(entry: Entry, results: Sequence[Result]) -> dict[str, Any]:
+    """What must be equal before two arms stand side by side."""
+    settings = {
+        name: value
+        for name, value in entry.manifest["parameters"].items()
+        if name in ("suite", "limit", "precision", "max_templates", "seed")
+    }
+    protocols = sorted({result.protocol for result in results})
+    return {**settings, "protocol": ", ".join(protocols), "version": entry.manifest["version"]}
+
+
+def group(measured: Sequence[Measured]) -> list[Group]:
+    """Part arms that cannot be compared; those without a result stand with the arms of their sweep."""
+    parted: list[list[Measured]] = []
+    for arm in (arm for arm in measured if arm.runs):
+        home = next((g for g in parted if _why_apart(g[0], arm) is None), None)
+        if home is None:
+            parted.append([arm])
+        else:
+            home.append(arm)
+    idle = [arm for arm in measured if not arm.runs]
+    if not parted:
+        parted = [[]]
+    parted[0] += idle
+    parted[0].sort(key=lambda arm: arm.number)
+    made = []
+    for number, arms in enumerate(parted):
+        reason = "" if number == 0 else _why_apart(parted[0][0], arms[0]) or ""
+        if number and not parted[0][0].runs:
+            first = next(arm for arm in parted[0] if arm.runs)
+            reason = _why_apart(first, arms[0]) or ""
+        made.append(_group(arms, reason))
+    return made
+
+
+def _why_apart(first: Measured, other: Measured) -> str | None:
+    if not first.runs or not other.runs:
+        return None
+    for name, value in first.measured_as.items():
+        if value != other.measured_as.get(name):
+            return f"{name}: {_words(value)} and {_words(other.measured_as.get(name))}"
+    sets = {r.task: r.set_digest for run in first.runs for r in run.results}
+    for result in (result for run in other.runs for result in run.results):
+        if sets.get(result.task, result.set_digest) != result.set_digest:
+            return f"the set of {result.task} holds other content"
+    return None
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _group(arms: list[Measured], reason: str) -> Group:
+    compared = [Arm(a.named.name, a.runs, a.named.control, a.problems) for a in arms if a.runs]
+    cells = compare(compared) if compared else {}
+    columns, cells = _with_groups(compared, cells)
+    suite = next((a.measured_as["suite"] for a in arms if a.runs and "suite" in a.measured_as), "")
+    name = f"suite {_words(suite)}" if suite else "no results yet"
+    notes = _notes(arms, cells)
+    if suite and (missing := missing_members(suite)):
+        notes.append(
+            f"The suite's paper also has {', '.join(missing)}; no set of them is known here."
+        )
+    return Group(name, reason, arms, columns, cells, notes)
+
+
+def _with_groups(
+    arms: Sequence[Arm], cells: dict[str, dict[str, Cell]]
+) -> tuple[list[Column], dict[str, dict[str, Cell]]]:
+    """Add the means of the complete groups of tasks; p-values of all means are adjusted together."""
+    tasks = list(dict.fromkeys(t for by_task in cells.values() for t in by_task if t != MEAN))
+    means: dict[str, dict[str, Cell]] = {}
+    wide = len(tasks) > FEW
+    columns: list[Column] = []
+    for label, members in columns_of_tables().items():
+        if not (wide and set(members) <= set(tasks)) or set(members) == set(tasks):
+            continue
+        some = [
+            replace(arm, runs=[
+                replace(run, results=[r for r in run.results if r.task in members])
+                for run in arm.runs
+            ])
+            for arm in arms
+        ]  # fmt: skip
+        key = f"{MEAN} of {label}"
+        for name, by_task in compare(some).items():
+            if MEAN in by_task:
+                means.setdefault(name, {})[key] = by_task[MEAN]
+        about = f"plain mean of {len(members)}: {', '.join(map(_short, members))}"
+        columns.append(Column(key, label, about, True))
+    every = Column(
+        MEAN, "mean" if not wide else f"mean of {len(tasks)}",
+        f"plain mean of {', '.join(f'{_short(t)} ({find_task(t).main_metric})' for t in tasks)}", True,
+    )  # fmt: skip
+    has_mean = any(MEAN in by_task for by_task in cells.values())
+    singles = [Column(t, _short(t), f"{t}: {find_task(t).main_metric}", not wide) for t in tasks]
+    merged = {name: {**by_task, **means.get(name, {})} for name, by_task in cells.items()}
+    _adjust(merged, [MEAN, *(column.key for column in columns)])
+    if wide:
+        return [*columns, *([every] if has_mean else []), *singles], merged
+    return [*singles, *([every] if has_mean else [])], merged
+
+
+def _adjust(cells: dict[str, dict[str, Cell]], keys: Sequence[str]) -> None:
+    tested = [
+        (name, key, p)
+        for name, by_task in cells.items()
+        for key in keys
+        if key in by_task and (p := by_task[key].p) is not None
+    ]
+    adjusted = holm(np.array([p for *_, p in tested])).tolist()
+    for (name, key, _), p in zip(tested, adjusted, strict=True):
+        cells[name][key] = replace(cells[name][key], adjusted_p=p, is_separate=p <= ALPHA)
+
+
+def _notes(arms: Sequence[Measured], cells: dict[str, dict[str, Cell]]) -> list[str]:
+    """What a reader must know before reading the numbers."""
+    shown = [cell for by_task in cells.values() for cell in by_task.values()]
+    notes = (
+        ["Percent, mean over seeds; ± is half the 95 % interval over test samples."]
+        if shown
+        else []
+    )
+    if any(cell.difference_interval for cell in shown):
+        notes.append(
+            "Bold: differs from the control by test samples and seeds together, p adjusted by Holm at most "
+            f"{ALPHA:g}. Differences stand below with their 95 % intervals, which are not adjusted."
+        )
+    elif any(cell.difference is not None for cell in shown):
+        notes.append(
+            "Fewer than 3 seeds an arm: checkpoints can be told apart, methods cannot. Nothing is bold."
+        )
+    elif len([arm for arm in arms if arm.runs]) == 1:
+        notes.append("A single arm: there is nothing to compare it with, and nothing is bold.")
+    elif shown:
+        notes.append(
+            "No arm has a finished control, so there are no differences and nothing is bold."
+        )
+    seen = {
+        json.dumps([run.facts["samples_seen"], run.facts["batch_size"]])
+        for a in arms
+        for run in a.runs
+    }
+    if len(seen) > 1:
+        notes.append(
+            "Not compute-matched: arms saw unequal numbers of samples, or in unequal batches."
+        )
+    for state in ("unfinished", "partly finished"):
+        if some := [arm.named.name for arm in arms if arm.state == state]:
+            notes.append(f"{state.capitalize()}: {', '.join(some)}.")
+    return notes
+
+
+def _short(task: str) -> str:
+    return task.split("/")[-1]
