@@ -119,10 +119,30 @@ class Wandb(Logger):
     def open(
         self, folder: Path, key: str, settings: dict[str, Any], past: list[Row]
     ) -> Iterator[Write]:
+        with self.session(folder, key, config=settings) as run:
+            run.define_metric("*", step_metric="samples_seen")
+            # A record that is resumed over a network has what an earlier try sent. One without a network
+            # is a folder of its own, and that of the earlier try went with its process.
+            for row in past:
+                if row["step"] >= run.step:
+                    run.log(row, step=row["step"])
+            yield lambda row: run.log(row, step=row["step"])
+
+    @contextmanager
+    def session(self, folder: Path, key: str, **given: Any) -> Iterator[Any]:
+        """Begin or go on with a record while the block runs.
+
+        Args:
+            folder: Where wandb keeps its files.
+            key: The record's id. That of a run is the run's key, so a requeued job, and what is sent after
+                the run, go on in the same record; wandb drops steps that it has seen.
+            given: Further arguments of `wandb.init`.
+        """
         import wandb
 
-        # The id is the run's key, so a requeued job goes on in the same record; wandb drops steps
-        # that it has seen.
+        # A child shares its parent's service, where a child that was killed leaves its run open: the next
+        # try would be refused the id. So each process has its own.
+        os.environ.pop("WANDB_SERVICE", None)
         run = wandb.init(
             project=self.project,
             entity=self.entity,
@@ -131,13 +151,15 @@ class Wandb(Logger):
             id=key,
             resume="allow",
             dir=folder,
-            config=settings,
             settings=wandb.Settings(silent=True, console="off"),
+            **given,
         )
         failed = 1
         try:
-            run.define_metric("*", step_metric="samples_seen")
-            yield lambda row: run.log(row, step=row["step"])
+            yield run
             failed = 0
         finally:
             run.finish(exit_code=failed)
+            if self.mode == "offline":
+                # On a busy machine the service writes the file's end later; a manifest tells its size.
+                wandb.teardown()

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dbp.data.captions import Captions
 from dbp.device import pick_device
 from dbp.encoders.openclip import LoadedClip
 from dbp.errors import ConfigError
@@ -95,7 +96,9 @@ def prepare(stage: Train, subset: Subset, ranks: Ranks) -> Prepared:
     return Prepared(feed, loaded, module, device, precision, flops and flops.step, hardware)
 
 
-def train(stage: Train, work: Work, subset: Subset, ranks: Ranks) -> dict[str, Any]:
+def train(
+    stage: Train, work: Work, subset: Subset, ranks: Ranks, refined: Captions | None = None
+) -> dict[str, Any]:
     """Train one model as one of several ranks; the first one writes what the run leaves.
 
     Args:
@@ -103,6 +106,7 @@ def train(stage: Train, work: Work, subset: Subset, ranks: Ranks) -> dict[str, A
         work: `shared` keeps checkpoints and metrics through a kill; all ranks see it.
         subset: What is trained on.
         ranks: This process among all.
+        refined: Captions that the captioner wrote, where it did.
 
     Returns:
         The counts of the run, on the first rank those of all.
@@ -126,7 +130,7 @@ def train(stage: Train, work: Work, subset: Subset, ranks: Ranks) -> dict[str, A
             log.info("train: going on after step %s of %s", f"{done:,}", f"{horizon.steps:,}")
         (resume, *_) = ranks.gather(last and str(last))
         data = PairData(
-            feed.pairs(loaded, work.shared, ranks), feed.batches, stage.num_workers,
+            feed.pairs(loaded, work.shared, ranks, refined), feed.batches, stage.num_workers,
             pin_memory=run.device != "cpu", prefetch=stage.prefetch,
         )  # fmt: skip
         recorder, validation = stack.enter_context(
@@ -182,8 +186,9 @@ def recording(
             past, marks = (
                 read_metrics(work.shared / name, samples_seen) for name in (METRICS, EVALUATIONS)
             )
+            told = sorted([*past, *marks], key=lambda row: row["step"])
             mirrors = [
-                stack.enter_context(logger.open(work.folder, work.key, parameters(stage), past))
+                stack.enter_context(logger.open(work.folder, work.key, parameters(stage), told))
                 for logger in stage.loggers
             ]
             writers = [stack.enter_context(metrics_file(work.shared / METRICS, past)), *mirrors]

@@ -15,8 +15,10 @@ from typing import Any
 from dbp.config import build
 from dbp.curate import open_store, read, recipe
 from dbp.planning.plan import check_budget, print_plan, require_upstream
+from dbp.stage import Node
 from training.checkpoint import Checkpoint
 from training.config import Model
+from training.publish import publish_run
 from training.ranks import joined
 from training.stage import Train
 
@@ -39,6 +41,12 @@ def stage_of(config: Any) -> Train:
     return build(config.train, path="train", model=build(config.model, Model, "model"), **groups)
 
 
+def node_of(config: Any, nodes: dict[str, Node]) -> Node:
+    """The training run bound to what curation makes: pool, keep list and, where they are written, captions."""
+    own = {"pool": nodes["index"], "keep": nodes["select"], "refined": nodes.get("captions")}
+    return stage_of(config).bind(**own)
+
+
 def run(config: Any) -> Checkpoint | None:
     """Do what `dbp train` does with a composed config; as one of several ranks, its part of it."""
     with joined(Path(config.paths.runs).absolute()) as ranks:
@@ -55,7 +63,7 @@ def run(config: Any) -> Checkpoint | None:
 def lead(config: Any) -> Checkpoint | None:
     """Curate and train, or say what would be done."""
     nodes = recipe(read(config))
-    node = stage_of(config).bind(pool=nodes["index"], keep=nodes["select"])
+    node = node_of(config, nodes)
     store = open_store(config)
     if config.dry_run:
         print_plan(store, node)
@@ -64,6 +72,7 @@ def lead(config: Any) -> Checkpoint | None:
         require_upstream(store, node)
     check_budget(store, nodes)
     checkpoint = store.get(node)
+    publish_run(store, node)
     print(
         f"trained {checkpoint.name} for {checkpoint.samples_seen:,} samples: checkpoint "
         f"{store.key(node)} in {checkpoint.folder} ({store.work_done()})"

@@ -1,0 +1,118 @@
+"""Numbers that papers report, with their units and how well their sources were read.
+
+The files of `numbers/` are transcriptions: numbers stand as the papers print them, also where two places
+of one paper disagree; an empty cell means that no number was found. Units differ by file, so each file's
+unit is declared here, and a file without a declared unit is not read as numbers.
+"""
+
+import csv
+import io
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from dbp.errors import ConfigError
+
+NUMBERS = Path(__file__).parent / "numbers"
+Unit = Literal["percent", "fraction"]
+Mark = Literal["verified", "secondary", "unverified", "own"]
+
+# What one unit of a file's result columns is. Other columns are as they are named.
+UNITS: dict[str, Unit] = {
+    "datacomp_filtering_table3": "fraction",
+    "datacomp_filtering_all_baselines": "fraction",
+    "datacomp_detector_baselines_medium": "fraction",
+    "datacomp_datasets_vs_models": "fraction",
+    "datacomp_medium_leaderboard": "percent",
+    "dbp_laion_imagenet": "percent",
+    "metaclip_zero_shot_26": "percent",
+    "metaclip_datacomp_groups": "percent",
+    "semdedup_laion440m_summary": "percent",
+    "semdedup_laion440m_ood": "percent",
+    "semdedup_laion440m_zero_shot_24": "percent",
+    "semdedup_ablations": "percent",
+    "tldr_ablations": "percent",
+    "tldr_retrieval": "percent",
+    "tldr_cc3m_tasks": "percent",
+    "tldr_imagenet_zero_shot": "percent",
+    "tldr_msrvtt": "percent",
+    "tldr_other_datasets": "percent",
+}
+SCALE = {"percent": 100.0, "fraction": 1.0}
+SYMBOLS: dict[Mark, str] = {"verified": "", "secondary": "‡", "unverified": "†", "own": "¶"}
+LEGEND: dict[Mark, str] = {
+    "secondary": "‡ derived, or read in a source other than the paper",
+    "unverified": "† not verified: from memory, or assumed",
+    "own": "¶ of your own transcription",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number of a paper.
+
+    Args:
+        value: In [0, 1]; none where no number was found.
+        printed: In percent, with the digits that the paper has.
+        mark: How well its source was read.
+        source: Where it was read.
+    """
+
+    value: float | None
+    printed: str
+    mark: Mark
+    source: str
+
+
+@cache
+def rows(name: str) -> tuple[dict[str, str], ...]:
+    """The rows of a file of `numbers/`, each by column."""
+    text = (NUMBERS / f"{name}.csv").read_text(encoding="utf-8")
+    return tuple(csv.DictReader(io.StringIO(text)))
+
+
+def number(name: str, row: dict[str, str], column: str) -> Published:
+    """A cell of a file as a number, in the file's unit.
+
+    Raises:
+        ConfigError: The cell is no number, or none that the unit allows.
+    """
+    return read_number(row[column], UNITS[name], mark_of(row), row["source"], f"{name}: {column}")
+
+
+def read_number(text: str, unit: Unit, mark: Mark, source: str, where: str) -> Published:
+    """A number from its text.
+
+    Raises:
+        ConfigError: It is no number, or none that the unit allows.
+    """
+    text = text.strip()
+    if not text:
+        return Published(None, "", mark, source)
+    try:
+        value = float(text) / SCALE[unit]
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise ConfigError(
+            f"{where}={text!r}: it must be a number from 0 to {SCALE[unit]:g}, since its unit is {unit}"
+        )
+    return Published(value, _in_percent(text, unit), mark, source)
+
+
+def mark_of(row: dict[str, str]) -> Mark:
+    """How well the source of a row was read."""
+    if row["verified"] != "yes":
+        return "unverified"
+    is_primary = row.get("source_kind", "primary") == "primary"
+    is_derived = row.get("note", "").startswith(("derived", "as re-run"))
+    return "verified" if is_primary and not is_derived else "secondary"
+
+
+def _in_percent(text: str, unit: Unit) -> str:
+    """The same number in percent, with no digit that the paper has not."""
+    if unit == "percent":
+        return text
+    digits = max(len(text.partition(".")[2]) - 2, 0)
+    return f"{100 * float(text):.{digits}f}"
