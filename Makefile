@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 TESTS ?= tests
 
-.PHONY: setup demo test test-slow test-all lint types clean help
+.PHONY: setup demo test test-slow test-all lint types docs clean help
 
 help:
 	@echo "make demo      the glyphs experiment: curate, train, evaluate, one table and plots (in $(DEMO)/)"
 	@echo "make test      lint, types and the fast tests"
 	@echo "make test-all  the same and the slow tests"
+	@echo "make docs      the pages of docs/, in build/docs"
 	@echo "make setup     only the virtual environment, in $(VENV)/"
 
 setup: $(VENV)/.ready
@@ -38,6 +39,9 @@ test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow $(TESTS)
 
 test-all: test test-slow
+
+docs: setup
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/docs
 
 clean:
 	rm -rf $(VENV) $(DEMO)

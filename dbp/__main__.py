@@ -16,6 +16,7 @@ VERBS = {
     "train": "training.train",
     "evaluate": "evaluation.evaluate",
     "compare": "evaluation.compare",
+    "report": "evaluation.report_verb",
     "sweep": "slurm.sweep",
     "bench": "training.bench",
     "show": "dbp.show",
@@ -29,10 +30,12 @@ VERBS = {
     "prefetch": "dbp.prefetch",
     "rehearse": "dbp.rehearse",
     "tune": "dbp.tuning",
+    "init": "dbp.init",
     "compat": "dbp.compat",
 }
 LIGHT = (
     "compare",
+    "report",
     "show",
     "why",
     "ls",
@@ -41,6 +44,7 @@ LIGHT = (
     "uids",
     "compat",
     "tune",
+    "init",
 )  # do not read the config
 HYDRA = ("curate", "train", "evaluate")  # modules that are Hydra programs of their own, too
 ABOUT = {
@@ -48,6 +52,7 @@ ABOUT = {
     "train": "curate, then train CLIP on the keep list",
     "evaluate": "a checkpoint on a suite of tasks",
     "compare": "two checkpoints on the same test samples: better, worse, cannot tell",
+    "report": "one page to look at: what was kept, what it brought, where it came from",
     "sweep": "a grid of arms, one table",
     "bench": "where a step's time goes: feeding or the model",
     "show": "an artifact: manifest, lineage, counts",
@@ -61,6 +66,7 @@ ABOUT = {
     "prefetch": "fetch weights, for nodes without a network",
     "rehearse": "a curation of a synthetic pool of any size",
     "tune": "what temperatures would do, from a finished keep list",
+    "init": "look at a folder of tars and write an experiment for it",
     "compat": "the original repository's three scripts",
 }
 

@@ -24,13 +24,15 @@ class Progress:
         if now - self.said >= 60:
             self.said = now
             rate = self.done / max(now - self.started, 1e-9)
+            left = max(self.total - self.done, 0) / rate if rate else float("inf")
             log.info(
-                "%s: %s of %s %s, %.1f/s",
+                "%s: %s of %s %s, %s, %s left",
                 self.what,
                 f"{self.done:,}",
                 f"{self.total:,}",
                 self.unit,
-                rate,
+                rate_text(rate),
+                time_text(left),
             )
 
 
@@ -62,7 +64,7 @@ class _Bar(Progress):
     def advance(self, count: int = 1) -> None:
         self.done += count
         rate = self.done / max(time.monotonic() - self.started, 1e-9)
-        self.rich.update(self.task, advance=count, rate=f"{rate:,.0f}/s")
+        self.rich.update(self.task, advance=count, rate=rate_text(rate))
 
 
 @contextmanager
@@ -76,3 +78,20 @@ def progress(what: str, total: int, unit: str) -> Iterator[Progress]:
         yield bar
     finally:
         bar.rich.stop()
+
+
+def rate_text(rate: float) -> str:
+    """Units a second; where they are fewer than one, seconds a unit."""
+    if rate <= 0:
+        return "0/s"
+    if rate < 1:
+        return f"{1 / rate:,.1f} s each"
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
+
+
+def time_text(seconds: float) -> str:
+    """A duration as hours, minutes and seconds; a dash where it is not known."""
+    if seconds == float("inf"):
+        return "-:--:--"
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

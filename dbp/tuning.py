@@ -68,10 +68,10 @@ def main(verb: str, arguments: list[str]) -> None:
     wanted = temperatures(settings["temperature"]) if "temperature" in settings else TEMPERATURES
     store = Store(settings.get("paths.store", "./store"), settings.get("paths.runs", "./runs"))
     stage, inputs = open_selection(store, settings["keep"])
-    print("\n".join(_table("temperature", by_temperature(stage, inputs, wanted))))
+    print("\n".join(table("temperature", by_temperature(stage, inputs, wanted))))
     others = clusterings(store, store.find(settings["keep"]))
     if len(others) > 1:
-        print("\n".join(["", *_table("clusters", by_clustering(store, stage, inputs, others))]))
+        print("\n".join(["", *table("clusters", by_clustering(store, stage, inputs, others))]))
 
 
 def temperatures(text: str) -> tuple[float, ...]:
@@ -186,7 +186,7 @@ def jaccard(a: Bool[np.ndarray, " n"], b: Bool[np.ndarray, " n"]) -> float:
     return int(np.count_nonzero(a & b)) / either if either else 1.0
 
 
-def _table(name: str, trials: Iterator[Trial]) -> list[str]:
+def table(name: str, trials: Iterator[Trial]) -> list[str]:
     """Aligned lines; the overlap is with the line above, `*` marks the list itself."""
     rows: list[tuple[str, ...]] = [(name, *HEAD)]
     for trial in trials:

@@ -135,6 +135,9 @@ def _give(config: Any, encoder: Mapping[str, str]) -> None:
     for use in USES if encoder else ():
         if _lacks_weights(config.encoder[use]):
             config.encoder[use].update(encoder)
+    captioner = config.get("captioner") if encoder else None
+    if captioner is not None and has(captioner, "encoder") and _lacks_weights(captioner.encoder):
+        captioner.encoder.update(encoder)
 
 
 def _touch(changed: str, target: str) -> bool:
@@ -194,10 +197,10 @@ def stages(config: Any) -> dict[str, Node]:
     """All stages of one point: curation's, then training and evaluation."""
     from dbp.config import build
     from evaluation.stage import Evaluate, sets_node
-    from training.train import stage_of
+    from training.train import node_of
 
     nodes = recipe(read(config))
-    nodes["train"] = stage_of(config).bind(pool=nodes["index"], keep=nodes["select"])
+    nodes["train"] = node_of(config, nodes)
     evaluate = build(config.evaluate, Evaluate, "evaluate")
     nodes["evaluate"] = evaluate.bind(checkpoint=nodes["train"], sets=sets_node(config))
     return nodes

@@ -12,6 +12,7 @@ from pathlib import Path
 from dbp.errors import WorldError
 from dbp.slurm_queue import ask
 from dbp.store import Store
+from slurm.arms import write_arms
 from slurm.composer import Composer
 from slurm.encoder import encoder_files, encoder_node
 from slurm.launcher import Launcher
@@ -101,6 +102,7 @@ class Sweep:
                 raise WorldError(f"the pool or the encoder could not be prepared. Log: {words}")
             self._say(submitter.prepare())
             return 0
+        write_arms(plan, self.store, self.settings, self.out, encoder=encoder)
         in_queue = waiting_keys(manifest, queue)
         keys = [str(self.store.key(point.last)) for point in plan.points]
         lacking = [

@@ -20,8 +20,11 @@ from evaluation.comparison import Arm, Cell, Run, compare
 from evaluation.ledger import Item, Ledger, item_of, ledger_json, ledger_lines
 from evaluation.planted import area_under_roc, duplicate_quality
 from evaluation.results import without_nan
+from slurm.arms import write_arms
 from slurm.plan import Plan, Point
+from slurm.publishing import publish_sweep
 from slurm.settings import SweepSettings
+from slurm.written import written_report
 
 
 def tell(
@@ -81,7 +84,10 @@ def write_summary(
         "```",
         "",
     ]
+    publish_sweep(settings.name, plan, store, arms, heading, rows)
     report.write(out / "table.md", "\n".join(text))
+    told = [*planted["notes"], *settings.notes]
+    write_arms(plan, store, settings, out, failures=failures, encoder=encoder, notes=told)
     report.write(out / "table.csv", report.csv_text(arms, cells))
     report.write(out / "results.jsonl", report.json_lines(arms))
     report.write(out / "ledger.json", json.dumps(ledger_json(ledger), indent=1))
@@ -194,6 +200,10 @@ def planted_report(
         twin = np.asarray(store.get(point.nodes["dedup"].inputs["similar"]).twin)
         found["dedup"] = duplicate_quality(truth, ~keep.mask, twin, unseen)
         lines += _quality_lines(found["dedup"], point.config.dedup.epsilon)
+    written, more = written_report(points, store, pool, truth)
+    if written:
+        found["written captions"] = written
+        lines += more
     store.loaded.clear()
     return found, lines
 

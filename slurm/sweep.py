@@ -25,6 +25,7 @@ from dbp.config import build, compose
 from dbp.curate import open_store
 from dbp.errors import ConfigError, DbpError, nearest
 from dbp.store import Store
+from slurm.arms import write_arms
 from slurm.composer import Composer
 from slurm.encoder import encoder_files, encoder_node, train_encoder
 from slurm.jobs import Sweep
@@ -81,6 +82,9 @@ def main(arguments: list[str], config_dirs: list[str], print_only: bool = False)
         f"{len(plan.points)} runs of {len(plan.labels)} arms; {missing} to do, "
         f"{len(plan.points) - missing} reused"
     )
+    write_arms(
+        plan, store, settings, out, encoder=encoder
+    )  # so that a report knows what is not finished
     _cluster_together(plan, store)
     failures = _build_shared(plan, store)
     ready = [p for p in plan.points if store.key(p.last) not in failures]
@@ -151,7 +155,9 @@ def _build_shared(plan: Plan, store: Store) -> dict[str, str]:
     for point in plan.points:
         if store.entry(point.last) is None:
             sets = point.nodes["evaluate"].inputs["sets"]
-            if reason := attempt(store, point.nodes["select"], sets):
+            # With the captions of a list, where an arm has them: arms share the list.
+            refined = [up for n, up in point.nodes["train"].inputs.items() if n == "refined"]
+            if reason := attempt(store, point.nodes["select"], *refined, sets):
                 failures[str(store.key(point.last))] = reason
                 print(f"{point.label} seed {point.seed}: {reason}")
     return failures

@@ -174,7 +174,7 @@ def shared(folder: Path, points: Points) -> dict[str, str | None]:
     with store.steady():
         for key, point in nodes.items():
             reason = None
-            for node in (*point["select"].inputs.values(), point["evaluate"].inputs["sets"]):
+            for node in (*shared_nodes(point), point["evaluate"].inputs["sets"]):
                 if node not in tried and store.entry(node) is None:
                     tried[node] = attempt(lambda node=node: store.get(node))
                     store.loaded.clear()
@@ -182,6 +182,15 @@ def shared(folder: Path, points: Points) -> dict[str, str | None]:
                     break
             ended[key] = reason
     return ended
+
+
+def shared_nodes(nodes: dict[str, Node]) -> list[Node]:
+    """What a point's keep list rests on, and what its captions are written with."""
+    captions = nodes["train"].inputs.get("refined")
+    writes = (
+        [up for up in captions.inputs.values() if up is not nodes["select"]] if captions else []
+    )
+    return [*nodes["select"].inputs.values(), *writes]
 
 
 def arm(folder: Path, points: Points) -> dict[str, str | None]:
@@ -210,7 +219,7 @@ def check_shared(store: Store, nodes: dict[str, Node]) -> None:
 
     No reason is left beside the manifest, since the end of the shared job is the reason.
     """
-    for node in nodes["select"].inputs.values():
+    for node in shared_nodes(nodes):
         if store.entry(node) is None:
             raise SystemExit(
                 f"{node.stage.name} {store.key(node)} is missing: the shared job did not make it. Its log "

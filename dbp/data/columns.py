@@ -59,12 +59,12 @@ class Columns:
         return found
 
     def codes(self, name: str) -> tuple[UInt8[np.ndarray, " n"], list[str]]:
-        """A column of few texts as small numbers over all rows, and the text of each number."""
+        """A column of few texts as small numbers over all rows, and each number's text; a missing text is empty."""
         texts: list[str] = []
         found = []
         for part in range(max(len(self._files), 1)):
             column = self._arrow(part, name).combine_chunks()
-            encoded = column.dictionary_encode()
+            encoded = column.fill_null("").dictionary_encode()
             encoded = encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
             for text in encoded.dictionary.to_pylist():
                 if text not in texts:

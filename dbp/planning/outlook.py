@@ -159,6 +159,8 @@ class Outlook:
         counts: dict[str, Any] = entry.manifest["counts"] if entry else {}
         if _is_pool(node):
             return self._pool(node, counts)
+        if not node.inputs:  # a list that a person brought
+            return Outcome(0, 0)
         before = [found for up in node.inputs.values() if (found := self.outcome(up)) is not None]
         if len(before) < len(node.inputs) or not before:
             return None

@@ -127,7 +127,7 @@ def samples(point: Point) -> float:
 
 
 def test_there_is_a_script_for_each_study():
-    assert len(SCRIPTS) == 19
+    assert len(SCRIPTS) == 23
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
