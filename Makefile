@@ -8,7 +8,7 @@ TESTS ?= tests
 .PHONY: setup demo test test-slow test-all lint types docs clean help
 
 help:
-	@echo "make demo      the glyphs experiment: curate, train, evaluate, one table and plots (in $(DEMO)/)"
+	@echo "make demo      the glyphs experiment: curate, train, evaluate, one table and the page (in $(DEMO)/)"
 	@echo "make test      lint, types and the fast tests"
 	@echo "make test-all  the same and the slow tests"
 	@echo "make docs      the pages of docs/, in build/docs"
@@ -24,6 +24,7 @@ $(VENV)/.ready: pyproject.toml
 
 demo: setup
 	$(BIN)/dbp sweep experiment=glyphs paths.store=$(DEMO)/store paths.runs=$(DEMO)/runs
+	$(BIN)/dbp report glyphs paths.store=$(DEMO)/store paths.runs=$(DEMO)/runs
 
 lint: setup
 	$(BIN)/ruff check .

@@ -20,7 +20,8 @@ FILE = "arms.json"
 NARROWING = ("valid", "dedup", "filter", "select")
 METHODS = {
     "Density": "dbp", "Prototypes": "ssp", "TopScore": "clip score", "NoSelection": "no selection",
-    "ImportedList": "imported", "MetaClip": "metaclip", "Tldr": "tldr",
+    "ImportedList": "imported", "MetaClip": "metaclip", "MetaClipThreshold": "metaclip",
+    "Tldr": "tldr",
 }  # fmt: skip
 UNTOLD = ("seed", "budget")  # of a stage's parameters: what is no difference of methods
 

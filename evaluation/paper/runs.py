@@ -36,6 +36,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "Prototypes": ("ssp",),
     "Density": ("dbp",),
     "MetaClip": ("metaclip",),
+    "MetaClipThreshold": ("metaclip",),
     "Tldr": ("tldr",),
 }
 CHAIN = ("dedup", "filter", "select")
