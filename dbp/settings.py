@@ -65,11 +65,12 @@ def read(config: Any) -> Curation:
             "pool.shards is not set. Name the tars: pool.shards='folder/{00000..00099}.tar'. "
             "To see the tool work without data of your own: pool=glyphs."
         )
+    pool = build(config.pool, path="pool")
     parts = build(config.parts, PartsSettings, "parts")
     captioner, refine = _captioning(config)
     encoders = {use: build(node, path=f"encoder.{use}") for use, node in config.encoder.items()}
     return Curation(
-        pool=build(config.pool, path="pool"),
+        pool=pool,
         encoder=Encoders(**encoders),
         dedup=build(config.dedup, path="dedup"),
         score=build(config.score, path="score"),

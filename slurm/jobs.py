@@ -102,7 +102,6 @@ class Sweep:
                 raise WorldError(f"the pool or the encoder could not be prepared. Log: {words}")
             self._say(submitter.prepare())
             return 0
-        write_arms(plan, self.store, self.settings, self.out, encoder=encoder)
         in_queue = waiting_keys(manifest, queue)
         keys = [str(self.store.key(point.last)) for point in plan.points]
         lacking = [
@@ -117,6 +116,7 @@ class Sweep:
             shared = [job for job in manifest.jobs if job.role == "shared"]
             under_way = [job for job in shared if queue.holds(job.number, 0)]
             jobs = submitter.submit(self.store, to_do, under_way)
+            write_arms(plan, self.store, self.settings, self.out, encoder=encoder)
             print(f"{len(plan.points)} runs of {len(plan.labels)} arms; {len(to_do)} handed in")
             self._say(jobs)
             return 0

@@ -90,7 +90,8 @@ def pool_of(uids: list[str]) -> Pool:
 def preset(name: str, budget: Budget | None = None, **changes: Any) -> Any:
     """The selection that a preset describes."""
     file = OmegaConf.load(config_folder() / "select" / f"{name}.yaml")
-    node = OmegaConf.merge({"select": file, "seed": 7}, {"select": changes}).select
+    around = {"seed": 7, "parts": {"threads": 1, "device": "cpu"}}
+    node = OmegaConf.merge({"select": file, **around}, {"select": changes}).select
     budget = budget or Budget(num_kept=KEPT)
     takes = {} if name in LISTS else {"budget": budget}
     return build(node, path="select", **takes)
@@ -103,6 +104,11 @@ def takes_budget(name: str) -> bool:
     return "budget" in {field.name for field in dataclasses.fields(found)}
 
 
+# What bounds a method beside the budget, set so that it does not.
+UNBOUND: dict[str, dict[str, Any]] = {
+    "dbp": {"min_per_cluster": 0},
+    "tldr": {"matching_fraction": 1.0},
+}
 METHODS = [name for name in PRESETS if takes_budget(name)]
 LISTS = [name for name in PRESETS if name not in METHODS]
 
@@ -129,7 +135,7 @@ def world() -> World:
 def test_a_selection_keeps_exactly_its_budget_of_the_rows_at_hand(
     name: str, num_kept: int, world: World, tmp_path: Path
 ) -> None:
-    settings = {"min_per_cluster": 0} if name == "dbp" else {}
+    settings = UNBOUND.get(name, {})
     kept = world.select(preset(name, Budget(num_kept=num_kept), **settings), tmp_path)
     assert kept.num_kept == num_kept
     assert set(kept.rows) <= set(world.rows.rows)
@@ -152,7 +158,7 @@ def test_every_row_of_the_pool_has_one_decision_that_says_whether_it_stays(
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_row_stays_exactly_where_its_rank_is_below_its_quota(name: str, world: World) -> None:
-    kept = world.decide(preset(name))
+    kept = world.decide(preset(name, **UNBOUND.get(name, {})))
     decided = [row for row in kept.decisions.to_pylist() if row["stage"] == "select"]
     assert len(decided) == world.rows.num_kept
     ranked = [row for row in decided if row["rank"] is not None]
@@ -209,7 +215,8 @@ def test_a_budget_above_the_rows_at_hand_is_refused(name: str, world: World) -> 
 def test_rows_without_an_embedding_are_never_chosen_and_say_why(name: str, world: World) -> None:
     usable = world.rows.mask & world.clusters.is_clustered
     with_vector = int(usable.sum())
-    kept = world.decide(preset(name, Budget(num_kept=with_vector)))
+    settings = UNBOUND.get(name, {})
+    kept = world.decide(preset(name, Budget(num_kept=with_vector), **settings))
     assert kept.rows.tolist() == np.flatnonzero(usable).tolist()
     lost = np.flatnonzero(world.rows.mask & ~usable).tolist()
     reasons = {row: kept.decision(row)["reason"] for row in lost}
@@ -217,7 +224,7 @@ def test_rows_without_an_embedding_are_never_chosen_and_say_why(name: str, world
     assert reasons == {row: "cut" if row % 2 else unknown for row in lost}
     assert set(reasons.values()) == {"cut", unknown}
     with pytest.raises(BudgetError, match=f"cannot keep {with_vector + 1} rows: {with_vector} of"):
-        world.decide(preset(name, Budget(num_kept=with_vector + 1)))
+        world.decide(preset(name, Budget(num_kept=with_vector + 1), **settings))
 
 
 # methods by hand
