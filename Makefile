@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 TESTS ?= tests
 
-.PHONY: setup demo test test-slow test-all lint types docs clean help
+.PHONY: setup demo test test-slow test-nightly test-all lint types docs clean help
 
 help:
 	@echo "make demo      the glyphs experiment: curate, train, evaluate, one table and the page (in $(DEMO)/)"
 	@echo "make test      lint, types and the fast tests"
-	@echo "make test-all  the same and the slow tests"
+	@echo "make test-all  the same, the slow tests and the nightly ones"
 	@echo "make docs      the pages of docs/, in build/docs"
 	@echo "make setup     only the virtual environment, in $(VENV)/"
 
@@ -34,12 +34,15 @@ types: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'not slow' $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'not slow and not nightly' $(TESTS)
 
 test-slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'slow and not nightly' $(TESTS)
 
-test-all: test test-slow
+test-nightly: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m nightly $(TESTS)
+
+test-all: test test-slow test-nightly
 
 docs: setup
 	$(BIN)/mkdocs build --strict --quiet --site-dir build/docs

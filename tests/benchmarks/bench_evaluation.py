@@ -215,7 +215,7 @@ def main() -> None:
     )
     parser.add_argument("what", choices=("tree", "pictures"))
     parser.add_argument("--rival", help="a Python that has clip_benchmark and numpy below 2.4")
-    parser.add_argument("--pictures", type=int, help="of a set: 40 for tree, 2000 for pictures")
+    parser.add_argument("--pictures", type=int, help="of a set: 30 for tree, as in the tests, 2000 for pictures")
     parser.add_argument("--checkpoints", type=int, nargs="+", default=[1, 10])
     parser.add_argument("--model", help="ViT-B-32 for tree, ViT-S-32 for pictures")
     parser.add_argument("--rounds", type=int, default=1)
@@ -223,7 +223,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     options.model = options.model or ("ViT-B-32" if options.what == "tree" else "ViT-S-32")
-    options.pictures = options.pictures or (40 if options.what == "tree" else 2000)
+    options.pictures = options.pictures or (30 if options.what == "tree" else 2000)
     if options.what == "tree" and not options.rival:
         parser.error("--rival is needed: the Python of an environment with clip_benchmark")
     with tempfile.TemporaryDirectory() as folder:

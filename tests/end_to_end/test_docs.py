@@ -194,7 +194,7 @@ def reduced(house: House, command: str) -> list[str]:
     return [*plain, *(f"{name}={value}" for name, value in said.items())]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("command", RUN)
 def test_a_command_that_is_shown_does_what_is_said(house: House, command: str) -> None:
     house.dbp(*reduced(house, command))

@@ -64,6 +64,7 @@ def test_threads_blocks_and_runs_sorted_by_cluster_change_nothing(
     assert_same_values(made, reference)
 
 
+@pytest.mark.slow
 def test_two_workers_change_nothing(pool: Path, tmp_path: Path, reference: dict[str, Any]) -> None:
     settings = graph.settings(pool, tmp_path / "store")
     made = graph.curate([*settings, "parts.runner=pool", "parts.workers=2"])

@@ -41,6 +41,7 @@ def worst(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> flo
     )
 
 
+@pytest.mark.slow
 def test_gradients_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
     script = HERE / "rank_step.py"
     launch(1, script, tmp_path)

@@ -422,7 +422,7 @@ def test_the_scripts_of_the_commands_are_there():
     assert [name for name in sorted(scripts) if not (ROOT / name).is_file()] == []
 
 
-@pytest.mark.slow  # imports open_clip
+@pytest.mark.nightly  # imports open_clip
 def test_the_weights_of_the_commands_are_published():
     import open_clip
 
@@ -442,7 +442,7 @@ def sweeps() -> list[Any]:
         re.sub(r"\d+(\.\d+)?|(small|medium|large|xlarge)|[bl](16|14|32)", "", c) for c in found
     ]
     return [
-        c if kinds.index(kind) == at and at % 4 == 0 else pytest.param(c, marks=pytest.mark.slow)
+        c if kinds.index(kind) == at and at % 4 == 0 else pytest.param(c, marks=pytest.mark.nightly)
         for at, (c, kind) in enumerate(zip(found, kinds, strict=True))
     ]
 

@@ -89,7 +89,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_leaves_runs_with_artifacts_results_and_its_table(tmp_path):
     from slurm.sweep import main
 
@@ -126,7 +126,7 @@ def test_a_sweep_leaves_runs_with_artifacts_results_and_its_table(tmp_path):
     assert len(read_offline(tmp_path / "runs")) == len(behind), "nothing is sent twice"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_training_goes_on_in_one_record_without_a_gap(tmp_path):
     import os
     import signal
