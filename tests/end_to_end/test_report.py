@@ -18,7 +18,7 @@ from slurm.sweep import main as sweep
 
 SMALL = [
     "experiment=glyphs", "pool.plan.num_pairs=600", "pool.plan.task_pictures=60",
-    "sweep.encoder.train.samples_seen=128", "train.samples_seen=64", "train.batch_size=32",
+    "sweep.encoder.train.samples_seen=1920", "train.samples_seen=64", "train.batch_size=32",
     "train.log_every_samples=32", "cluster.num_clusters=6", "dedup=semdedup_smoke",
     "sweep.workers=1", "suite=[glyphs/letters,glyphs/retrieval]", "evaluate.limit=40",
     "evaluate.max_templates=1", "sweep.seed=[0]", "sweep.select.temperature=[0.0001,0.1]", "sweep.plots=false",
@@ -165,7 +165,7 @@ def test_the_funnel_opens_to_the_reasons_and_provenance_to_the_command(open_page
     assert "rows that came" in first.inner_text()
     artifact = open_page.locator("#provenance details.artifact").first
     artifact.locator("summary").click()
-    assert '"versions"' in artifact.inner_text()
+    artifact.get_by_text('"versions"').wait_for()
 
 
 @NEEDS
