@@ -215,7 +215,9 @@ def main() -> None:
     )
     parser.add_argument("what", choices=("tree", "pictures"))
     parser.add_argument("--rival", help="a Python that has clip_benchmark and numpy below 2.4")
-    parser.add_argument("--pictures", type=int, help="of a set: 30 for tree, as in the tests, 2000 for pictures")
+    parser.add_argument(
+        "--pictures", type=int, help="of a set: 30 for tree, as in the tests, 2000 for pictures"
+    )
     parser.add_argument("--checkpoints", type=int, nargs="+", default=[1, 10])
     parser.add_argument("--model", help="ViT-B-32 for tree, ViT-S-32 for pictures")
     parser.add_argument("--rounds", type=int, default=1)
