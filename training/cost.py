@@ -3,7 +3,10 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, NamedTuple
+
+from training.trimming import can_trim, run_trimmed
 
 
 @dataclass(frozen=True)
@@ -59,18 +62,31 @@ def count_flops(model: Any, size: int, context_length: int) -> Flops | None:
         return None
 
 
-def flops_per_pair(model: Any, size: int, context_length: int) -> int | None:
-    """Operations of one pair, forward and backward, of a model as it stands.
+CountFlops = Callable[[int], int | None]  # of one pair, by the length of its caption in tokens
 
-    With recomputation switched on in the model they are those of the hardware, counted exactly.
+
+def hardware_flops(model: Any, size: int, grad_cache: bool = False) -> CountFlops:
+    """Operations that a device makes for one pair, forward and backward, by its caption's length.
+
+    Args:
+        model: As it stands: with recomputation switched on, what is recomputed is counted exactly.
+        size: Side of the picture, in pixels.
+        grad_cache: Whether the features are made once before, without a gradient.
 
     Returns:
-        None for a model with an operation that cannot be traced in this way.
+        A function from tokens of a caption; None for a model that cannot be traced in this way.
     """
-    try:
-        return _trace(copy.deepcopy(model).to("meta").train(), size, context_length)
-    except (NotImplementedError, RuntimeError):
-        return None
+    traced = copy.deepcopy(model).to("meta").train()
+
+    @cache
+    def count(length: int) -> int | None:
+        try:
+            once = _trace(traced, size, length, backward=False) if grad_cache else 0
+            return once + _trace(traced, size, length)
+        except (NotImplementedError, RuntimeError):
+            return None
+
+    return count
 
 
 def _trace(model: Any, size: int, context_length: int, backward: bool = True) -> int:
@@ -81,10 +97,11 @@ def _trace(model: Any, size: int, context_length: int, backward: bool = True) ->
     images = torch.zeros(pairs, 3, size, size, device="meta")
     tokens = torch.zeros(pairs, context_length, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
-        features = model.encode_image(images, normalize=True)
-        texts = model.encode_text(tokens, normalize=True)
+        run = partial(run_trimmed, model) if can_trim(model) else model
+        made = run(images, tokens)
         if backward:
-            (features * texts).sum().backward()
+            features = made.values() if isinstance(made, dict) else made
+            torch.stack([part.sum() for part in features]).sum().backward()
     return counter.get_total_flops() // pairs
 
 

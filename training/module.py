@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from training.horizon import Horizon
 from training.loss import clip_loss
 from training.optim import learning_rate, make_optimiser
 from training.order import step_seed
+from training.trimming import can_trim, run_trimmed, trim
 
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 
@@ -41,6 +43,7 @@ class Contrastive(LightningModule):
         mean: Sequence[float],
         std: Sequence[float],
         chunk: int | None = None,
+        trims: bool = False,
     ) -> None:
         """Wrap a model.
 
@@ -52,11 +55,13 @@ class Contrastive(LightningModule):
             mean: Of each colour channel, for pictures in [0, 1].
             std: Likewise.
             chunk: Pairs of this rank that go through the model at a time; all when none is given.
+            trims: Cut captions behind the longest of a batch, where the model's text tower allows.
         """
         super().__init__()
         self.automatic_optimization = False
         self.model = model.train()
         self.settings, self.horizon, self.seed, self.chunk = optimiser, horizon, seed, chunk
+        self.trims = trims and can_trim(model)
         self.warmup_steps = -(-optimiser.warmup_samples // horizon.batch_size)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -73,6 +78,8 @@ class Contrastive(LightningModule):
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """What the model sees moves; rows stay, so that counting them makes no step wait."""
         seen = {name: batch[name] for name in ("images", "tokens")}
+        if self.trims:
+            seen["tokens"] = trim(seen["tokens"])
         return {**batch, **super().transfer_batch_to_device(seen, device, dataloader_idx)}
 
     def normalise(self, images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
@@ -81,7 +88,8 @@ class Contrastive(LightningModule):
 
     def features(self, batch: dict[str, Any], part: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Unit vectors `Float[b d]` of a batch's pictures and captions, or of a part of them."""
-        made = self.model(self.normalise(batch["images"][part]), batch["tokens"][part])
+        run = partial(run_trimmed, self.model) if self.trims else self.model
+        made = run(self.normalise(batch["images"][part]), batch["tokens"][part])
         if isinstance(made, dict):
             return made["image_features"], made["text_features"]
         return made[0], made[1]

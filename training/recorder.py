@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from dbp.disk import write_json
 from dbp.progress import Progress
 from dbp.provenance import peak_memory
-from training.cost import Gauge
+from training.cost import CountFlops, Gauge
 from training.counts import Tally, Uids, Window
 from training.horizon import Horizon
 from training.metrics import Row, Write
@@ -25,7 +25,7 @@ from training.module import Contrastive, Diverged
 
 HOUR, KWH = 3600.0, 3.6e6  # in seconds, in joules
 KEPT = ("wait_seconds", "aside_seconds", "joules", "loss_steps")  # in checkpoints, as they are
-KEPT += ("peak_device_bytes", "peak_host_bytes")
+KEPT += ("hardware_flops", "peak_device_bytes", "peak_host_bytes")
 
 
 class Recorder(Callback):
@@ -49,7 +49,7 @@ class Recorder(Callback):
         uids: Uids,
         most_substitutes: float,
         flops: int | None = None,
-        hardware_flops: int | None = None,
+        hardware_flops: CountFlops | None = None,
     ) -> None:
         """Prepare to record.
 
@@ -63,14 +63,19 @@ class Recorder(Callback):
             folder: Where the uids of a batch whose loss is no number are saved.
             uids: Names of rows of the pool.
             most_substitutes: Share of the pairs that may be stood in for, in [0, 1].
-            flops: Of one pair, forward and backward; none where they cannot be counted.
-            hardware_flops: Of one pair, with what is done twice; those of the model when not given.
+            flops: Of one pair, forward and backward, at the model's full context length: what the
+                field compares. None where they cannot be counted.
+            hardware_flops: Of one pair by the length of its caption, with what is done twice; those of
+                the model when not given.
         """
         self.horizon, self.every_steps, self.writers, self.bar = horizon, every_steps, writers, bar
         self.tally, self.gauge, self.ranks = tally, gauge, tally.ranks
         self.folder, self.uids, self.most_substitutes = folder, uids, most_substitutes
         self.flops = flops
-        self.hardware_flops = hardware_flops or self.flops
+        self.count_flops = hardware_flops or (lambda length: flops)
+        self.hardware_flops: int | None = (
+            0  # so far, of all devices; none where they cannot be counted
+        )
         self.clock = Clock(self)
         self.seconds = 0.0  # of training, over all tries
         self.device_seconds = 0.0  # the same for each device: tries may have had other numbers
@@ -79,6 +84,7 @@ class Recorder(Callback):
         self.joules: float | None = 0.0  # of all devices; none if one does not count
         self.peak_device_bytes: int | None = None  # of the device that held most
         self.peak_host_bytes = 0  # of the process that held most; loader workers are not in it
+        self.flops_here: int | None = 0  # of this device, since the ranks settled
         self.loss_sum: Any = 0.0  # since the last row; stays on the device
         self.loss_steps = 0
 
@@ -106,7 +112,7 @@ class Recorder(Callback):
         self.energy_read = self.gauge.energy and self.gauge.energy()
         self.began = self.step_ended = self.row_ended = time.perf_counter()
         self.row_step, self.row_wait = trainer.global_step, self.wait_seconds
-        self.row_aside = self.aside_seconds
+        self.row_aside, self.row_flops = self.aside_seconds, self.hardware_flops
         self.bar.advance(trainer.global_step * self.horizon.batch_size)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -124,6 +130,11 @@ class Recorder(Callback):
         step = trainer.global_step  # steps done, this one included
         assert batch["rows"].device.type == "cpu", "reading rows must not wait for the device"
         self.tally.note(batch["rows"].numpy(), batch["undecodable"].numpy())
+        made = self.count_flops(batch["tokens"].shape[1])
+        if made is None or self.flops_here is None:
+            self.flops_here = None
+        else:
+            self.flops_here += made * len(batch["tokens"])
         self.loss_sum = self.loss_sum + outputs["loss"].detach()
         self.loss_steps += 1
         is_due = step % self.every_steps == 0 or step == self.horizon.steps
@@ -158,6 +169,7 @@ class Recorder(Callback):
                 "loss_sum": float(self.loss_sum),
                 "wait_seconds": self.wait_seconds,
                 "joules": self._joules(),
+                "flops": self.flops_here,
                 "peak_device_bytes": self.gauge.peak_memory(),
                 "peak_host_bytes": peak_memory(),
                 "bad_step": int(self.module.first_bad_step),
@@ -166,6 +178,9 @@ class Recorder(Callback):
         # Means over ranks take the place of each rank's own, so that any number of them can go on.
         self.loss_sum = float(np.mean([t["loss_sum"] for t in told]))
         self.wait_seconds = float(np.mean([t["wait_seconds"] for t in told]))
+        made = [self.hardware_flops, *(t["flops"] for t in told)]
+        self.hardware_flops = None if None in made else sum(made)
+        self.flops_here = self.hardware_flops and 0
         used = [self.joules, *(t["joules"] for t in told)]
         self.joules = None if None in used else math.fsum(used)
         held = [self.peak_device_bytes, *(t["peak_device_bytes"] for t in told)]
@@ -212,6 +227,9 @@ class Recorder(Callback):
         spent = max(now - self.row_ended - (self.aside_seconds - self.row_aside), 1e-9)
         rate = (step - self.row_step) * self.horizon.batch_size / spent
         norm = float(module.gradient_norm)
+        made = None
+        if self.hardware_flops is not None and self.row_flops is not None:
+            made = (self.hardware_flops - self.row_flops) / spent
         row = {
             "samples_seen": step * self.horizon.batch_size,
             "step": step,
@@ -225,20 +243,20 @@ class Recorder(Callback):
             "data_wait_share": round((self.wait_seconds - self.row_wait) / spent, 4),
             "seconds": round(self._elapsed(), 3),
             "model_flops_per_second": self.flops and self.flops * rate,
-            "hardware_flops_per_second": self.hardware_flops and self.hardware_flops * rate,
-            "mfu": self._share_of_peak(self.flops, rate),
-            "hfu": self._share_of_peak(self.hardware_flops, rate),
+            "hardware_flops_per_second": made,
+            "mfu": self._share_of_peak(self.flops and self.flops * rate),
+            "hfu": self._share_of_peak(made),
             **self._consumed(),
         }
         self.loss_sum, self.loss_steps = 0.0, 0
         self.row_ended, self.row_step, self.row_wait = now, step, self.wait_seconds
-        self.row_aside = self.aside_seconds
+        self.row_aside, self.row_flops = self.aside_seconds, self.hardware_flops
         return row
 
-    def _share_of_peak(self, flops: int | None, rate: float) -> float | None:
-        if flops is None or self.gauge.peak_flops is None:
+    def _share_of_peak(self, per_second: float | None) -> float | None:
+        if per_second is None or self.gauge.peak_flops is None:
             return None
-        return round(flops * rate / (self.gauge.peak_flops * self.ranks.size), 4)
+        return round(per_second / (self.gauge.peak_flops * self.ranks.size), 4)
 
     def _consumed(self) -> dict[str, Any]:
         """Sums since the first step: what both the rows and the manifest say."""
@@ -252,7 +270,7 @@ class Recorder(Callback):
             "substitutes": tally.substitutes,
             "undecodable": len(tally.undecodable),
             "train_flops": self.flops and self.flops * seen,
-            "hardware_flops": self.hardware_flops and self.hardware_flops * seen,
+            "hardware_flops": self.hardware_flops,
             "gpu_hours": round(hours, 6),
             "energy_kwh": None if self.joules is None else round(self.joules / KWH, 6),
             "peak_device_bytes": self.peak_device_bytes,

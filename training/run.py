@@ -16,7 +16,7 @@ from dbp.progress import progress
 from dbp.stage import parameters
 from dbp.work import Work
 from training.checkpoint import save_checkpoint
-from training.cost import Gauge, count_flops, flops_per_pair
+from training.cost import CountFlops, Gauge, count_flops, hardware_flops
 from training.counts import tally_of
 from training.data import PairData
 from training.feed import Feed, image_size, make_feed
@@ -54,7 +54,7 @@ class Prepared(NamedTuple):
         device: Of this rank.
         precision: `fp32` or `bf16`.
         flops: Of one pair, as the model needs them; none where they cannot be counted.
-        hardware_flops: Of one pair, with what is computed twice.
+        hardware_flops: Of one pair by the length of its caption, with what is computed twice.
     """
 
     feed: Feed
@@ -63,7 +63,7 @@ class Prepared(NamedTuple):
     device: str
     precision: str
     flops: int | None
-    hardware_flops: int | None
+    hardware_flops: CountFlops
 
 
 def prepare(stage: Train, subset: Subset, ranks: Ranks) -> Prepared:
@@ -81,17 +81,14 @@ def prepare(stage: Train, subset: Subset, ranks: Ranks) -> Prepared:
     size, length = image_size(model), model.context_length
     flops = count_flops(model, size, length)
     recompute_blocks(model, stage.recompute)
-    hardware = flops and flops.step
-    if stage.recompute:
-        hardware = flops_per_pair(model, size, length)  # with what is recomputed
     share = stage.batch_size // ranks.size
-    if flops and hardware and stage.chunk_size and stage.chunk_size < share:
-        hardware += flops.forward  # GradCache makes the features once before
+    in_chunks = stage.chunk_size is not None and stage.chunk_size < share
+    hardware = hardware_flops(model, size, grad_cache=in_chunks)
     if stage.compile:
         model.compile()
     module = Contrastive(
         model, stage.optimiser, feed.horizon, stage.seed, sees["mean"], sees["std"],
-        stage.chunk_size,
+        stage.chunk_size, trims=stage.trim_captions and not stage.compile,
     )  # fmt: skip
     return Prepared(feed, loaded, module, device, precision, flops and flops.step, hardware)
 

@@ -47,6 +47,9 @@ class Train(Stage):
             gradient with less memory, for one more forward; null for all at once.
         recompute: Share of the transformer blocks whose activations are computed again instead of
             saved, from 0 to 1.
+        trim_captions: Cut captions behind the longest of a batch: the same features and gradients but
+            for last bits, for less arithmetic. Without effect under `compile`, where each length would
+            be compiled anew, and on a text tower that is not causal.
         compile: Let torch compile the model: minutes at the start, faster steps on a GPU.
         num_workers: Processes that decode; 0 decodes in the training process.
         prefetch: Batches that each of them prepares ahead; null for up to four, within 4 GiB in all.
@@ -89,6 +92,7 @@ class Train(Stage):
     cache: bool = runtime(False)
     chunk_size: int | None = runtime(None)
     recompute: float = runtime(0.0)
+    trim_captions: bool = runtime(False)
     compile: bool = runtime(False)
     loggers: tuple[Logger, ...] = runtime(())
     log_every_samples: int = runtime(100_000)

@@ -9,7 +9,8 @@ uids in tars, then trains one network by both programs, a process each, as many 
 rival streams the tars; at a keep fraction it drops by uid before it decodes (`dbp/contains.py` in its
 pipeline, as docs/loaders.md says) or reads tars that hold the kept pairs alone. The network is tiny
 (width 64, two layers a tower, 16 patches at 224 px), so that feeding is measured; since even that costs a
-core some milliseconds a pair, feeding is measured without any network, too. Then ViT-B/32.
+core some milliseconds a pair, feeding is measured without any network, too. Then ViT-B/32. `trimmed` cuts
+captions behind the longest of a batch (`train.trim_captions`), with the same features and gradients.
 
 A rate is taken from the end of a run's first step to the end of its last, so imports and the start of
 workers do not count. Ratios are taken round by round, since the machine's speed wanders.
@@ -45,10 +46,12 @@ GOALS = {
     "kept 0.2, reference ": ("kept 0.2, resharded", 1.3),
     "unpruned, fast": ("unpruned", None),
     "kept 0.2, fast": ("kept 0.2, streamed", 3.0),
+    "kept 0.2, fast, trimmed": ("kept 0.2, streamed", 3.0),
     "feeding alone, unpruned, reference": ("feeding alone, unpruned", None),
     "feeding alone, kept 0.2, reference": ("feeding alone, kept 0.2, streamed", None),
     "feeding alone, kept 0.2, fast": ("feeding alone, kept 0.2, streamed", None),
     "ViT-B/32, reference": ("ViT-B/32", 0.98),
+    "ViT-B/32, trimmed": ("ViT-B/32", None),
 }
 
 
@@ -185,7 +188,9 @@ def train_ours(given: dict[str, Any]) -> list[float]:
     )
     recipe = RandomResizedCrop(0.9, 1.0, decode=given["decode"])
     pairs = Pairs(subset, recipe, SIZE, loaded.tokenizer, 0)
-    module = Contrastive(loaded.model, optimiser, horizon, 0, sees["mean"], sees["std"])
+    module = Contrastive(
+        loaded.model, optimiser, horizon, 0, sees["mean"], sees["std"], trims=given["trims"]
+    )
     ends: list[float] = []
 
     def batches(step: int, rank: int, world: int) -> Batches:
@@ -225,6 +230,7 @@ def arms(options: argparse.Namespace, folder: Path) -> dict[str, tuple[str, dict
     common = {
         "folder": str(folder), "num_tars": options.tars, "workers": options.workers, "batch": BATCH,
         "model": "tiny", "network": True, "keep": None, "tars": str(folder / "all"), "decode": "reference",
+        "trims": False,
     }  # fmt: skip
     unpruned = {**common, "epoch": whole, "epochs": 1}
     epochs = max(1, whole // few)
@@ -242,14 +248,16 @@ def arms(options: argparse.Namespace, folder: Path) -> dict[str, tuple[str, dict
         "kept 0.2, resharded": ("rival", resharded),
         "kept 0.2, reference": ("ours", kept),
         "kept 0.2, fast": ("ours", {**kept, "decode": "fast"}),
+        "kept 0.2, fast, trimmed": ("ours", {**kept, "decode": "fast", "trims": True}),
     }
     found |= {
         f"feeding alone, {name}": (side, {**given, "network": False})
         for name, (side, given) in found.items()
-        if "resharded" not in name and name != "unpruned, fast"
+        if "resharded" not in name and "trimmed" not in name and name != "unpruned, fast"
     }
     if options.vit_steps:
         found |= {"ViT-B/32": ("rival", vit), "ViT-B/32, reference": ("ours", vit)}
+        found["ViT-B/32, trimmed"] = ("ours", {**vit, "trims": True})
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.cost import PEAKS, Flops, Gauge, count_flops, energy_counter, flops_per_pair
+from training.cost import PEAKS, Flops, Gauge, count_flops, energy_counter, hardware_flops
 from training.recompute import recompute_blocks
 
 GIGA = 1e9
@@ -75,7 +75,17 @@ def test_a_share_of_the_blocks_is_counted_as_it_is_recomputed() -> None:
         model = clip(SMALL)
         done, total = recompute_blocks(model, share)
         assert total == (8 if share else 0)
-        assert flops_per_pair(model, 32, 16) == counted.hardware(done / max(total, 1))
+        share_done = done / max(total, 1)
+        assert hardware_flops(model, 32)(16) == counted.hardware(share_done)
+        assert hardware_flops(model, 32, grad_cache=True)(16) == counted.hardware(share_done, True)
+
+
+def test_a_shorter_caption_costs_what_its_tokens_multiply() -> None:
+    count = hardware_flops(clip(SMALL), 32)
+    whole, half = count(16), count(8)
+    assert whole is not None
+    assert half is not None
+    assert whole - half == 3 * (by_hand(64, 16, 4) - by_hand(64, 8, 4))
 
 
 def test_counting_leaves_the_model_as_it_is() -> None:
@@ -91,15 +101,13 @@ class Untraceable(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(3))
 
-    def encode_image(self, images: torch.Tensor, normalize: bool) -> torch.Tensor:
-        return images.sum((2, 3)) * float(images.sum())
-
-    encode_text = encode_image
+    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return images * float(images.sum()), tokens * self.weight
 
 
 def test_a_model_that_cannot_be_traced_has_no_count() -> None:
     assert count_flops(Untraceable(), 8, 8) is None
-    assert flops_per_pair(Untraceable(), 8, 8) is None
+    assert hardware_flops(Untraceable(), 8)(8) is None
 
 
 def gauge(monkeypatch: pytest.MonkeyPatch, name: str, precision: str) -> Gauge:

@@ -59,6 +59,9 @@ class Threads(Ranks):
         return np.sum(self.gather(numbers), axis=0, dtype=numbers.dtype)
 
 
+LENGTH = 3  # tokens of a caption; a pair costs the device 5 operations each
+
+
 class Meeting:
     def __init__(self, size: int) -> None:
         self.barrier = threading.Barrier(size, timeout=20)
@@ -98,7 +101,11 @@ def batches(ranks: Ranks, broken: frozenset[int] = frozenset()) -> list[dict[str
         failed = np.isin(planned, list(broken))
         used = np.where(failed, KEPT[(taken.indices + 1) % 20], planned)
         found.append(
-            {"rows": torch.from_numpy(used), "undecodable": torch.from_numpy(planned[failed])}
+            {
+                "rows": torch.from_numpy(used),
+                "undecodable": torch.from_numpy(planned[failed]),
+                "tokens": torch.zeros((len(used), LENGTH), dtype=torch.long),
+            }
         )
     return found
 
@@ -117,7 +124,8 @@ class World:
         self.module = Contrastive(Tiny(), OPTIMISER, HORIZON, 0, [0.5] * 3, [0.5] * 3)
         self.trainer = Mock(spec=Trainer, global_step=0)
         self.trainer.optimizers = [Mock(param_groups=[{"lr": 1e-3}])]
-        settings: dict[str, Any] = {"most_substitutes": 0.01, "flops": 10, "hardware_flops": 15}
+        settings: dict[str, Any] = {"most_substitutes": 0.01, "flops": 10}
+        settings["hardware_flops"] = lambda length: 5 * length
         groups = change.pop("groups", None)
         self.recorder = Recorder(
             HORIZON, every, [self.rows.append], Progress("train", 80, "pairs"),

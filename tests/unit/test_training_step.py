@@ -16,6 +16,7 @@ from training.horizon import Horizon
 from training.loss import clip_loss
 from training.module import Contrastive, Diverged
 from training.optim import learning_rate, make_optimiser, openclip3_groups
+from training.trimming import can_trim, run_trimmed, trim
 
 TINY = {
     "embed_dim": 32,
@@ -117,6 +118,72 @@ class Listed(list):
         return 8 * len(self)
 
 
+def captions(lengths: list[int], context: int = 16) -> torch.Tensor:
+    """Tokens of captions that end, with CLIP's last token, after so many."""
+    draw = torch.Generator().manual_seed(1)
+    tokens = torch.zeros((len(lengths), context), dtype=torch.long)
+    for row, length in zip(tokens, lengths, strict=True):
+        row[: length - 1] = torch.randint(1, 49407, (length - 1,), generator=draw)
+        row[length - 1] = 49407
+    return tokens
+
+
+@pytest.mark.parametrize(("longest", "kept"), [(3, 8), (8, 8), (9, 16), (16, 16)])
+def test_captions_are_cut_behind_the_longest_to_a_multiple_of_eight(
+    longest: int, kept: int
+) -> None:
+    tokens = captions([2, longest, 2])
+    assert torch.equal(trim(tokens), tokens[:, :kept])
+
+
+def test_places_behind_the_longest_caption_move_no_feature_and_no_gradient() -> None:
+    model = fresh_model(Model(config=TINY), seed=2).model.double()
+    assert can_trim(model)
+    images = torch.randn((3, 3, 32, 32), dtype=torch.double)
+    found = []
+    for tokens in (captions([4, 7, 2]), captions([4, 7, 2])[:, :8]):
+        model.zero_grad()
+        image, text, *_ = run_trimmed(model, images, tokens)
+        clip_loss(image, text, model.logit_scale.exp()).backward()
+        found.append((text.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
+    (text, gradients), (short_text, short_gradients) = found
+    assert torch.allclose(text, short_text, rtol=0, atol=1e-12)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, short_gradients[name], rtol=0, atol=1e-12), name
+    assert short_gradients["positional_embedding"][:7].abs().min() > 0
+    assert not short_gradients["positional_embedding"][8:].any()
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_a_run_on_trimmed_captions_ends_where_the_whole_ones_do(
+    chunk: int | None, tmp_path: Path
+) -> None:
+    fed = [b | {"tokens": captions([3, 5, 4, 7, 2, 3, 6, 8])} for b in batches(6)]
+    ends, lengths = [], []
+    for trims in (False, True):
+        model = fresh_model(Model(config=TINY), seed=5).model.double()
+        model.transformer.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape))
+        module = Contrastive(
+            model, settings(), Horizon(96, 8, 6), 0, MEAN, STD, chunk, trims=trims
+        ).double()
+        module.normalise = lambda images: images.double() / 255  # type: ignore[method-assign]
+        with quiet():
+            loader = torch.utils.data.DataLoader(fed, batch_size=None)  # type: ignore[arg-type]
+            make_trainer(tmp_path, 6, "cpu", "fp32", []).fit(module, loader)
+        ends.append(model.state_dict())
+    assert {shape[1] for shape in lengths} == {16, 8}
+    for name, value in ends[0].items():
+        assert torch.allclose(value, ends[1][name], rtol=0, atol=1e-9), name
+
+
+def test_a_text_tower_that_sees_ahead_is_left_alone() -> None:
+    for change in ({"no_causal_mask": True}, {"pool_type": "last"}):
+        config = TINY | {"text_cfg": TINY["text_cfg"] | change}
+        assert not can_trim(fresh_model(Model(config=config), seed=0).model)
+    config = TINY | {"custom_text": True}  # another class of open_clip's
+    assert not can_trim(fresh_model(Model(config=config), seed=0).model)
+
+
 def test_clipping_takes_the_norm_in_the_model_s_order(tmp_path: Path) -> None:
     ours = fresh_model(Model(config=TINY), seed=5).model
     theirs = copy.deepcopy(ours)
@@ -205,14 +272,3 @@ def test_weights_depend_on_the_seed_and_leave_torch_s_state_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one.visual.proj, again.visual.proj)
     assert not torch.equal(one.visual.proj, other.visual.proj)
-
-
-def test_the_flops_of_vit_b_32_are_those_in_the_literature() -> None:
-    import open_clip
-
-    from training.cost import flops_per_pair
-
-    with torch.device("meta"):
-        model = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32"))
-    counted = flops_per_pair(model, 224, 77)
-    assert counted == pytest.approx(44.1e9, rel=0.01)  # research/training.md 5.1
