@@ -26,7 +26,7 @@ from evaluation.page import concepts, provenance
 from evaluation.page.curation import Overlaps, fates, funnel
 from evaluation.page.pairs import gather_pairs
 from evaluation.page.pictures import CELL, COLUMNS, ON_A_SHEET, Pictures
-from evaluation.page.roster import Roster, ancestors
+from evaluation.page.roster import NamedRun, Roster, ancestors
 from evaluation.page.runs import Group, Measured, group, measure
 from evaluation.results import without_nan
 
@@ -99,7 +99,9 @@ def gather(store: Store, roster: Roster, most_pictures: int) -> Report:
     kept = _first_keep_lists(measured, found)
     entries = _entries_of(roster, found)
     funnels, overlaps, clusterings = _curation(work, kept)
-    pairs = gather_pairs(store, entries, work.pool_of, work.pictures, work.problems)
+    # Other seeds' pairs are of the same kind: one run of each arm is enough to look at.
+    shown = _entries_of(roster, found, first_only=True)
+    pairs = gather_pairs(store, shown, work.pool_of, work.pictures, work.problems)
     ledger = work.attempt("the cost ledger", lambda: provenance.ledger_of(roster, found))
     for problem, count in work.pictures.problems.most_common(5):
         work.problems.append(f"{count:,} pictures are missing on this page: {problem}")
@@ -140,13 +142,25 @@ def _first_keep_lists(measured: list[Measured], found: Mapping[str, Entry]) -> d
     return first
 
 
-def _entries_of(roster: Roster, found: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Every artifact that an arm rests on, inputs first."""
+def _entries_of(
+    roster: Roster, found: Mapping[str, Entry], first_only: bool = False
+) -> dict[str, Entry]:
+    """Every artifact that an arm rests on, inputs first; or those of its first run that got farthest."""
+
+    def there(run: NamedRun) -> list[str]:
+        return [key for key in (run.keep, run.train, run.evaluate) if key and key in found]
+
+    keys = [roster.encoder] if roster.encoder and roster.encoder in found else []
+    for arm in roster.arms:
+        runs = (
+            [max(arm.runs, key=lambda run: len(there(run)))]
+            if first_only and arm.runs
+            else arm.runs
+        )
+        keys += [key for run in runs for key in there(run)]
     entries: dict[str, Entry] = {}
-    for key in [roster.encoder, *(k for arm in roster.arms for run in arm.runs
-                                  for k in (run.keep, run.train, run.evaluate))]:  # fmt: skip
-        if key and key in found:
-            entries.update((entry.key, entry) for entry in ancestors(found, found[key]))
+    for key in keys:
+        entries.update((entry.key, entry) for entry in ancestors(found, found[key]))
     order = {stage: at for at, stage in enumerate(dict.fromkeys(e.stage for e in entries.values()))}
     return dict(sorted(entries.items(), key=lambda item: order[item[1].stage]))
 
