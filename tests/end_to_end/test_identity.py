@@ -79,7 +79,12 @@ def test_two_workers_change_nothing(pool: Path, tmp_path: Path, reference: dict[
         (["parts.runner=pool", "parts.workers=1", "dedup.runs=yes"], 8192, graph.ROWS_OF_VECTORS),
         (["parts.runner=pool", "parts.workers=5", "parts.threads=2"], 1000, FEW),
         ([*LOCAL, "parts.workers=2", "parts.threads=2"], 1000, FEW),
-        ([*LOCAL, "parts.workers=5", "dedup.runs=yes"], 8192, graph.ROWS_OF_VECTORS),
+        pytest.param(
+            [*LOCAL, "parts.workers=5", "dedup.runs=yes"],
+            8192,
+            graph.ROWS_OF_VECTORS,
+            marks=pytest.mark.nightly,
+        ),
     ],
 )
 def test_no_runner_changes_anything(
@@ -136,7 +141,7 @@ def progress(store: Path) -> int:
     return len([*store.glob("[!.]*/*/manifest.json"), *store.glob(".partial/*/*/part.json")])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ten_kills_at_random_moments_change_nothing(
     pool: Path, tmp_path: Path, reference: dict[str, Any]
 ) -> None:

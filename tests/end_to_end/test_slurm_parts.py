@@ -107,6 +107,7 @@ def lose_while_running(slurm: Any, node: str, stage: str, lost: list[int]) -> th
     return thread
 
 
+@pytest.mark.nightly
 def test_arrays_over_two_nodes_each_lost_once_make_the_keep_list_of_one_process(
     pool: Path, tmp_path: Path, slurm: Any
 ) -> None:

@@ -30,7 +30,7 @@ def test_weights_of_the_recipe_are_loaded_once_and_told(tmp_path, capsys):
     assert out.splitlines() == [f"OpenClip {tmp_path}/w.pt: ready", "1 of 1 ready"]
 
 
-@pytest.mark.slow  # asks a hub that may not be there, several times
+@pytest.mark.nightly  # asks a hub that may not be there, several times
 def test_weights_that_cannot_be_had_are_named_and_the_others_are_tried(tmp_path, capsys):
     said = ["encoder.dedup=local_clip", f"encoder.dedup.checkpoint={tmp_path}/gone.pt",
             "encoder.dedup.model=RN50", "encoder.cluster=precomputed", 

@@ -132,7 +132,7 @@ def test_a_resnet_is_refused_where_its_batch_would_be_cut() -> None:
         recompute_blocks(model, 0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_compiled_model_takes_the_steps_of_an_eager_one(tmp_path: Path) -> None:
     eager = fresh_model(Model(config=TINY), 0).model
     compiled = copy.deepcopy(eager)
