@@ -2,65 +2,10 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 from training.trimming import can_trim, run_trimmed
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Floating-point operations of one pair, a multiply-add counted as two.
-
-    ViT-B/32 at 224 px, 77 tokens: 14.78 GFLOP forward, 44.10 forward and backward; 53.88 with all
-    blocks recomputed, 58.88 with GradCache, which makes the whole forward twice.
-
-    Args:
-        forward: Of both towers.
-        step: Forward and backward, nothing twice: the model FLOPs, whatever the hardware does.
-        blocks: What recomputing every block adds. Less than their forward: torch stops at the last
-            value that the backward needs, so a block's last product is not repeated.
-    """
-
-    forward: int
-    step: int
-    blocks: int
-
-    def hardware(self, recomputed: float = 0.0, grad_cache: bool = False) -> int:
-        """What the device really does for one pair.
-
-        Args:
-            recomputed: Share of the blocks, of either tower alike, that are recomputed; in [0, 1].
-            grad_cache: Whether the features are made once before, without a gradient.
-        """
-        assert 0 <= recomputed <= 1, "a share"
-        return round(self.step + recomputed * self.blocks + grad_cache * self.forward)
-
-
-def count_flops(model: Any, size: int, context_length: int) -> Flops | None:
-    """Count the operations of one pair, of a model without recomputation.
-
-    Counted by torch on tensors without storage, so it costs no arithmetic. The matrix of
-    similarities is left out: under 0.1 % at batch 4096 (ViT-B/32).
-
-    Args:
-        model: open_clip's model; it is left as it is.
-        size: Side of the picture, in pixels.
-        context_length: Tokens of a caption.
-
-    Returns:
-        None for a model with an operation that cannot be traced in this way.
-    """
-    try:
-        traced = copy.deepcopy(model).to("meta").train()
-        forward = _trace(traced, size, context_length, backward=False)
-        step = _trace(traced, size, context_length)
-        traced.set_grad_checkpointing(True)
-        return Flops(forward, step, _trace(traced, size, context_length) - step)
-    except (NotImplementedError, RuntimeError):
-        return None
-
 
 CountFlops = Callable[[int], int | None]  # of one pair, by the length of its caption in tokens
 
@@ -68,8 +13,15 @@ CountFlops = Callable[[int], int | None]  # of one pair, by the length of its ca
 def hardware_flops(model: Any, size: int, grad_cache: bool = False) -> CountFlops:
     """Operations that a device makes for one pair, forward and backward, by its caption's length.
 
+    A multiply-add counts as two. ViT-B/32 at 224 px and 77 tokens: 44.10 GFLOP; 53.88 with all blocks
+    recomputed, 58.88 with GradCache, which makes the whole forward twice. Counted by torch on tensors
+    without storage, so it costs no arithmetic. The matrix of similarities is left out: under 0.1 % at
+    batch 4096 (ViT-B/32).
+
     Args:
-        model: As it stands: with recomputation switched on, what is recomputed is counted exactly.
+        model: As it stands: with recomputation switched on, what is recomputed is counted exactly. A
+            block is then repeated up to the last value that its backward needs, so its last product
+            is not made again. The model is left as it is.
         size: Side of the picture, in pixels.
         grad_cache: Whether the features are made once before, without a gradient.
 

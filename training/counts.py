@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Int64, UInt8, UInt64
+from jaxtyping import Int, Int64, UInt8, UInt64
 
 from dbp.data.pool import Pool
 from dbp.dedup.exact import first_equal
@@ -60,7 +60,7 @@ class Tally:
             ranks: The processes that train together.
             names: Hash of each kept row's uid; `keys` when not given, so that uids do not repeat.
             groups: A number for each kept row, equal for rows that dedup takes for one; as
-                `content_groups` or `similar_groups` give it. Without it twins are not counted.
+                `content_groups` gives it. Without it twins are not counted.
         """
         assert batch_size % ranks.size == 0, "a batch is split evenly"
         self.rows, self.keys, self.batch_size, self.ranks = rows, keys, batch_size, ranks
@@ -224,27 +224,6 @@ def content_groups(pool: Pool, rows: Int[np.ndarray, " m"]) -> Int[np.ndarray, "
     run; where it did, each row is alone.
     """
     return first_equal(pool.hash_words("content_hash", rows))
-
-
-def similar_groups(
-    similarity: Float[np.ndarray, " n"],
-    twin: Int[np.ndarray, " n"],
-    epsilon: float,
-    rows: Int[np.ndarray, " m"],
-) -> Int[np.ndarray, " m"]:
-    """Groups of kept rows that semantic dedup chains together.
-
-    Args:
-        similarity: Of each row of the pool to the most similar earlier row; NaN without a vector.
-        twin: That row; -1 for none.
-        epsilon: Two rows are twins above a similarity of 1 - epsilon.
-        rows: The kept rows.
-    """
-    own = np.arange(len(twin))
-    group = np.where((similarity > 1 - epsilon) & (twin >= 0), twin, own)
-    while not np.array_equal(further := group[group], group):  # a twin is earlier: no circles
-        group = further
-    return group[rows]
 
 
 def tally_of(subset: Subset, batch_size: int, ranks: Ranks, count_twins: bool) -> Tally:

@@ -16,7 +16,7 @@ from dbp.progress import progress
 from dbp.stage import parameters
 from dbp.work import Work
 from training.checkpoint import save_checkpoint
-from training.cost import CountFlops, Gauge, count_flops, hardware_flops
+from training.cost import CountFlops, Gauge, hardware_flops
 from training.counts import tally_of
 from training.data import PairData
 from training.feed import Feed, image_size, make_feed
@@ -78,8 +78,8 @@ def prepare(stage: Train, subset: Subset, ranks: Ranks) -> Prepared:
     loaded = fresh_model(stage.model, stage.seed)
     model, sees = loaded.model, loaded.model.visual.preprocess_cfg
     check_norms(model, stage.chunk_size, ranks, device)
-    size, length = image_size(model), model.context_length
-    flops = count_flops(model, size, length)
+    size = image_size(model)
+    flops = hardware_flops(model, size)(model.context_length)
     recompute_blocks(model, stage.recompute)
     share = stage.batch_size // ranks.size
     in_chunks = stage.chunk_size is not None and stage.chunk_size < share
@@ -90,7 +90,7 @@ def prepare(stage: Train, subset: Subset, ranks: Ranks) -> Prepared:
         model, stage.optimiser, feed.horizon, stage.seed, sees["mean"], sees["std"],
         stage.chunk_size, trims=stage.trim_captions and not stage.compile,
     )  # fmt: skip
-    return Prepared(feed, loaded, module, device, precision, flops and flops.step, hardware)
+    return Prepared(feed, loaded, module, device, precision, flops, hardware)
 
 
 def train(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.cost import PEAKS, Flops, Gauge, count_flops, energy_counter, hardware_flops
+from training.cost import PEAKS, Gauge, energy_counter, hardware_flops
 from training.recompute import recompute_blocks
 
 GIGA = 1e9
@@ -29,13 +29,10 @@ def clip(config: dict[str, Any]) -> Any:
         return CLIP(**config)
 
 
-@pytest.fixture(scope="module")
-def vit_b_32() -> Flops:
+def vit_b_32() -> Any:
     from open_clip import get_model_config
 
-    flops = count_flops(clip(get_model_config("ViT-B-32") or {}), 224, 77)
-    assert flops is not None
-    return flops
+    return clip(get_model_config("ViT-B-32") or {})
 
 
 def by_hand(width: int, tokens: int, layers: int) -> float:
@@ -43,41 +40,40 @@ def by_hand(width: int, tokens: int, layers: int) -> float:
     return layers * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width)
 
 
-def test_vit_b_32_costs_what_its_layers_multiply(vit_b_32: Flops) -> None:
-    flops = vit_b_32
-    images, texts = by_hand(768, 50, 12), by_hand(512, 77, 12)
-    patches, ends = 2 * 49 * 768 * 3 * 32**2, 2 * (768 * 512 + 512 * 512)
-    assert flops.forward == images + texts + patches + ends
-    # The backward is twice the forward, but for the gradient of the pictures, which nobody needs.
-    assert flops.step == 3 * flops.forward - patches
-    assert flops.forward / GIGA == pytest.approx(14.78, abs=0.005)
-    assert flops.step / GIGA == pytest.approx(44.10, abs=0.005)
+# ViT-B/32: 49 patches and a class token through 12 layers of 768; 77 tokens through 12 of 512.
+BLOCKS = by_hand(768, 50, 12) + by_hand(512, 77, 12)
+PATCHES, ENDS = 2 * 49 * 768 * 3 * 32**2, 2 * (768 * 512 + 512 * 512)
+FORWARD = BLOCKS + PATCHES + ENDS
+# The backward is twice the forward, but for the gradient of the pictures, which nobody needs.
+STEP = 3 * FORWARD - PATCHES
 
 
-def test_recomputing_and_gradcache_cost_what_they_do_twice(vit_b_32: Flops) -> None:
-    flops = vit_b_32
-    # One more whole forward: 58.88. torch repeats a block up to the last value that the backward
-    # needs, so its last product, 8 of the 24 units of width squared, is not made again.
-    assert flops.hardware(grad_cache=True) / GIGA == pytest.approx(58.88, abs=0.005)
-    blocks = by_hand(768, 50, 12) + by_hand(512, 77, 12)
-    last = 12 * 2 * 4 * (50 * 768**2 + 77 * 512**2)
-    assert flops.blocks == blocks - last
-    assert flops.hardware(1.0) / GIGA == pytest.approx(53.88, abs=0.005)
-    assert flops.hardware() == flops.step
-    assert flops.hardware(0.5) * 2 == flops.hardware(0.0) + flops.hardware(1.0)
-    assert flops.hardware(1.0, grad_cache=True) == flops.hardware(1.0) + flops.forward
+def test_vit_b_32_costs_what_its_layers_multiply() -> None:
+    assert hardware_flops(vit_b_32(), 224)(77) == STEP
+    assert pytest.approx(14.78, abs=0.005) == FORWARD / GIGA
+    assert pytest.approx(44.10, abs=0.005) == STEP / GIGA
+
+
+def test_recomputing_and_gradcache_cost_what_they_do_twice() -> None:
+    model = vit_b_32()
+    assert hardware_flops(model, 224, grad_cache=True)(77) == STEP + FORWARD
+    recompute_blocks(model, 1.0)
+    # A block's last product, 8 of the 24 units of width squared, is not made again.
+    repeated = BLOCKS - 12 * 2 * 4 * (50 * 768**2 + 77 * 512**2)
+    assert hardware_flops(model, 224)(77) == STEP + repeated
+    assert hardware_flops(model, 224, grad_cache=True)(77) == STEP + repeated + FORWARD
+    assert (STEP + repeated) / GIGA == pytest.approx(53.88, abs=0.005)
+    assert pytest.approx(58.88, abs=0.005) == (STEP + FORWARD) / GIGA
 
 
 def test_a_share_of_the_blocks_is_counted_as_it_is_recomputed() -> None:
-    counted = count_flops(clip(SMALL), 32, 16)
-    assert counted is not None
+    counted = {}
     for share in (0.0, 0.3, 1.0):
         model = clip(SMALL)
         done, total = recompute_blocks(model, share)
         assert total == (8 if share else 0)
-        share_done = done / max(total, 1)
-        assert hardware_flops(model, 32)(16) == counted.hardware(share_done)
-        assert hardware_flops(model, 32, grad_cache=True)(16) == counted.hardware(share_done, True)
+        counted[done] = hardware_flops(model, 32)(16) or 0
+    assert counted[4] - counted[0] == (counted[8] - counted[0]) / 2 > 0
 
 
 def test_a_shorter_caption_costs_what_its_tokens_multiply() -> None:
@@ -90,9 +86,9 @@ def test_a_shorter_caption_costs_what_its_tokens_multiply() -> None:
 
 def test_counting_leaves_the_model_as_it_is() -> None:
     model = clip(SMALL).eval()
-    count_flops(model, 32, 16)
+    assert hardware_flops(model, 32)(8)
     assert not model.training
-    assert not model.transformer.grad_checkpointing
+    assert model.positional_embedding.shape == (16, 64)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -106,7 +102,6 @@ class Untraceable(nn.Module):
 
 
 def test_a_model_that_cannot_be_traced_has_no_count() -> None:
-    assert count_flops(Untraceable(), 8, 8) is None
     assert hardware_flops(Untraceable(), 8)(8) is None
 
 

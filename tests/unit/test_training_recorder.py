@@ -27,7 +27,6 @@ from training.counts import (
     content_groups,
     mark,
     num_repeated,
-    similar_groups,
     uid_names,
 )
 from training.horizon import Horizon
@@ -278,13 +277,6 @@ def test_rows_that_share_a_uid_or_their_content_are_found() -> None:
     groups = content_groups(pool, rows)
     assert groups[0] == groups[1]
     assert len(set(groups.tolist())) == 3
-
-
-def test_chains_of_twins_are_one_group() -> None:
-    twin = np.array([-1, 0, 1, 5, -1, 4, 2, 6, 7])  # 8, 7, 6, 2, 1 and 0 hang together
-    similarity = np.array([np.nan, 0.97, 0.99, 0.5, -np.inf, 0.96, 0.97, 0.98, 0.96])
-    groups = similar_groups(similarity, twin, 0.05, np.array([0, 2, 3, 4, 5, 8]))
-    assert groups.tolist() == [0, 0, 3, 4, 4, 0]
 
 
 def test_rows_are_means_over_ranks_and_written_by_the_first_alone(tmp_path: Path) -> None:
