@@ -248,6 +248,9 @@ def train_times(prepared: Any, pairs: Any, loader: LoaderTimes) -> TrainTimes:
     from training.data import make_loader
 
     feed, device, precision = prepared.feed, prepared.device, prepared.precision
+    prepared.module.trims = (
+        False  # one batch's captions are shorter than another's: not what feeding costs
+    )
     stage, batches = feed.stage, feed.batches(0, 0, 1)
     feeds = [  # a bare list would be taken apart by Lightning
         DataLoader([pairs[batches.slice(0)]] * feed.horizon.steps, batch_size=None),  # type: ignore

@@ -2,10 +2,11 @@
 
 import copy
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-from training.trimming import can_trim, run_trimmed
+from training.trimming import can_trim, features_of, run_short
 
 CountFlops = Callable[[int], int | None]  # of one pair, by the length of its caption in tokens
 
@@ -28,17 +29,45 @@ def hardware_flops(model: Any, size: int, grad_cache: bool = False) -> CountFlop
     Returns:
         A function from tokens of a caption; None for a model that cannot be traced in this way.
     """
-    traced = copy.deepcopy(model).to("meta").train()
+
+    @cache
+    def traced() -> Any:
+        return copy.deepcopy(model).to("meta").train()
 
     @cache
     def count(length: int) -> int | None:
         try:
-            once = _trace(traced, size, length, backward=False) if grad_cache else 0
-            return once + _trace(traced, size, length)
+            once = _trace(traced(), size, length, backward=False) if grad_cache else 0
+            return once + _trace(traced(), size, length)
         except (NotImplementedError, RuntimeError):
             return None
 
     return count
+
+
+def at_any_length(count: CountFlops, context_length: int) -> CountFlops:
+    """The same count without further tracing: three lengths decide, since it is quadratic in the length.
+
+    Args:
+        count: As `hardware_flops` gives it.
+        context_length: The longest caption, at least 3.
+    """
+    known = [(length, count(length)) for length in (1, context_length // 2, context_length)]
+    if any(flops is None for _, flops in known):
+        return lambda length: None
+
+    @cache
+    def interpolated(length: int) -> int:
+        total = Fraction(0)
+        for at, flops in known:
+            others = [other for other, _ in known if other != at]
+            weight = Fraction(1)
+            for other in others:
+                weight *= Fraction(length - other, at - other)
+            total += weight * (flops or 0)
+        return round(total)
+
+    return interpolated
 
 
 def _trace(model: Any, size: int, context_length: int, backward: bool = True) -> int:
@@ -49,11 +78,10 @@ def _trace(model: Any, size: int, context_length: int, backward: bool = True) ->
     images = torch.zeros(pairs, 3, size, size, device="meta")
     tokens = torch.zeros(pairs, context_length, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
-        run = partial(run_trimmed, model) if can_trim(model) else model
-        made = run(images, tokens)
+        run = partial(run_short, model) if can_trim(model) else model
+        features, texts = features_of(run(images, tokens))
         if backward:
-            features = made.values() if isinstance(made, dict) else made
-            torch.stack([part.sum() for part in features]).sum().backward()
+            (features.sum() + texts.sum()).backward()
     return counter.get_total_flops() // pairs
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from training.horizon import Horizon
 from training.loss import clip_loss
 from training.optim import learning_rate, make_optimiser
 from training.order import step_seed
-from training.trimming import can_trim, run_trimmed, trim
+from training.trimming import can_trim, features_of, groups_of, lengths_of, run_trimmed
 
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 
@@ -29,7 +28,8 @@ class Diverged(WorldError):
 class Contrastive(LightningModule):
     """Trains both towers on batches of uint8 pictures and tokens.
 
-    Bit-identical to open_clip_train's loop when fed the same batches (fp32 and bf16, no clipping):
+    Bit-identical to open_clip_train's loop when fed the same batches (fp32 and bf16, without clipping,
+    `chunk` and `trims`):
     its decay groups, schedule, loss and clamp, in the same order of operations. The step is written
     out (Lightning's manual optimisation), since the order of what follows the backward is the recipe.
     """
@@ -55,7 +55,7 @@ class Contrastive(LightningModule):
             mean: Of each colour channel, for pictures in [0, 1].
             std: Likewise.
             chunk: Pairs of this rank that go through the model at a time; all when none is given.
-            trims: Cut captions behind the longest of a batch, where the model's text tower allows.
+            trims: Cut captions behind the longest of their group, where the model's text tower allows.
         """
         super().__init__()
         self.automatic_optimization = False
@@ -78,8 +78,8 @@ class Contrastive(LightningModule):
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """What the model sees moves; rows stay, so that counting them makes no step wait."""
         seen = {name: batch[name] for name in ("images", "tokens")}
-        if self.trims:
-            seen["tokens"] = trim(seen["tokens"])
+        if self.trims:  # read while they are on the host
+            batch = {**batch, "lengths": lengths_of(seen["tokens"])}
         return {**batch, **super().transfer_batch_to_device(seen, device, dataloader_idx)}
 
     def normalise(self, images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
@@ -88,11 +88,24 @@ class Contrastive(LightningModule):
 
     def features(self, batch: dict[str, Any], part: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Unit vectors `Float[b d]` of a batch's pictures and captions, or of a part of them."""
-        run = partial(run_trimmed, self.model) if self.trims else self.model
-        made = run(self.normalise(batch["images"][part]), batch["tokens"][part])
-        if isinstance(made, dict):
-            return made["image_features"], made["text_features"]
-        return made[0], made[1]
+        images, tokens = self.normalise(batch["images"][part]), batch["tokens"][part]
+        if not self.trims:
+            return features_of(self.model(images, tokens))
+        groups = groups_of(batch["lengths"][part], self.model.context_length)
+        return run_trimmed(self.model, images, tokens, groups)
+
+    def multiplied(self, batch: dict[str, Any]) -> list[tuple[int, int]]:
+        """How many captions of a batch went through the text tower at which length."""
+        pairs, length = batch["tokens"].shape
+        chunks = torch.arange(pairs).split(self.chunk or pairs)
+        if not self.trims:
+            return [(len(chunk), length) for chunk in chunks]
+        return [
+            (len(group.rows), group.length)
+            for chunk in chunks
+            for lengths in [batch["lengths"][chunk]]
+            for group in groups_of(lengths, self.model.context_length)
+        ]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         step, optimiser = self.global_step, self.trainer.optimizers[0]

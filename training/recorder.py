@@ -103,6 +103,8 @@ class Recorder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         tally = state_dict["tally"]
         self.tally.restore({**tally, "bits": tally["bits"].numpy().copy()})
+        # A checkpoint of an earlier version does not say; what is not known stays so.
+        self.hardware_flops = state_dict.get("hardware_flops")
         for name in state_dict.keys() - {"tally"}:
             setattr(self, name, state_dict[name])
 
@@ -130,11 +132,10 @@ class Recorder(Callback):
         step = trainer.global_step  # steps done, this one included
         assert batch["rows"].device.type == "cpu", "reading rows must not wait for the device"
         self.tally.note(batch["rows"].numpy(), batch["undecodable"].numpy())
-        made = self.count_flops(batch["tokens"].shape[1])
-        if made is None or self.flops_here is None:
-            self.flops_here = None
-        else:
-            self.flops_here += made * len(batch["tokens"])
+        for pairs, length in pl_module.multiplied(batch):
+            made = self.count_flops(length)
+            here = self.flops_here
+            self.flops_here = None if made is None or here is None else here + made * pairs
         self.loss_sum = self.loss_sum + outputs["loss"].detach()
         self.loss_steps += 1
         is_due = step % self.every_steps == 0 or step == self.horizon.steps
@@ -180,7 +181,7 @@ class Recorder(Callback):
         self.wait_seconds = float(np.mean([t["wait_seconds"] for t in told]))
         made = [self.hardware_flops, *(t["flops"] for t in told)]
         self.hardware_flops = None if None in made else sum(made)
-        self.flops_here = self.hardware_flops and 0
+        self.flops_here = None if self.hardware_flops is None else 0
         used = [self.joules, *(t["joules"] for t in told)]
         self.joules = None if None in used else math.fsum(used)
         held = [self.peak_device_bytes, *(t["peak_device_bytes"] for t in told)]

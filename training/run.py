@@ -16,7 +16,7 @@ from dbp.progress import progress
 from dbp.stage import parameters
 from dbp.work import Work
 from training.checkpoint import save_checkpoint
-from training.cost import CountFlops, Gauge, hardware_flops
+from training.cost import CountFlops, Gauge, at_any_length, hardware_flops
 from training.counts import tally_of
 from training.data import PairData
 from training.feed import Feed, image_size, make_feed
@@ -30,6 +30,7 @@ from training.recorder import Recorder
 from training.resume import Checkpoints
 from training.stage import Train
 from training.subset import Subset
+from training.trimming import can_trim
 from training.validation import EVALUATIONS, Validation
 from training.watch import Watched
 
@@ -84,11 +85,16 @@ def prepare(stage: Train, subset: Subset, ranks: Ranks) -> Prepared:
     share = stage.batch_size // ranks.size
     in_chunks = stage.chunk_size is not None and stage.chunk_size < share
     hardware = hardware_flops(model, size, grad_cache=in_chunks)
+    trims = stage.trim_captions and not stage.compile and can_trim(model)
+    if trims:
+        hardware = at_any_length(hardware, model.context_length)
+    elif flops is not None:
+        hardware(model.context_length)  # counted now, and not while the clock runs
     if stage.compile:
         model.compile()
     module = Contrastive(
         model, stage.optimiser, feed.horizon, stage.seed, sees["mean"], sees["std"],
-        stage.chunk_size, trims=stage.trim_captions and not stage.compile,
+        stage.chunk_size, trims=trims,
     )  # fmt: skip
     return Prepared(feed, loaded, module, device, precision, flops, hardware)
 

@@ -47,9 +47,9 @@ class Train(Stage):
             gradient with less memory, for one more forward; null for all at once.
         recompute: Share of the transformer blocks whose activations are computed again instead of
             saved, from 0 to 1.
-        trim_captions: Cut captions behind the longest of a batch: the same features and gradients but
-            for last bits, for less arithmetic. Without effect under `compile`, where each length would
-            be compiled anew, and on a text tower that is not causal.
+        trim_captions: Cut captions behind the longest of their group, by length, in a batch: the same
+            features and gradients but for last bits, for less arithmetic. Without effect under
+            `compile`, where each length would be compiled anew, and on a text tower that is not causal.
         compile: Let torch compile the model: minutes at the start, faster steps on a GPU.
         num_workers: Processes that decode; 0 decodes in the training process.
         prefetch: Batches that each of them prepares ahead; null for up to four, within 4 GiB in all.

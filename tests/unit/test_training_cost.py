@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.cost import PEAKS, Gauge, energy_counter, hardware_flops
+from training.cost import PEAKS, Gauge, at_any_length, energy_counter, hardware_flops
 from training.recompute import recompute_blocks
 
 GIGA = 1e9
@@ -82,6 +82,10 @@ def test_a_shorter_caption_costs_what_its_tokens_multiply() -> None:
     assert whole is not None
     assert half is not None
     assert whole - half == 3 * (by_hand(64, 16, 4) - by_hand(64, 8, 4))
+    for grad_cache in (False, True):
+        traced = hardware_flops(clip(SMALL), 32, grad_cache)
+        quick = at_any_length(traced, 16)
+        assert [quick(length) for length in range(1, 17)] == [traced(n) for n in range(1, 17)]
 
 
 def test_counting_leaves_the_model_as_it_is() -> None:
@@ -103,6 +107,7 @@ class Untraceable(nn.Module):
 
 def test_a_model_that_cannot_be_traced_has_no_count() -> None:
     assert hardware_flops(Untraceable(), 8)(8) is None
+    assert at_any_length(hardware_flops(Untraceable(), 8), 8)(5) is None
 
 
 def gauge(monkeypatch: pytest.MonkeyPatch, name: str, precision: str) -> Gauge:

@@ -308,6 +308,13 @@ def test_a_resume_in_the_middle_of_a_row_gives_the_same_loss(tmp_path: Path) -> 
     assert ended.recorder.seconds > state["seconds"] > 0
 
 
+def test_what_a_checkpoint_of_an_earlier_version_does_not_say_stays_unknown(tmp_path: Path) -> None:
+    state = World(Ranks(), tmp_path).train(until=6).recorder.state_dict()
+    del state["hardware_flops"]
+    counts = World(Ranks(), tmp_path).go_on_from(state, 6).train().recorder.counts()
+    assert (counts["train_flops"], counts["hardware_flops"]) == (800, None)
+
+
 def test_utilisation_is_against_the_peak_of_all_devices(tmp_path: Path) -> None:
     def work(ranks: Ranks) -> World:
         world = World(ranks, tmp_path)

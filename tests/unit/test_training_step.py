@@ -16,7 +16,7 @@ from training.horizon import Horizon
 from training.loss import clip_loss
 from training.module import Contrastive, Diverged
 from training.optim import learning_rate, make_optimiser, openclip3_groups
-from training.trimming import can_trim, run_trimmed, trim
+from training.trimming import can_trim, groups_of, lengths_of, run_trimmed
 
 TINY = {
     "embed_dim": 32,
@@ -128,50 +128,76 @@ def captions(lengths: list[int], context: int = 16) -> torch.Tensor:
     return tokens
 
 
-@pytest.mark.parametrize(("longest", "kept"), [(3, 8), (8, 8), (9, 16), (16, 16)])
-def test_captions_are_cut_behind_the_longest_to_a_multiple_of_eight(
-    longest: int, kept: int
+@pytest.mark.parametrize(("longest", "kept"), [(3, 8), (8, 8), (9, 16), (17, 20)])
+def test_a_small_batch_is_cut_behind_its_longest_caption(longest: int, kept: int) -> None:
+    (group,) = groups_of(lengths_of(captions([2, longest, 2], context=20)), 20)
+    assert group.length == kept
+    assert sorted(group.rows.tolist()) == [0, 1, 2]
+
+
+def test_one_long_caption_among_thousands_costs_its_group_alone() -> None:
+    lengths = torch.randint(3, 17, (4096,), generator=torch.Generator().manual_seed(0))
+    lengths[77] = 77
+    groups = groups_of(lengths, 77)
+    assert [len(group.rows) for group in groups] == [512] * 8
+    assert max(group.length for group in groups[:-1]) <= 16
+    assert groups[-1].length == 77
+    assert sorted(torch.cat([group.rows for group in groups]).tolist()) == list(range(4096))
+    assert all(int(lengths[group.rows].max()) <= group.length for group in groups)
+
+
+def test_places_behind_a_caption_move_no_feature_and_no_gradient(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tokens = captions([2, longest, 2])
-    assert torch.equal(trim(tokens), tokens[:, :kept])
-
-
-def test_places_behind_the_longest_caption_move_no_feature_and_no_gradient() -> None:
+    monkeypatch.setattr("training.trimming.GROUP", 2)
     model = fresh_model(Model(config=TINY), seed=2).model.double()
     assert can_trim(model)
-    images = torch.randn((3, 3, 32, 32), dtype=torch.double)
+    images = torch.randn((7, 3, 32, 32), dtype=torch.double)
+    tokens = captions([4, 16, 2, 8, 6, 3, 7])
+    groups = groups_of(lengths_of(tokens), 16)
+    assert [group.length for group in groups] == [8, 8, 16]
     found = []
-    for tokens in (captions([4, 7, 2]), captions([4, 7, 2])[:, :8]):
+    for run in (model, lambda *given: run_trimmed(model, *given, groups)):
         model.zero_grad()
-        image, text, *_ = run_trimmed(model, images, tokens)
+        image, text, *_ = run(images, tokens)
         clip_loss(image, text, model.logit_scale.exp()).backward()
-        found.append((text.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
-    (text, gradients), (short_text, short_gradients) = found
-    assert torch.allclose(text, short_text, rtol=0, atol=1e-12)
+        grown = {n: p.grad.clone() for n, p in model.named_parameters()}
+        found.append((image.detach(), text.detach(), grown))
+    (image, text, gradients), (same_image, same_text, same_gradients) = found
+    assert torch.allclose(image, same_image, rtol=0, atol=1e-12)
+    assert torch.allclose(text, same_text, rtol=0, atol=1e-12)
     for name, gradient in gradients.items():
-        assert torch.allclose(gradient, short_gradients[name], rtol=0, atol=1e-12), name
-    assert short_gradients["positional_embedding"][:7].abs().min() > 0
-    assert not short_gradients["positional_embedding"][8:].any()
+        assert torch.allclose(gradient, same_gradients[name], rtol=0, atol=1e-12), name
+    assert gradients["positional_embedding"].abs().min() > 0
 
 
-@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("group", [2, 256])
 def test_a_run_on_trimmed_captions_ends_where_the_whole_ones_do(
-    chunk: int | None, tmp_path: Path
+    chunk: int | None, group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("training.trimming.GROUP", group)
     fed = [b | {"tokens": captions([3, 5, 4, 7, 2, 3, 6, 8])} for b in batches(6)]
-    ends, lengths = [], []
+    ends, multiplied = [], []
     for trims in (False, True):
         model = fresh_model(Model(config=TINY), seed=5).model.double()
-        model.transformer.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape))
         module = Contrastive(
             model, settings(), Horizon(96, 8, 6), 0, MEAN, STD, chunk, trims=trims
         ).double()
         module.normalise = lambda images: images.double() / 255  # type: ignore[method-assign]
+        shapes: set[tuple[int, ...]] = set()
+        model.transformer.register_forward_pre_hook(
+            lambda _, given, shapes=shapes: shapes.add(tuple(given[0].shape[:2]))
+        )
         with quiet():
             loader = torch.utils.data.DataLoader(fed, batch_size=None)  # type: ignore[arg-type]
             make_trainer(tmp_path, 6, "cpu", "fp32", []).fit(module, loader)
         ends.append(model.state_dict())
-    assert {shape[1] for shape in lengths} == {16, 8}
+        batch = module.transfer_batch_to_device(fed[0], torch.device("cpu"), 0)
+        multiplied.append(module.multiplied(batch))
+        assert shapes == set(multiplied[-1]), "what is counted is what went through the tower"
+    assert multiplied[0] == [(8, 16)] if chunk is None else [(4, 16)] * 2
+    assert {length for _, length in multiplied[1]} == {8}
     for name, value in ends[0].items():
         assert torch.allclose(value, ends[1][name], rtol=0, atol=1e-9), name
 
