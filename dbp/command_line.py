@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from dbp.config import groups
+from dbp.errors import ConfigError
 from dbp.paths import config_folder
 
 PLAIN = re.compile(r"[A-Za-z0-9_./:\-+@%?*]*")
@@ -59,7 +61,18 @@ def short_forms(argument: str) -> list[str]:
 
 
 def overrides(arguments: list[str]) -> list[str]:
-    """All of a person's `key=value` arguments as Hydra overrides."""
+    """All of a person's `key=value` arguments as Hydra overrides.
+
+    Raises:
+        ConfigError: One key has two values in a row, as a shell makes of braces without quotes.
+    """
+    for before, after in pairwise(arguments):
+        key, equals, _ = after.partition("=")
+        if equals and before != after and before.startswith(f"{key}="):
+            raise ConfigError(
+                f"{before} {after}: {key} is given twice. A shell makes several words of braces; put the "
+                f"value in quotes: {key}='…{{00000..00099}}.tar'"
+            )
     return [to_hydra(short) for argument in arguments for short in short_forms(argument)]
 
 

@@ -212,8 +212,12 @@ def compose(
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     GlobalHydra.instance().clear()
+    for folder in config_dirs or []:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--config-dir {folder}: there is no such folder.")
     folders = ",".join(f"file://{Path(folder).absolute()}" for folder in config_dirs or [])
     extra = [f"hydra.searchpath=[{folders}]"] if folders else []
     try:
@@ -224,6 +228,10 @@ def compose(
             return config
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_what_was_meant(verb, overrides, error)) from error
+    except YAMLError as error:
+        raise ConfigError(
+            f"a config cannot be read as YAML: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _what_was_meant(verb: str, overrides: list[str], error: Exception) -> str:

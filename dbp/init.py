@@ -283,7 +283,7 @@ sweep:
     uniform: {{select: uniform}}
     clip score: {{select: top_score}}
     ssp: {{select: ssp}}
-    dbp: {{select: dbp, select.temperature: 0.1}}   # smaller: complex clusters keep more of what there is
+    dbp: {{select: dbp}}   # temperature 0.1; sweep.select.temperature=[0.05,0.1,0.2] tries several
   axes:
     seed: [0, 1, 2]        # fewer than three tell checkpoints apart, and no methods
 """

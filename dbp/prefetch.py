@@ -18,7 +18,7 @@ from dbp.encoders.base import Encoder
 def run(config: Any) -> int:
     """Do what `dbp prefetch` does with a composed config; return 1 if something could not be had."""
     loads: dict[str, Callable[[], Any]] = {}
-    nodes = recipe(read(config))
+    nodes = recipe(read(_filled(config)))
     for node in dict.fromkeys(node for end in nodes.values() for node in end.lineage()):
         encoder: Any = getattr(node.stage, "encoder", None)  # of vectors, or a captioner's
         if isinstance(encoder, Encoder) and not encoder.reads:
@@ -26,8 +26,8 @@ def run(config: Any) -> int:
     if config.pretrained:
         from dbp.encoders.openclip import load_openclip
 
-        name, tag = config.model.name, config.pretrained
-        loads[f"{name} {tag}"] = lambda: load_openclip(name, pretrained=tag)
+        model, tag = config.model.name, config.pretrained
+        loads[f"{model} {tag}"] = lambda: load_openclip(model, pretrained=tag)
     failed = 0
     for name, load in loads.items():
         try:
@@ -41,6 +41,19 @@ def run(config: Any) -> int:
             print(f"{name}: ready")
     print(f"{len(loads) - failed} of {len(loads)} ready")
     return 1 if failed else 0
+
+
+def _filled(config: Any) -> Any:
+    """The config with a budget and shards where none are given: weights do not depend on them."""
+    from omegaconf import OmegaConf
+
+    filled = OmegaConf.create(OmegaConf.to_container(config))
+    budget = filled.budget
+    if all(budget.get(kind) is None for kind in ("prune_ratio", "keep_fraction", "num_kept")):
+        budget.keep_fraction = 0.5
+    for key in OmegaConf.missing_keys(filled):
+        OmegaConf.update(filled, key, "any.tar")
+    return filled
 
 
 def _name(encoder: Encoder) -> str:

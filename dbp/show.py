@@ -31,6 +31,9 @@ def main(verb: str, arguments: list[str]) -> None:
     """Run one of the verbs show, why, ls, gc."""
     settings, words = read_arguments(arguments, SETTINGS[verb])
     store = Store(settings.get("paths.store", "./store"), settings.get("paths.runs", "./runs"))
+    if verb in ("ls", "gc") and words:
+        name = words[0].partition("=")[0]
+        raise ConfigError(f"{name} is not a setting of dbp {verb}. {nearest(name, SETTINGS[verb])}")
     if verb in ("show", "why") and len(words) != 1:
         raise ConfigError(
             f"dbp {verb} takes one {'KEY' if verb == 'show' else 'UID'}; given: {words}"
@@ -126,7 +129,10 @@ def _one(row: int) -> Any:
 
 def ls(store: Store, stage: str | None) -> None:
     """Print a line for each artifact."""
-    entries = [e for e in store.entries() if stage is None or e.stage == stage]
+    every = list(store.entries())
+    entries = [e for e in every if stage is None or e.stage == stage]
+    if every and not entries:
+        print(f"no artifact of stage {stage}. {nearest(str(stage), {e.stage for e in every})}")
     for entry in entries:
         made = entry.manifest
         print(

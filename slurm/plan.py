@@ -98,8 +98,8 @@ def expand(
     read_by = {axis for point in points for axis in point.axes}
     if unread := set(axes) - read_by:
         raise ConfigError(
-            f"no arm of the sweep reads the axis {sorted(unread)[0]}: {', '.join(arms)}. Remove it, or "
-            "correct its spelling."
+            f"no arm of the sweep reads the axis {sorted(unread)[0]}: {', '.join(arms)}. Remove it, correct its "
+            "spelling, or take it out of the arms that set it to one value."
         )
     return points
 

@@ -121,5 +121,5 @@ def check_budget_kind(samples_seen: int | None, epochs: float | None) -> None:
         raise ConfigError(
             f"samples_seen={given[0]} and train.epochs={given[1]}: exactly one must be set. Give "
             "train.samples_seen for equal compute between arms, or train.epochs for equal passes "
-            "over each kept set."
+            "over each kept set; the other one is null (train.samples_seen=null train.epochs=N)."
         )

@@ -153,16 +153,30 @@ def load_openclip(
                 f"checkpoint {checkpoint} does not fit model {name}: {lines[1].strip() if lines[1:] else lines[0]}"
                 " Give the config that it was trained with (model.config=FILE)."
             ) from error
-        raise
-    except (OSError, ConnectionError) as error:
-        raise WorldError(
-            f"the weights {pretrained!r} of {name} cannot be fetched: {str(error).splitlines()[0]}. On a "
-            "machine without a network, fetch them elsewhere and give checkpoint=FILE."
-        ) from error
+        raise _unloadable(name, checkpoint, pretrained, error) from error
+    except Exception as error:  # of torch's readers, open_clip or the hub: each has its own
+        raise _unloadable(name, checkpoint, pretrained, error) from error
     tokenizer = open_clip.get_tokenizer(name)
     made = made.eval()
     torch.set_grad_enabled(True)
     return LoadedClip(made, evaluate, train, tokenizer, name, described, digest)
+
+
+def _unloadable(
+    name: str, checkpoint: str | Path | None, pretrained: str | None, error: Exception
+) -> Exception:
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    if checkpoint:
+        return ConfigError(
+            f"checkpoint {checkpoint} cannot be read as weights of {name}: {said}. Give a state dict of "
+            "open_clip (.pt, .safetensors), or a checkpoint's folder that dbp train wrote."
+        )
+    if pretrained:
+        return WorldError(
+            f"the weights {pretrained!r} of {name} cannot be fetched: {said}. Fetch them where there is a "
+            "network (dbp prefetch, with the same settings), or give checkpoint=FILE."
+        )
+    return error
 
 
 def _register(name: str, config: dict[str, Any]) -> None:

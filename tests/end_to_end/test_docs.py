@@ -33,7 +33,6 @@ ONLY_COMPOSED = {
     "pool=sorted_clusters": "test_sorted_clusters.py and test_compat.py run it on such a folder",
     "compat compute": "test_compat.py runs the four steps of the original README",
     "compat prune --num": "test_compat.py runs the four steps of the original README",
-    "format=datacomp out": "a pool of 128-bit uids; test_datacomp.py reads its uid file back",
     "suite=datacomp38": "test_evaluate_cli.py runs it, as it stands, on the forty sets in miniature",
     "sweep experiment=glyphs": "test_sweep.py runs this experiment at reduced size",
     "parts=slurm": "test_slurm_parts.py runs it on a real SLURM",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dbp.__main__ import main
@@ -182,6 +183,55 @@ def test_a_key_that_is_not_there_says_where_it_was_looked_for(said, tmp_path: Pa
         f"StoreError: key 'feed' names 0 artifacts in {tmp_path / 'store'}. `dbp ls` lists what is "
         "there; paths.store says which store to look in.",
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["gc", "delet=true"],
+            "ConfigError: delet is not a setting of dbp gc. Did you mean 'delete'?",
+        ),
+        (
+            ["ls", "stag=train"],
+            "ConfigError: stag is not a setting of dbp ls. Did you mean 'stage'?",
+        ),
+        (
+            ["curate", "pool.shards=a/0.tar", "pool.shards=a/1.tar", "budget.num_kept=5"],
+            "ConfigError: pool.shards=a/0.tar pool.shards=a/1.tar: pool.shards is given twice. A shell makes "
+            "several words of braces; put the value in quotes: pool.shards='…{00000..00099}.tar'",
+        ),
+        (
+            ["curate", "--config-dir", "nowhere", "experiment=mine"],
+            "ConfigError: --config-dir nowhere: there is no such folder.",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_would_be_passed_over_in_silence_is_refused(
+    arguments: list[str], message: str, said
+) -> None:
+    assert said(*arguments) == (1, message)
+
+
+def test_a_config_that_is_no_yaml_is_named_with_its_line(said, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("a: [")
+    status, message = said("curate", "--config-dir", ".", "experiment=mine")
+    assert status == 1
+    assert message.startswith("ConfigError: a config cannot be read as YAML: ")
+    assert "mine.yaml" in message
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    from dbp.encoders.openclip import load_openclip
+    from dbp.errors import ConfigError
+
+    (tmp_path / "k.txt").write_text("hi")
+    np.save(tmp_path / "v.npy", np.zeros(4))
+    for name in ("k.txt", "v.npy"):
+        with pytest.raises(ConfigError, match=rf"{name} cannot be read as weights of RN50: .*\.pt"):
+            load_openclip("RN50", checkpoint=tmp_path / name)
 
 
 def test_an_override_that_hydra_cannot_read_is_no_trace(said) -> None:

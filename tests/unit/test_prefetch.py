@@ -30,6 +30,19 @@ def test_weights_of_the_recipe_are_loaded_once_and_told(tmp_path, capsys):
     assert out.splitlines() == [f"OpenClip {tmp_path}/w.pt: ready", "1 of 1 ready"]
 
 
+def test_published_weights_are_asked_for_by_model_and_tag_without_a_pool(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(
+        "dbp.encoders.openclip.load_openclip",
+        lambda *given, **named: asked.append((*given, *named.items())),
+    )
+    none = [f"encoder.{use}=precomputed" for use in ("dedup", "cluster", "score")]
+    said = [*none, "model.name=ViT-B-32", "pretrained=openai"]
+    assert run(compose("prefetch", overrides(said))) == 0
+    assert asked == [("ViT-B-32", ("pretrained", "openai"))]
+    assert capsys.readouterr().out.splitlines() == ["ViT-B-32 openai: ready", "1 of 1 ready"]
+
+
 @pytest.mark.nightly  # asks a hub that may not be there, several times
 def test_weights_that_cannot_be_had_are_named_and_the_others_are_tried(tmp_path, capsys):
     said = ["encoder.dedup=local_clip", f"encoder.dedup.checkpoint={tmp_path}/gone.pt",
