@@ -36,13 +36,22 @@ class Sets(Stage):
 
     root: str = runtime("")
 
-    def source(self) -> dict[str, Any]:
+    def require_folder(self) -> Path:
+        """The folder.
+
+        Raises:
+            ConfigError: It is not there.
+        """
         root = Path(self.root)
         if not root.is_dir():
             raise ConfigError(
                 f"root={self.root!r} is no folder. Give the folder that holds the sets in "
                 "DataComp's layout (wds_…_test), or root=glyphs."
             )
+        return root
+
+    def source(self) -> dict[str, Any]:
+        root = self.require_folder()
         files = [
             [str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns]
             for f in set_files(root)

@@ -6,7 +6,7 @@ An axis that an arm does not read has no effect on its keys, so its points fall 
 import gc
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,6 +102,19 @@ def expand(
             "spelling, or take it out of the arms that set it to one value."
         )
     return points
+
+
+def require_sets(points: Iterable[Point]) -> None:
+    """Refuse evaluation sets that are not there before anything is read or trained for them.
+
+    Raises:
+        ConfigError: Their folder does not exist.
+    """
+    from evaluation.stage import Sets
+
+    for stage in {node.stage for point in points for node in point.last.inputs.values()}:
+        if isinstance(stage, Sets):
+            stage.require_folder()
 
 
 def _every(

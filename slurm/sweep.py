@@ -31,7 +31,7 @@ from slurm.encoder import encoder_files, encoder_node, train_encoder
 from slurm.jobs import Sweep
 from slurm.launcher import Launcher
 from slurm.local import attempt, run_points
-from slurm.plan import Plan, check_compute, distinct, expand
+from slurm.plan import Plan, check_compute, distinct, expand, require_sets
 from slurm.settings import Grid, SweepSettings
 from slurm.summary import tell
 from slurm.task import leave_on_signals
@@ -71,6 +71,7 @@ def main(arguments: list[str], config_dirs: list[str], print_only: bool = False)
         leave_on_signals()
     encoder = train_encoder(composer, settings, grid, store)
     points = expand(composer, grid.arms, grid.axes, encoder)
+    require_sets(points)
     for point in points:
         store.get(point.nodes["index"])
     if verb == "prepare":
@@ -82,9 +83,8 @@ def main(arguments: list[str], config_dirs: list[str], print_only: bool = False)
         f"{len(plan.points)} runs of {len(plan.labels)} arms; {missing} to do, "
         f"{len(plan.points) - missing} reused"
     )
-    write_arms(
-        plan, store, settings, out, encoder=encoder
-    )  # so that a report knows what is not finished
+    # So that a report knows what is not finished.
+    write_arms(plan, store, settings, out, encoder=encoder)
     _cluster_together(plan, store)
     failures = _build_shared(plan, store)
     ready = [p for p in plan.points if store.key(p.last) not in failures]

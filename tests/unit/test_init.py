@@ -194,6 +194,14 @@ def test_the_experiment_composes_for_curating_training_and_sweeping(folder, tmp_
     assert "15 points before collapsing" in capsys.readouterr().out
 
 
+def test_a_sweep_misses_its_evaluation_sets_before_it_reads_the_pool(folder, tmp_path, capsys):
+    assert main(["init", str(folder), "keep_fraction=0.5"]) == 0
+    words = ["--config-dir", str(tmp_path), "experiment=my_cats", "root=nowhere"]
+    assert main(["sweep", *words, "sweep.select.temperature=[0.1,0.2]"]) == 1
+    assert "root='nowhere' is no folder" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("index.parquet"))
+
+
 def test_a_plan_of_the_experiment_knows_the_rows(folder, tmp_path, capsys):
     assert main(["init", str(folder), "keep_fraction=0.5"]) == 0
     capsys.readouterr()
