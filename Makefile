@@ -10,7 +10,7 @@ TESTS ?= tests
 help:
 	@echo "make demo      the glyphs experiment: curate, train, evaluate, one table and the page (in $(DEMO)/)"
 	@echo "make test      lint, types and the fast tests"
-	@echo "make test-all  the same, the slow tests and the nightly ones"
+	@echo "make test-all  the same, the slow tests and the nightly ones (test-slow, test-nightly)"
 	@echo "make docs      the pages of docs/, in build/docs"
 	@echo "make setup     only the virtual environment, in $(VENV)/"
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dbp.config import groups
-from dbp.errors import ConfigError
+from dbp.errors import ConfigError, nearest
+from dbp.planning.plan import flat
 from dbp.stage import Node
 from dbp.store import Store
 from slurm.composer import Composer, SharedStages, has
@@ -96,10 +97,21 @@ def expand(
     with _no_collection():
         points = list(_every(composer, arms, axes, encoder))
     read_by = {axis for point in points for axis in point.axes}
-    if unread := set(axes) - read_by:
+    if unread := sorted(set(axes) - read_by):
+        from omegaconf import OmegaConf
+
+        configs: list[Any] = [OmegaConf.to_container(point.config) for point in points]
+        keys = {key for config in configs for key in flat(config)}
+        if fixed := [arm for arm, settings in arms.items() if unread[0] in settings]:
+            why = (
+                f"{', '.join(fixed)} set it to one value. Take it out of there."
+            )
+        elif unread[0] in keys:
+            why = "Remove it."
+        else:
+            why = f"Remove it, or correct its spelling. {nearest(unread[0], keys)}"
         raise ConfigError(
-            f"no arm of the sweep reads the axis {sorted(unread)[0]}: {', '.join(arms)}. Remove it, correct its "
-            "spelling, or take it out of the arms that set it to one value."
+            f"no arm of the sweep reads the axis {unread[0]}: {', '.join(arms)}. {why}"
         )
     return points
 

@@ -209,6 +209,22 @@ def test_a_wrong_setting_stops_before_the_encoder_is_trained(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("said", "way_out"),
+    [
+        ("sweep.select.temprature=[0.1]", "Did you mean 'select.temperature'?"),
+        ("sweep.seeds=[0,1]", "Did you mean 'seed'?"),
+        ("sweep.select.temperature=[0.1,0.2]", "tenth set it to one value. Take it out of there."),
+    ],
+)
+def test_an_axis_that_no_arm_reads_is_told_its_way_out(said, way_out, tmp_path):
+    home = [f"paths.store={tmp_path}/store", f"paths.runs={tmp_path}/runs"]
+    fixed = ["~sweep.arms.dbp", "+sweep.arms.tenth={select: dbp, select.temperature: 0.1}"]
+    with pytest.raises(ConfigError, match="no arm of the sweep reads the axis") as stop:
+        main([*GLYPHS, said, *fixed, *home], [])
+    assert way_out in str(stop.value)
+
+
 def test_a_plan_builds_nothing_and_says_that_the_encoder_comes_first(tmp_path, capsys):
     home = [f"paths.store={tmp_path}/store", f"paths.runs={tmp_path}/runs"]
     assert main(["plan", *GLYPHS, *home], []) == 0
