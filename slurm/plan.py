@@ -124,9 +124,9 @@ def require_sets(points: Iterable[Point]) -> None:
     """
     from evaluation.stage import Sets
 
-    for stage in {node.stage for point in points for node in point.last.inputs.values()}:
-        if isinstance(stage, Sets):
-            stage.require_folder()
+    stages = [node.stage for point in points for node in point.last.inputs.values()]
+    for root in dict.fromkeys(stage.root for stage in stages if isinstance(stage, Sets)):
+        Sets(root).require_folder()
 
 
 def _every(
