@@ -103,9 +103,7 @@ def expand(
         configs: list[Any] = [OmegaConf.to_container(point.config) for point in points]
         keys = {key for config in configs for key in flat(config)}
         if fixed := [arm for arm, settings in arms.items() if unread[0] in settings]:
-            why = (
-                f"{', '.join(fixed)} set it to one value. Take it out of there."
-            )
+            why = f"{', '.join(fixed)} set it to one value. Take it out of there."
         elif unread[0] in keys:
             why = "Remove it."
         else:
