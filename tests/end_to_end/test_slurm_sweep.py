@@ -88,7 +88,9 @@ def test_slurm_makes_the_table_of_this_machine(here: Any, there: Any, seeds: lis
     assert len(here.results()) == 2 * len(seeds) * (4 + 2 + 2)
     assert there.results() == here.results()
     assert there.keep_lists() == here.keep_lists()
-    assert len(set(here.keep_lists().values())) >= 8, "methods and ratios keep different rows"
+    assert len(set(here.keep_lists().values())) > 4 * len(seeds), (
+        "methods and ratios keep different rows"
+    )
     assert there.artifacts() == here.artifacts()
 
 
