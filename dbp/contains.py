@@ -102,7 +102,7 @@ class Keep:
         )
 
     def count(self, key: Any) -> int:
-        """How often a key is on the list; above 1 only with `allow_repeats`."""
+        """How often a key is on the list; above 1 only with `allow_repeats`. Each kind of list has its own."""
         raise NotImplementedError
 
     def contains(self, key: Any) -> bool:

@@ -24,10 +24,12 @@ def train_encoder(
 
 
 def encoder_node(composer: Composer, settings: SweepSettings) -> Node:
+    """The training of the encoder that a sweep makes for itself."""
     return stages(composer.config(flat(settings.encoder or {})))["train"]
 
 
 def encoder_files(folder: Path | None) -> dict[str, str]:
+    """What an arm's config is told of the encoder: its weights and its model's config."""
     assert folder is not None
     return {
         "checkpoint": str(folder / "weights.pt"),

@@ -98,20 +98,24 @@ def expand(
         points = list(_every(composer, arms, axes, encoder))
     read_by = {axis for point in points for axis in point.axes}
     if unread := sorted(set(axes) - read_by):
-        from omegaconf import OmegaConf
-
-        configs: list[Any] = [OmegaConf.to_container(point.config) for point in points]
-        keys = {key for config in configs for key in flat(config)}
-        if fixed := [arm for arm, settings in arms.items() if unread[0] in settings]:
-            why = f"{', '.join(fixed)} set it to one value. Take it out of there."
-        elif unread[0] in keys:
-            why = "Remove it."
-        else:
-            why = f"Remove it, or correct its spelling. {nearest(unread[0], keys)}"
         raise ConfigError(
-            f"no arm of the sweep reads the axis {unread[0]}: {', '.join(arms)}. {why}"
+            f"no arm of the sweep reads the axis {unread[0]}: {', '.join(arms)}. "
+            f"{_way_out(unread[0], arms, points)}"
         )
     return points
+
+
+def _way_out(axis: str, arms: Mapping[str, dict[str, Any]], points: Iterable[Point]) -> str:
+    """What to do about an axis that no arm reads."""
+    from omegaconf import OmegaConf
+
+    if fixed := [arm for arm, settings in arms.items() if axis in settings]:
+        return f"{', '.join(fixed)} set it to one value. Take it out of there."
+    configs: list[Any] = [OmegaConf.to_container(point.config) for point in points]
+    keys = {key for config in configs for key in flat(config)}
+    if axis in keys:
+        return "Remove it."
+    return f"Remove it, or correct its spelling. {nearest(axis, keys)}"
 
 
 def require_sets(points: Iterable[Point]) -> None:

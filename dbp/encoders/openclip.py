@@ -146,15 +146,11 @@ def load_openclip(
             weights_only=True,
             **preprocess,
         )
-    except RuntimeError as error:
-        if checkpoint and "state_dict" in str(error):
-            lines = str(error).splitlines()
-            raise ConfigError(
-                f"checkpoint {checkpoint} does not fit model {name}: {lines[1].strip() if lines[1:] else lines[0]}"
-                " Give the config that it was trained with (model.config=FILE)."
-            ) from error
-        raise _unloadable(name, checkpoint, pretrained, error) from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # of torch's readers, open_clip or the hub: each has its own
+        if not checkpoint and not pretrained:
+            raise
         raise _unloadable(name, checkpoint, pretrained, error) from error
     tokenizer = open_clip.get_tokenizer(name)
     made = made.eval()
@@ -164,19 +160,24 @@ def load_openclip(
 
 def _unloadable(
     name: str, checkpoint: str | Path | None, pretrained: str | None, error: Exception
-) -> Exception:
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+) -> ConfigError | WorldError:
+    """What a person can do about weights that could not be had."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if checkpoint and isinstance(error, RuntimeError) and "state_dict" in str(error):
+        return ConfigError(
+            f"checkpoint {checkpoint} does not fit model {name}: {lines[1].strip() if lines[1:] else lines[0]}"
+            " Give the config that it was trained with (model.config=FILE)."
+        )
+    said = lines[0].rstrip(".")
     if checkpoint:
         return ConfigError(
             f"checkpoint {checkpoint} cannot be read as weights of {name}: {said}. Give a state dict of "
             "open_clip (.pt, .safetensors), or a checkpoint's folder that dbp train wrote."
         )
-    if pretrained:
-        return WorldError(
-            f"the weights {pretrained!r} of {name} cannot be fetched: {said}. Fetch them where there is a "
-            "network (dbp prefetch, with the same settings), or give checkpoint=FILE."
-        )
-    return error
+    return WorldError(
+        f"the weights {pretrained!r} of {name} cannot be fetched: {said}. Fetch them where there is a "
+        "network (dbp prefetch, with the same settings), or give checkpoint=FILE."
+    )
 
 
 def _register(name: str, config: dict[str, Any]) -> None:

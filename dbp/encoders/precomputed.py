@@ -126,8 +126,8 @@ class Precomputed(Reads, Encoder):
         if path is None:
             raise ConfigError(
                 f"precomputed encoder {self.label!r} has no {side} vectors: set "
-                f"{'images' if side == 'image' else 'texts'}=FILE.npy of the encoder that needs them "
-                "(encoder.dedup, encoder.cluster or encoder.score), or choose dedup=none, if that is where"
+                f"{'images' if side == 'image' else 'texts'}=FILE.npy of the encoder that needs them: "
+                "encoder.dedup (dedup=none needs none), encoder.cluster or encoder.score"
             )
         return open_vectors(path, pool.num_rows)[rows]
 
