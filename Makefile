@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 TESTS ?= tests
 
-.PHONY: setup demo test test-slow test-nightly test-all lint types docs clean help
+.PHONY: setup demo test test-portable test-slow test-nightly test-all lint types docs clean help
 
 help:
 	@echo "make demo      the glyphs experiment: curate, train, evaluate, one table and the page (in $(DEMO)/)"
 	@echo "make test      lint, types and the fast tests"
 	@echo "make test-all  the same, the slow tests and the nightly ones (test-slow, test-nightly)"
+	@echo "make test-portable  the fast tests four times, as other processors, thread counts and places run them"
 	@echo "make docs      the pages of docs/, in build/docs"
 	@echo "make setup     only the virtual environment, in $(VENV)/"
 
@@ -35,6 +36,9 @@ types: setup
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'not slow and not nightly' $(TESTS)
+
+test-portable: setup
+	$(BIN)/python tests/portable.py
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'slow and not nightly' $(TESTS)

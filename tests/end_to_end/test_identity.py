@@ -20,6 +20,8 @@ HERE = str(Path(__file__).parent)
 if HERE not in sys.path:
     sys.path.append(HERE)  # where processes of the pool and of submitit find the stages, too
 graph: Any = importlib.import_module("identity_graph")
+portable: Any = importlib.import_module("portable")
+RUNS, environment = portable.RUNS, portable.environment
 
 FEW = graph.NUM_ROWS // 2  # rows of a part of which there are two
 LOCAL = ["parts.runner=slurm", "+parts.slurm.cluster=local", "+parts.slurm.poll_seconds=0.2"]
@@ -118,6 +120,45 @@ def values(store: Path) -> dict[str, Path]:
         for file in store.glob("[!.]*/*/*.*")
         if file.suffix == ".npy" or file.name == "reason.parquet"
     }
+
+
+# other processors
+
+ORDER = """
+import hashlib
+import numpy as np
+from training.order import Order, mix
+order = Order(mix(np.arange(5000, dtype=np.uint64)), 7)
+print(hashlib.sha256(np.concatenate([order.epoch(n) for n in range(3)]).tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize(
+    "kernels",
+    [
+        pytest.param("oldest kernels, one thread", marks=pytest.mark.slow),
+        pytest.param("AVX2 kernels, two threads", marks=pytest.mark.slow),
+        "numpy and numba without AVX, four threads",
+    ],
+)
+def test_the_kernels_of_other_processors_change_no_row_no_quota_and_no_order(
+    pool: Path, tmp_path: Path, reference: dict[str, Any], kernels: str
+) -> None:
+    there = environment(RUNS[kernels][0])
+    store = tmp_path / "store"
+    said = [f"{HERE}/identity_graph.py", *graph.settings(pool, store)]
+    made = subprocess.run([sys.executable, *said], env=there, text=True, capture_output=True)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.strip() == reference["digest"]
+    assert_same_values({"store": Store(store)}, reference)
+    orders = {
+        subprocess.run(
+            [sys.executable, "-c", ORDER], env=env, text=True, capture_output=True
+        ).stdout
+        for env in (there, dict(os.environ))
+    }
+    assert len(orders) == 1
+    assert len(orders.pop().strip()) == 64
 
 
 # killed
