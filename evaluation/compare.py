@@ -30,7 +30,8 @@ from dbp.config import require
 from dbp.errors import ConfigError, StoreError
 from dbp.show import read_arguments
 from dbp.store import Entry, Store
-from evaluation.comparison import MIN_SEEDS, Paired, mean_pair, pair, why_not_comparable
+from evaluation.arms import MIN_SEEDS
+from evaluation.comparison import Paired, mean_pair, pair, why_not_comparable
 from evaluation.concepts import concepts_of_runs
 from evaluation.report import print_table
 from evaluation.results import Result, load_results, without_nan

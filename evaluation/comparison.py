@@ -1,16 +1,13 @@
 """Checkpoints and arms compared, with two kinds of noise kept apart.
 
-Test-sample noise comes from the test samples, the same for all that is compared: it tells two
-*checkpoints* apart. Training noise comes from the spread of an arm's seeds. A verdict about *methods*
-needs both, and so at least three seeds an arm; with fewer nothing is called separate.
-
-Many tests find something by chance, so p-values are adjusted (Holm) over everything of a table: once
-over its tasks, for all that is compared, and once over its means.
+Test-sample noise comes from the test samples, the same for all that is compared: it separates two
+*checkpoints*. Training noise comes from the seeds, which arms share (`evaluation/arms.py`). A verdict about
+*methods* needs both, and so at least three seeds per arm; with fewer nothing is called significant.
 """
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,14 +17,11 @@ from evaluation.kinds.registry import KINDS
 from evaluation.measures import paired_replicates
 from evaluation.results import Result
 from evaluation.significance import (
-    ALPHA,
     NUM_RESAMPLES,
-    TwoNoises,
     class_recall_replicates,
     exchange_p,
     exchanged_differences,
     exchanged_hits,
-    holm,
     mean_replicates,
     percentile_interval,
     sign_test,
@@ -35,7 +29,6 @@ from evaluation.significance import (
 from evaluation.tasks import find_task
 
 MEAN = "mean"
-MIN_SEEDS = 3
 # Metrics that are weighted sums of hits, beside acc1 and acc5.
 RECALL, TEXT_RECALL = "mean_per_class_recall", "text_retrieval_recall@"
 # Outcomes that are the truth of a set and not of a checkpoint.
@@ -80,10 +73,12 @@ class Cell:
         interval: 95 %, over test samples.
         seeds: The value of each seed.
         difference: To the control; none for the control itself.
-        difference_interval: 95 %, over test samples and seeds; none with fewer than three seeds.
+        difference_interval: Of the difference, under test-sample and seed variance, simultaneous with all others of
+            its family (the tasks of all arms, or their means); none with fewer than three seeds.
         p: Of no difference between the methods; none where there is no interval.
-        adjusted_p: The same after Holm's correction, over tasks and arms, or over the means of arms.
-        is_separate: Whether that is at most 0.05.
+        adjusted_p: The same for the family (Sidak).
+        is_separate: Whether the interval excludes zero.
+        control: The arm that the difference is to.
     """
 
     value: float
@@ -94,6 +89,7 @@ class Cell:
     p: float | None = None
     adjusted_p: float | None = None
     is_separate: bool = False
+    control: str | None = None
 
 
 @dataclass(frozen=True)
@@ -224,98 +220,3 @@ def _hits(outcomes: Mapping[str, np.ndarray], metric: str) -> Bool[np.ndarray, "
 
 def _short(value: object) -> str:
     return "none" if value is None else str(value)[:12]
-
-
-def compare(arms: Sequence[Arm], seed: int = 0) -> dict[str, dict[str, Cell]]:
-    """Each arm's cells by task, and under `mean` the plain mean of the tasks.
-
-    Args:
-        arms: All of one suite, protocol and budget.
-        seed: Of the bootstrap.
-    """
-    draws = _replicates(arms, seed)
-    table: dict[str, dict[str, Cell]] = {}
-    for arm in arms:
-        base = draws.get(arm.control or "", {})
-        for task, (values, replicates) in draws.get(arm.name, {}).items():
-            cell = Cell(float(np.mean(values)), percentile_interval(replicates), tuple(values))
-            if task in base and arm.control != arm.name:
-                cell = _against(cell, replicates, *base[task])
-            table.setdefault(arm.name, {})[task] = cell
-    _adjust(table)
-    return table
-
-
-def _adjust(table: dict[str, dict[str, Cell]]) -> None:
-    """Correct the p-values: all tasks of all arms together, and the means of all arms together."""
-    for is_mean in (True, False):
-        tested = [
-            (name, task, cell.p)
-            for name, cells in table.items()
-            for task, cell in cells.items()
-            if cell.p is not None and (task == MEAN) == is_mean
-        ]
-        adjusted = holm(np.array([p for *_, p in tested]))
-        for (name, task, _), p in zip(tested, adjusted.tolist(), strict=True):
-            cell = table[name][task]
-            table[name][task] = replace(cell, adjusted_p=p, is_separate=p <= ALPHA)
-
-
-def _replicates(
-    arms: Sequence[Arm], seed: int
-) -> dict[str, dict[str, tuple[list[float], np.ndarray]]]:
-    """For each arm and task the seeds' values, and bootstrap replicates of their mean.
-
-    An arm that lacks a task, or a seed of it, has no mean: it would be the mean of something else.
-    """
-    measured: dict[tuple[str, str], list[tuple[str, Result]]] = {}
-    for arm in arms:
-        for result in (result for run in arm.runs for result in run.results):
-            if _value(result) is not None:
-                same_set = measured.setdefault((result.task, result.set_digest), [])
-                same_set.append((arm.name, result))
-    values: dict[str, dict[str, list[float]]] = {arm.name: {} for arm in arms}
-    draws: dict[str, dict[str, list[np.ndarray]]] = {arm.name: {} for arm in arms}
-    for (key, _), found in measured.items():
-        task = find_task(key)
-        drawn = paired_replicates(task, task.main_metric or "", [r for _, r in found], seed=seed)
-        for (name, result), replicates in zip(found, drawn, strict=True):
-            values[name].setdefault(key, []).append(_value(result) or 0.0)
-            draws[name].setdefault(key, []).append(replicates)
-    tasks = list(dict.fromkeys(key for key, _ in measured))
-    table: dict[str, dict[str, tuple[list[float], np.ndarray]]] = {}
-    for arm in arms:
-        mine, row = values[arm.name], {}
-        for key in (key for key in tasks if key in mine):
-            row[key] = (mine[key], np.mean(draws[arm.name][key], axis=0))
-        if tasks and all(len(mine.get(key, ())) == len(arm.runs) for key in tasks):
-            means = np.mean([mine[key] for key in tasks], axis=0).tolist()
-            row[MEAN] = (means, np.mean([row[key][1] for key in tasks], axis=0))
-        table[arm.name] = row
-    return table
-
-
-def _value(result: Result) -> float | None:
-    metric = find_task(result.task).main_metric
-    return result.metrics.get(metric) if metric else None
-
-
-def _against(
-    cell: Cell,
-    replicates: np.ndarray,
-    control_values: Sequence[float],
-    control_replicates: np.ndarray,
-) -> Cell:
-    """Add the difference to the control, with both kinds of noise in its interval."""
-    difference = cell.value - float(np.mean(control_values))
-    groups = [np.asarray(cell.seeds), np.asarray(control_values)]
-    if min(map(len, groups)) < MIN_SEEDS:
-        return replace(cell, difference=difference)
-    noise = TwoNoises.of(groups[0], groups[1], float(np.var(replicates - control_replicates)))
-    reach = noise.reach(ALPHA)
-    return replace(
-        cell,
-        difference=difference,
-        difference_interval=(difference - reach, difference + reach),
-        p=noise.p(difference),
-    )

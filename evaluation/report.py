@@ -14,19 +14,20 @@ FACTS = ("kept", "samples seen", "steps", "passes")
 
 
 def table_rows(
-    arms: Sequence[Arm], cells: dict[str, dict[str, Cell]], control: str
+    arms: Sequence[Arm], cells: dict[str, dict[str, Cell]]
 ) -> tuple[list[str], list[list[str]]]:
     """Heading and rows of the table of arms, as text; percent with the half width of the interval.
 
-    A cell is marked with ** where its difference to the control is separate from nil by both kinds of
-    noise.
+    A cell is marked with ** where its difference to its control is significant. Each control has a column of
+    differences of its own, for the arms that are compared with it.
     """
     tasks = list(
         dict.fromkeys(task for by_task in cells.values() for task in by_task if task != MEAN)
     )
     has_mean = any(MEAN in by_task for by_task in cells.values())
     heading = ["method", "seeds", *FACTS, *(_short(task) for task in tasks)]
-    heading += ["mean", f"mean - {control}"] if has_mean else []
+    controls = list(dict.fromkeys(c for arm in arms if (c := _control(cells, arm.name))))
+    heading += ["mean", *(f"mean - {control}" for control in controls)] if has_mean else []
     heading += ["seconds"]
     rows: list[list[str]] = []
     for arm in arms:
@@ -49,7 +50,8 @@ def table_rows(
         by_task = cells[arm.name]
         row += [_cell(by_task.get(task)) for task in tasks]
         if has_mean:
-            row += [_cell(by_task.get(MEAN)), _difference(by_task.get(MEAN))]
+            row.append(_cell(mean := by_task.get(MEAN)))
+            row += [_difference(mean) if mean and mean.control == c else "" for c in controls]
         row.append(f"{sum(run.facts['seconds'] for run in arm.runs) / len(arm.runs):,.0f}")
         rows.append(row)
     return heading, rows
@@ -139,7 +141,7 @@ def members_line(cells: dict[str, dict[str, Cell]]) -> str:
         dict.fromkeys(task for by_task in cells.values() for task in by_task if task != MEAN)
     )
     named = ", ".join(f"{_short(task)} ({find_task(task).main_metric})" for task in tasks)
-    return f"mean: plain mean of {named}. Percent; ± is half the 95 % interval over test pictures."
+    return f"mean: plain mean of {named}. Percent; ± is half the 95 % interval over test samples."
 
 
 def write(path: Path, text: str) -> None:
@@ -159,6 +161,11 @@ def print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
+def _control(cells: dict[str, dict[str, Cell]], arm: str) -> str | None:
+    cell = cells.get(arm, {}).get(MEAN)
+    return cell.control if cell else None
+
+
 def _short(task: str) -> str:
     return task.split("/")[-1]
 
@@ -171,12 +178,11 @@ def _cell(cell: Cell | None) -> str:
     return f"**{text}**" if cell.is_separate else text
 
 
-def _difference(cell: Cell | None) -> str:
-    if cell is None or cell.difference is None:
-        return "-"
+def _difference(cell: Cell) -> str:
+    assert cell.difference is not None
     text = f"{100 * cell.difference:+.1f}"
     if cell.difference_interval is None:
-        return f"{text} (fewer than 3 seeds: cannot tell)"
+        return f"{text} (cannot tell)"
     low, high = cell.difference_interval
     text = f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
     return f"**{text}**" if cell.is_separate else text

@@ -16,7 +16,8 @@ from dbp.lineage import lineage
 from dbp.stage import Node
 from dbp.store import Store
 from evaluation import report
-from evaluation.comparison import Arm, Cell, Run, compare
+from evaluation.analysis import analyse
+from evaluation.comparison import Arm, Run
 from evaluation.ledger import Item, Ledger, item_of, ledger_json, ledger_lines
 from evaluation.planted import area_under_roc, duplicate_quality
 from evaluation.results import without_nan
@@ -58,12 +59,13 @@ def write_summary(
 ) -> list[Arm]:
     """Print the table; write table.md, table.csv, JSON and the plots into `out`; return the arms."""
     arms = collect_arms(plan, store, failures, settings.control)
-    cells = compare([arm for arm in arms if arm.runs])
-    heading, rows = report.table_rows(arms, cells, settings.control)
+    analysis = analyse([arm for arm in arms if arm.runs])
+    cells = analysis.cells
+    heading, rows = report.table_rows(arms, cells)
     planted, planted_lines = planted_report(plan, store, encoder)
     ledger = cost_ledger(plan, store, encoder)
     cost_lines = ledger_lines(ledger)
-    notes = [*planted["notes"], *settings.notes, *verdict_notes(arms, cells, settings.control)]
+    notes = [*planted["notes"], *settings.notes, *analysis.notes, *failure_notes(arms)]
     for note in notes:
         print(note)
     print()
@@ -141,28 +143,10 @@ def _facts(point: Point, store: Store) -> dict[str, Any]:
     }
 
 
-def verdict_notes(arms: list[Arm], cells: dict[str, dict[str, Cell]], control: str) -> list[str]:
-    """What a reader must know before reading the numbers."""
-    shown = [cell for by_task in cells.values() for cell in by_task.values()]
-    notes = []
-    if any(cell.difference_interval for cell in shown):
-        notes.append(
-            "Bold (**): differs from the control by test pictures and seeds together, p adjusted by Holm "
-            "over tasks and arms (means: over arms) at most 0.05. Intervals are not adjusted."
-        )
-    elif any(cell.difference is not None for cell in shown):
-        notes.append(
-            "Fewer than 3 seeds an arm: checkpoints can be told apart, methods cannot. Nothing is bold."
-        )
-    elif len(arms) > 1:
-        notes.append(
-            f"No differences: no other arm has a finished control {control!r} at its point of the axes "
-            "(sweep.control names the arm). Nothing is bold."
-        )
+def failure_notes(arms: Sequence[Arm]) -> list[str]:
+    """Which arms have runs or tasks that failed."""
     broken = [arm.name for arm in arms if arm.failures]
-    if broken:
-        notes.append(f"With failures: {', '.join(broken)}.")
-    return notes
+    return [f"With failures: {', '.join(broken)}."] if broken else []
 
 
 def planted_report(

@@ -6,18 +6,16 @@ and the content of every set. Others stand apart, and the group says what tells 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from dbp.errors import DbpError
 from dbp.store import Entry, Store
-from evaluation.comparison import MEAN, Arm, Cell, Run, compare
+from evaluation.analysis import analyse
+from evaluation.comparison import MEAN, Arm, Cell, Run
 from evaluation.ledger import item_of
 from evaluation.page.roster import NamedArm, NamedRun, Roster, missing_inputs
 from evaluation.results import Result
-from evaluation.significance import ALPHA, holm
 from evaluation.suites import groups as columns_of_tables
 from evaluation.suites import missing_members
 from evaluation.tasks import find_task
@@ -173,11 +171,13 @@ def _words(value: Any) -> str:
 
 def _group(arms: list[Measured], reason: str) -> Group:
     compared = [Arm(a.named.name, a.runs, a.named.control, a.problems) for a in arms if a.runs]
-    cells = compare(compared) if compared else {}
-    columns, cells = _with_groups(compared, cells)
+    tasks = list(dict.fromkeys(r.task for arm in compared for run in arm.runs for r in run.results))
+    means = _means(tasks)
+    analysis = analyse(compared, means=means)
+    columns, cells = _columns(analysis.cells, means), analysis.cells
     suite = next((a.measured_as["suite"] for a in arms if a.runs and "suite" in a.measured_as), "")
     name = f"suite {_words(suite)}" if suite else "no results yet"
-    notes = _notes(arms, cells)
+    notes = _notes(arms, cells, analysis.notes if compared else [])
     if suite and (missing := missing_members(suite)):
         notes.append(
             f"The suite's paper also has {', '.join(missing)}; no set of them is known here."
@@ -185,78 +185,48 @@ def _group(arms: list[Measured], reason: str) -> Group:
     return Group(name, reason, arms, columns, cells, notes)
 
 
-def _with_groups(
-    arms: Sequence[Arm], cells: dict[str, dict[str, Cell]]
-) -> tuple[list[Column], dict[str, dict[str, Cell]]]:
-    """Add the means of the complete groups of tasks; p-values of all means are adjusted together."""
-    tasks = list(dict.fromkeys(t for by_task in cells.values() for t in by_task if t != MEAN))
-    means: dict[str, dict[str, Cell]] = {}
+def _means(tasks: Sequence[str]) -> dict[str, Sequence[str]]:
+    """The complete groups of a wide table's tasks, which get a mean of their own: column -> members."""
+    if len(tasks) <= FEW:
+        return {}
+    return {
+        f"{MEAN} of {label}": members
+        for label, members in columns_of_tables().items()
+        if set(members) < set(tasks)
+    }
+
+
+def _columns(
+    cells: Mapping[str, Mapping[str, Cell]], means: Mapping[str, Sequence[str]]
+) -> list[Column]:
+    """The columns of a group: means first in a wide table, where single tasks are folded away."""
+    there = list(dict.fromkeys(column for row in cells.values() for column in row))
+    tasks = [column for column in there if column not in (*means, MEAN)]
     wide = len(tasks) > FEW
-    columns: list[Column] = []
-    for label, members in columns_of_tables().items():
-        if not (wide and set(members) <= set(tasks)) or set(members) == set(tasks):
-            continue
-        some = [
-            replace(arm, runs=[
-                replace(run, results=[r for r in run.results if r.task in members])
-                for run in arm.runs
-            ])
-            for arm in arms
-        ]  # fmt: skip
-        key = f"{MEAN} of {label}"
-        for name, by_task in compare(some).items():
-            if MEAN in by_task:
-                means.setdefault(name, {})[key] = by_task[MEAN]
-        about = f"plain mean of {len(members)}: {', '.join(map(_short, members))}"
-        columns.append(Column(key, label, about, True))
+    groups = [
+        Column(
+            key,
+            key.removeprefix(f"{MEAN} of "),
+            f"plain mean of {len(members)}: {', '.join(map(_short, members))}",
+            True,
+        )
+        for key, members in means.items()
+    ]
     every = Column(
         MEAN, "mean" if not wide else f"mean of {len(tasks)}",
         f"plain mean of {', '.join(f'{_short(t)} ({find_task(t).main_metric})' for t in tasks)}", True,
     )  # fmt: skip
-    has_mean = any(MEAN in by_task for by_task in cells.values())
+    mean = [every] if MEAN in there else []
     singles = [Column(t, _short(t), f"{t}: {find_task(t).main_metric}", not wide) for t in tasks]
-    merged = {name: {**by_task, **means.get(name, {})} for name, by_task in cells.items()}
-    _adjust(merged, [MEAN, *(column.key for column in columns)])
-    if wide:
-        return [*columns, *([every] if has_mean else []), *singles], merged
-    return [*singles, *([every] if has_mean else [])], merged
+    return [*groups, *mean, *singles] if wide else [*singles, *mean]
 
 
-def _adjust(cells: dict[str, dict[str, Cell]], keys: Sequence[str]) -> None:
-    tested = [
-        (name, key, p)
-        for name, by_task in cells.items()
-        for key in keys
-        if key in by_task and (p := by_task[key].p) is not None
-    ]
-    adjusted = holm(np.array([p for *_, p in tested])).tolist()
-    for (name, key, _), p in zip(tested, adjusted, strict=True):
-        cells[name][key] = replace(cells[name][key], adjusted_p=p, is_separate=p <= ALPHA)
-
-
-def _notes(arms: Sequence[Measured], cells: dict[str, dict[str, Cell]]) -> list[str]:
+def _notes(
+    arms: Sequence[Measured], cells: Mapping[str, Mapping[str, Cell]], verdicts: Sequence[str]
+) -> list[str]:
     """What a reader must know before reading the numbers."""
-    shown = [cell for by_task in cells.values() for cell in by_task.values()]
-    notes = (
-        ["Percent, mean over seeds; ± is half the 95 % interval over test samples."]
-        if shown
-        else []
-    )
-    if any(cell.difference_interval for cell in shown):
-        notes.append(
-            "Bold: differs from the control by test samples and seeds together, p adjusted by Holm at most "
-            f"{ALPHA:g}. Differences stand below with their 95 % intervals, which are not adjusted."
-        )
-    elif any(cell.difference is not None for cell in shown):
-        notes.append(
-            "Fewer than 3 seeds an arm: checkpoints can be told apart, methods cannot. Nothing is bold."
-        )
-    elif len([arm for arm in arms if arm.runs]) == 1:
-        notes.append("A single arm: there is nothing to compare it with, and nothing is bold.")
-    elif shown:
-        notes.append(
-            "No arm has a finished control, so there are no differences and nothing is bold."
-        )
+    percent = "Percent, mean over seeds; ± is half the 95 % interval over test samples."
+    notes = [percent, *verdicts] if cells else []
     seen = {
         json.dumps([run.facts["samples_seen"], run.facts["batch_size"]])
         for a in arms

@@ -53,7 +53,7 @@ def difference_text(cell: Cell) -> str:
         return ""
     text = f"{100 * cell.difference:+.1f}"
     if cell.difference_interval is None:
-        return f"{text} (under 3 seeds: cannot tell)"
+        return f"{text} (cannot tell)"
     low, high = cell.difference_interval
     return f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.comparison import MIN_SEEDS
+from evaluation.arms import MIN_SEEDS
 from evaluation.measures import paired_replicates
 from evaluation.paper.match import Arm
 from evaluation.paper.runs import OurRun

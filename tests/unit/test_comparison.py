@@ -6,11 +6,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy.special import ndtri
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
+from dbp.errors import ConfigError
 from evaluation import retrieval, zero_shot
-from evaluation.comparison import MEAN, Arm, Cell, Run, compare, mean_pair, pair
+from evaluation.analysis import analyse, compare
+from evaluation.arms import family_level, pooled_variance, seed_share
+from evaluation.comparison import MEAN, Arm, Cell, Run, mean_pair, pair
 from evaluation.planted import area_under_roc, duplicate_quality
 from evaluation.results import Result
 from evaluation.significance import picture_draws
@@ -45,10 +49,11 @@ def test_an_arm_equal_to_its_control_differs_by_nothing_and_is_not_separate():
 
 
 def test_a_difference_far_outside_the_seeds_is_separate_and_one_inside_them_is_not():
-    control = arm("uniform", [0.50, 0.51, 0.49])
-    cells = compare([control, arm("far", [0.70, 0.71, 0.69]), arm("near", [0.505, 0.515, 0.485])])
+    control = arm("uniform", [0.50, 0.52, 0.49])
+    cells = compare([control, arm("far", [0.70, 0.71, 0.69]), arm("near", [0.505, 0.515, 0.49])])
     assert cells["far"]["glyphs/letters"].is_separate
-    assert cells["far"]["glyphs/letters"].difference == pytest.approx(0.2, abs=1e-3)
+    assert cells["far"]["glyphs/letters"].control == "uniform"
+    assert cells["far"]["glyphs/letters"].difference == pytest.approx(0.7 - 1.51 / 3, abs=1e-3)
     assert not cells["near"]["glyphs/letters"].is_separate
 
 
@@ -62,34 +67,129 @@ def test_fewer_than_three_seeds_give_a_difference_and_no_verdict(control):
     assert not cell.is_separate
 
 
-def test_verdicts_are_corrected_over_tasks_and_arms_and_over_means_apart():
-    def run(rate: float, seed: int) -> Run:
-        hits = np.arange(2000) < (rate + 0.01 * (seed - 1)) * 2000
-        return Run(seed, [result(hits), result(hits, "glyphs/letters_shift")], {})
+def table(spread: float = 0.01, num_seeds: int = 3, **rates: float) -> list[Arm]:
+    """Arms on two tasks, whose residuals by seed are drawn; each task counts 2,000 samples."""
+    chance = np.random.default_rng(0)
 
-    rates = {"uniform": 0.5, "a": 0.525, "b": 0.57, "c": 0.7}
-    arms = [
-        Arm(name, [run(rate, seed) for seed in range(3)], "uniform") for name, rate in rates.items()
+    def run(rate: float, seed: int) -> Run:
+        found = [np.arange(2000) < (rate + chance.normal(0, spread)) * 2000 for _ in range(2)]
+        return Run(seed, [result(found[0]), result(found[1], "glyphs/letters_shift")], {})
+
+    every = {"uniform": 0.5, **rates}
+    return [
+        Arm(name, [run(rate, seed) for seed in range(num_seeds)], "uniform")
+        for name, rate in every.items()
     ]
-    cells = compare(arms)
-    tasks = [
-        cell
-        for name, row in cells.items()
-        for task, cell in row.items()
-        if name != "uniform" and task != MEAN
-    ]
+
+
+def test_verdicts_hold_for_all_tasks_and_arms_and_for_all_means_apart():
+    cells = compare(table(a=0.525, b=0.55, c=0.7))
+    tasks = [cell for name in "abc" for key, cell in cells[name].items() if key != MEAN]
     means = [cells[name][MEAN] for name in "abc"]
     for family in (tasks, means):
-        largest = 0.0
-        for rank, cell in enumerate(sorted(family, key=lambda cell: cell.p or 0)):
+        for cell in family:
             assert cell.p is not None
             assert cell.difference_interval is not None
-            assert (cell.p < 0.05) == (cell.difference_interval[0] > 0)
-            largest = max(largest, min(1.0, (len(family) - rank) * cell.p))
-            assert cell.adjusted_p == pytest.approx(largest)
-            assert cell.is_separate == (largest <= 0.05)
-    # What stands apart alone need not among six.
+            low, high = cell.difference_interval
+            assert cell.adjusted_p == pytest.approx(1 - (1 - cell.p) ** len(family))
+            assert cell.is_separate == (low > 0 or high < 0) == (cell.adjusted_p <= 0.05)
+    # What is significant alone need not be among six.
     assert any(cell.p <= 0.05 < cell.adjusted_p for cell in tasks if cell.p and cell.adjusted_p)
+    assert cells["c"][MEAN].is_separate
+
+
+def test_what_a_seed_does_to_all_arms_is_in_no_interval():
+    rates = {"uniform": [0.30, 0.52, 0.61], "a": [0.41, 0.62, 0.715], "b": [0.315, 0.52, 0.605]}
+    cells = compare([arm(name, found) for name, found in rates.items()])
+    assert reach(cells["a"]["glyphs/letters"]) < 0.1
+    assert cells["a"]["glyphs/letters"].is_separate
+    assert not cells["b"]["glyphs/letters"].is_separate
+
+
+def test_the_interval_is_the_paired_t_where_there_are_two_arms():
+    from scipy.stats import t, ttest_rel
+
+    rates = [[0.50, 0.53, 0.49, 0.52], [0.60, 0.68, 0.61, 0.60]]
+    cells = compare([arm("uniform", rates[0], 20_000), arm("a", rates[1], 20_000)])
+    theirs = ttest_rel(rates[1], rates[0]).confidence_interval(0.95)
+    gain = 20_000 * (np.array(rates[1]) - rates[0]).mean()
+    by_samples = 1.96 * np.sqrt(gain - gain**2 / 20_000) / 20_000
+    expected = np.hypot((theirs.high - theirs.low) / 2, by_samples)
+    assert reach(cells["a"]["glyphs/letters"]) == pytest.approx(expected, rel=0.01)
+    assert t.isf(0.025, 3) == pytest.approx(3.182, abs=1e-3), "three degrees of freedom"
+
+
+def test_the_pooled_residual_is_that_of_a_two_way_layout_worked_by_hand():
+    # Grand mean 4; arms 3, 5; seeds 3, 4, 5; residuals -1/2, 1, -1/2 and their negatives: 3 over 2 degrees.
+    values = np.array([[1.5, 4.0, 3.5], [4.5, 4.0, 6.5]])
+    assert pooled_variance(values) == pytest.approx(1.5)
+    shifted = values + np.array([10.0, -20.0, 3.0]) + np.array([[7.0], [-2.0]])
+    assert pooled_variance(shifted) == pytest.approx(1.5), "neither arms nor seeds count"
+
+
+def test_seeds_explain_what_all_arms_share():
+    shift = np.array([-1.0, 0.0, 1.0])
+    noise = np.array([[0.1, -0.2, 0.1], [-0.1, 0.2, -0.1]])
+    assert seed_share(np.stack([shift, shift])) == pytest.approx(1.0)
+    assert seed_share(noise) == 0
+    assert 0.9 < seed_share(shift + noise) < 1
+
+
+def analysed(*arms: Arm) -> str:
+    return " ".join(analyse(arms).notes)
+
+
+def test_what_a_table_can_tell_is_said_beside_it():
+    found = analyse(table(num_seeds=5, a=0.52, b=0.6))
+    said = " ".join(found.notes)
+    assert "Sidak" in said
+    assert "seeds explain" in said
+    assert "power of 80 %" in said
+    assert "half a point takes" in said
+
+
+def test_seeds_that_differ_in_part_are_compared_unpaired_and_named():
+    arms = table(a=0.55, b=0.6)
+    moved = replace(arms[2], runs=[replace(run, seed=run.seed + 1) for run in arms[2].runs])
+    found = analyse([*arms[:2], moved])
+    assert "unpaired" in " ".join(found.notes)
+    assert "seeds differ from those of the others: b" in " ".join(found.notes)
+    assert found.cells["b"][MEAN].difference_interval is not None
+
+
+def test_an_arm_with_a_failed_seed_has_no_verdict_and_is_named():
+    arms = table(a=0.55, b=0.6)
+    broken = replace(arms[2], runs=arms[2].runs[:2], failures=["seed 2: killed"])
+    found = analyse([*arms[:2], broken])
+    assert "no verdict: b" in " ".join(found.notes)
+    assert found.cells["b"][MEAN].difference_interval is None
+    assert not found.cells["b"][MEAN].is_separate
+    assert found.cells["a"][MEAN].difference_interval is not None
+
+
+def test_equal_values_in_all_seeds_bear_no_verdict():
+    found = analyse([arm("uniform", [0.5] * 3), arm("a", [0.9] * 3)])
+    assert "equal values" in " ".join(found.notes)
+    assert not any(cell.is_separate for row in found.cells.values() for cell in row.values())
+
+
+def test_two_arms_of_one_name_are_refused_and_one_seed_and_a_missing_task_are_said():
+    with pytest.raises(ConfigError, match="'a'"):
+        analyse([arm("a", [0.5]), arm("a", [0.6])])
+    assert "Fewer than 3 seeds" in analysed(arm("uniform", [0.5]), arm("a", [0.6]))
+    assert "A single arm" in analysed(arm("uniform", [0.5]))
+    arms = table(a=0.55)
+    part = replace(arms[1], runs=[replace(run, results=run.results[:1]) for run in arms[1].runs])
+    assert "a (letters_shift)" in analysed(arms[0], part)
+
+
+def test_a_further_mean_is_of_its_tasks_and_in_the_family_of_means():
+    arms = table(a=0.55, b=0.6)
+    found = analyse(arms, means={"mean of one": ["glyphs/letters"]}).cells
+    assert found["a"]["mean of one"].value == found["a"]["glyphs/letters"].value
+    for name in ("a", "b"):
+        cell = found[name][MEAN]
+        assert cell.adjusted_p == pytest.approx(1 - (1 - cell.p) ** 4)
 
 
 def seeds(name: str, *corrects: np.ndarray, digest: str = "d") -> Arm:
@@ -103,17 +203,20 @@ def reach(cell: Cell) -> float:
 
 
 def test_arms_are_compared_on_the_same_pictures():
-    # Every seed alike, so that only the noise of the pictures is in the interval.
-    n = 2000
+    # Seeds differ by one sample, so that nearly all of the interval is the noise of the samples.
+    n = 20_000
     first = np.arange(n) < n // 2
+    less = np.arange(n) < n // 2 - 1
     control = seeds("uniform", first, first, first)
-    other = [~first] * 3
-    cells = compare([control, seeds("same", first, first, first), seeds("other", *other)])
-    assert reach(cells["same"]["glyphs/letters"]) == 0
-    # Hits minus misses are 1 or -1 on every picture: standard error 1 / sqrt(n).
-    assert reach(cells["other"]["glyphs/letters"]) == pytest.approx(1.96 / np.sqrt(n), rel=0.1)
-    apart = compare([control, seeds("other", first, first, first, digest="other pictures")])
-    # Other pictures share no luck: the errors of two rates of one half add.
+    cells = compare(
+        [control, seeds("same", less, first, first), seeds("other", ~first, ~less, ~first)]
+    )
+    level = ndtri(1 - family_level(2) / 2)
+    # Hits minus misses are 1 or -1 on every sample: standard error 1 / sqrt(n).
+    assert reach(cells["other"]["glyphs/letters"]) == pytest.approx(level / np.sqrt(n), rel=0.1)
+    assert reach(cells["same"]["glyphs/letters"]) < 0.1 * level / np.sqrt(n)
+    apart = compare([control, seeds("other", less, first, first, digest="other pictures")])
+    # Other samples share no luck: the errors of two rates of one half add.
     assert reach(apart["other"]["glyphs/letters"]) == pytest.approx(
         1.96 * np.sqrt(2 * 0.25 / n), rel=0.1
     )
