@@ -42,7 +42,7 @@ def table_rows(
         row = [
             arm.name,
             str(len(arm.runs)),
-            f"{facts['kept']:,}",
+            span([run.facts["kept"] for run in arm.runs]),
             f"{facts['samples_seen']:,}",
             f"{facts['steps']:,}",
             _span([run.facts["passes"] for run in arm.runs]),
@@ -186,6 +186,15 @@ def _difference(cell: Cell) -> str:
     low, high = cell.difference_interval
     text = f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
     return f"**{text}**" if cell.is_separate else text
+
+
+def span(values: Sequence[int | None]) -> str:
+    """A count, or the range of counts over seeds; nothing where one is not known."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return ""
+    low, high = min(known), max(known)
+    return f"{low:,}" if low == high else f"{low:,}-{high:,}"
 
 
 def _span(values: Sequence[float]) -> str:

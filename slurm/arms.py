@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dbp.store import Store
 from evaluation.page.roster import NamedArm, NamedRun, Roster
+from slurm.encoder import encoder_keys
 from slurm.plan import Plan, Point
 from slurm.settings import SweepSettings
 
@@ -16,7 +17,7 @@ def write_arms(
     out: Path,
     *,
     failures: Mapping[str, str] | None = None,
-    encoder: Mapping[str, str] | None = None,
+    encoders: Mapping[int, Mapping[str, str]] | None = None,
     notes: Sequence[str] | None = None,
 ) -> None:
     """Write `arms.json`: of every arm its control, and of every run its keys and why it failed.
@@ -27,7 +28,7 @@ def write_arms(
         settings: Its name, its control, and notes where none are given.
         out: The sweep's folder.
         failures: Key of an evaluation -> why it failed.
-        encoder: The files of the checkpoint that curation uses.
+        encoders: Seed -> the files of the checkpoint that curation uses.
         notes: What stands above the table.
     """
     with store.steady():
@@ -40,11 +41,9 @@ def write_arms(
             )
             for label in plan.labels
         ]
-    checkpoint = (encoder or {}).get("checkpoint")
-    key = Path(checkpoint).parent.name if checkpoint else None
     said = settings.notes if notes is None else notes
     out.mkdir(parents=True, exist_ok=True)
-    Roster(settings.name, tuple(arms), tuple(said), key).save(out)
+    Roster(settings.name, tuple(arms), tuple(said), encoder_keys(encoders or {})).save(out)
 
 
 def _run(point: Point, store: Store, failures: Mapping[str, str]) -> NamedRun:

@@ -14,7 +14,7 @@ from dbp.slurm_queue import ask
 from dbp.store import Store
 from slurm.arms import write_arms
 from slurm.composer import Composer
-from slurm.encoder import encoder_files, encoder_node
+from slurm.encoder import encoder_points, known_encoders, untrained
 from slurm.launcher import Launcher
 from slurm.manifest import Job, Manifest
 from slurm.plan import Plan, check_compute, distinct, expand
@@ -45,27 +45,27 @@ class Sweep:
         folders = [str(Path(folder).absolute()) for folder in config_dirs]
         self.new = Manifest(code(), arguments, folders)
 
-    def plan(self) -> tuple[Plan | None, dict[str, str]]:
-        """The plan, once its keys are known, and the sweep's encoder."""
+    def plan(self) -> tuple[Plan | None, dict[int, dict[str, str]]]:
+        """The plan, once its keys are known, and the sweep's encoders."""
         with self.store.steady():
             return self._plan()
 
-    def _plan(self) -> tuple[Plan | None, dict[str, str]]:
-        encoder: dict[str, str] = {}
-        if self.settings.encoder:
-            node = encoder_node(self.composer, self.settings)
-            if self.store.entry(node) is None:
-                expand(
-                    self.composer, self.grid.arms, self.grid.axes, encoder_files(Path("untrained"))
-                )
-                return None, {}
-            encoder = encoder_files(self.store.folder(node))
-        points = expand(self.composer, self.grid.arms, self.grid.axes, encoder)
+    def _plan(self) -> tuple[Plan | None, dict[int, dict[str, str]]]:
+        own = encoder_points(self.composer, self.settings, self.grid)
+        encoders = known_encoders(own, self.store)
+        points = expand(
+            self.composer,
+            self.grid.arms,
+            self.grid.axes,
+            untrained(own) if encoders is None else encoders,
+        )
+        if encoders is None:
+            return None, {}
         if any(self.store.key(point.last) is None for point in points):
-            return None, encoder
+            return None, encoders
         plan = distinct(points, self.store, self.grid.controls)
         check_compute(plan, self.settings.unequal_compute)
-        return plan, encoder
+        return plan, encoders
 
     def hand_in(self, by_person: bool) -> int:
         """Submit what is neither there nor in the queue; print the table where nothing is left to do.
@@ -90,7 +90,7 @@ class Sweep:
             print(
                 f"note: jobs in the queue were handed in by {manifest.code}; this is {self.new.code}"
             )
-        plan, encoder = self.plan()
+        plan, encoders = self.plan()
         submitter = Submitter(self.launcher, self.folder, manifest, self.settings.name)
         if plan is None:
             if any(job.role == "prepare" and queue.holds(job.number, 0) for job in manifest.jobs):
@@ -116,7 +116,7 @@ class Sweep:
             shared = [job for job in manifest.jobs if job.role == "shared"]
             under_way = [job for job in shared if queue.holds(job.number, 0)]
             jobs = submitter.submit(self.store, to_do, under_way)
-            write_arms(plan, self.store, self.settings, self.out, encoder=encoder)
+            write_arms(plan, self.store, self.settings, self.out, encoders=encoders)
             print(f"{len(plan.points)} runs of {len(plan.labels)} arms; {len(to_do)} handed in")
             self._say(jobs)
             return 0
@@ -126,7 +126,7 @@ class Sweep:
         found = states(plan, self.store, self.folder, manifest, queue)
         failures = {k: s.about for k, s in zip(keys, found, strict=True) if s.word == "failed"}
         shutil.rmtree(self.folder / VECTORS, ignore_errors=True)  # of evaluations that failed
-        return tell(plan, self.store, self.settings, failures, encoder, self.out, self.began)
+        return tell(plan, self.store, self.settings, failures, encoders, self.out, self.began)
 
     def status(self, watches: bool) -> int:
         """Say what is done, running, waiting and failed, once or until all is done."""

@@ -6,11 +6,13 @@ the same artifact both end well.
 
 import contextlib
 import os
+import shutil
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from dbp.errors import DbpError
@@ -24,20 +26,28 @@ DIED = "its process died, twice: killed, as when memory runs out (then lower tra
 
 
 def run_points(
-    points: Sequence[Point], store: Store, workers: int, say: Callable[[str], None]
+    points: Sequence[Point],
+    store: Store,
+    workers: int,
+    say: Callable[[str], None],
+    last: str = "evaluate",
 ) -> dict[str, str]:
-    """Build the last stage of each point.
+    """Build a stage of each point and all that it rests on.
 
     Args:
         points: What to run.
         store: Where results go.
         workers: Processes; each takes an equal share of the cores, and a GPU in turn.
         say: Receives a line for each point that ends.
+        last: The stage.
 
     Returns:
         Key of each failed point's evaluation -> why it failed; the other points are run all the same.
     """
-    by_key = {str(store.key(p.last)): p for p in points if store.entry(p.last) is None}
+    missing = [
+        p for p in points if store.entry(p.last) is None and store.entry(p.nodes[last]) is None
+    ]
+    by_key = {str(store.key(p.nodes[last])): p for p in missing}
     failures: dict[str, str] = {}
     ended = 0
 
@@ -45,39 +55,88 @@ def run_points(
         nonlocal ended
         ended += 1
         if reason:
-            failures[str(store.key(point.last))] = reason
-        say(f"[{ended}/{len(by_key)}] {point.label} seed {point.seed}: {reason or 'done'}")
+            alike = [p for p in missing if store.key(p.nodes[last]) == store.key(point.nodes[last])]
+            failures.update({str(store.key(p.last)): reason for p in alike})
+        word = "done" if last == "evaluate" else "trained"
+        say(f"[{ended}/{len(by_key)}] {point.label} seed {point.seed}: {reason or word}")
 
     waiting = list(by_key.values())
     if workers <= 1 or len(waiting) <= 1:
         for point in waiting:
-            done(point, attempt(store, point.last))
+            done(point, attempt(store, point.nodes[last]))
         return failures
     while waiting:
-        undone = _run_apart(waiting, store, workers, done)
+        undone = _run_apart(waiting, store, workers, done, last)
         # A process that dies takes the work of its siblings with it. The point that killed it is among
         # the first undone, which go on one by one, so that it is known and fails alone.
         suspects, waiting = undone[: workers + 1], undone[workers + 1 :]
         for point in suspects:
-            if _run_apart([point], store, 1, done):
+            if _run_apart([point], store, 1, done, last):
                 done(point, DIED)
     return failures
 
 
-def _run_apart(
-    points: Sequence[Point], store: Store, workers: int, done: Callable[[Point, str | None], None]
-) -> list[Point]:
-    """Run points in processes of their own; return those that a dying process left undone, in order."""
+def evaluate_together(points: Sequence[Point], store: Store, workers: int, vectors: Path) -> None:
+    """Evaluate what is trained, so that the checkpoints of one process share each decoded picture.
+
+    What fails or dies here is left: `run_points` then evaluates it alone, and reports it.
+
+    Args:
+        points: Of a sweep; those that are evaluated or not trained are left out.
+        store: Holds the checkpoints.
+        workers: Processes; each takes an equal share of the checkpoints.
+        vectors: Folder for what is encoded; removed afterwards.
+    """
+    ready = [p for p in points if store.entry(p.nodes["train"]) and store.entry(p.last) is None]
+    ready = list({str(store.key(p.last)): p for p in ready}.values())
+    if len(ready) < 2:
+        return
+    workers = min(workers, len(ready))
+    pool = _processes(workers)
+    try:
+        jobs = []
+        with contextlib.suppress(BrokenProcessPool):
+            for number in range(workers):
+                some = [(str(store.key(p.last)), _container(p)) for p in ready[number::workers]]
+                jobs.append(pool.submit(_evaluate, vectors / str(number), some))
+        for job in jobs:
+            with contextlib.suppress(Exception):
+                job.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        shutil.rmtree(vectors, ignore_errors=True)
+
+
+def _evaluate(folder: Path, points: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    from slurm.task import evaluate
+
+    evaluate(folder, points)
+
+
+def _processes(workers: int) -> ProcessPoolExecutor:
+    """Spawned processes that share out the cores and the GPUs."""
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = get_context("spawn")
     given = (threads, context.Value("i", 0), visible_gpus())
-    pool = ProcessPoolExecutor(workers, context, _begin, given)
-    undone = {str(store.key(point.last)): point for point in points}
+    return ProcessPoolExecutor(workers, context, _begin, given)
+
+
+def _run_apart(
+    points: Sequence[Point],
+    store: Store,
+    workers: int,
+    done: Callable[[Point, str | None], None],
+    last: str,
+) -> list[Point]:
+    """Run points in processes of their own; return those that a dying process left undone, in order."""
+    pool = _processes(workers)
+    undone = {str(store.key(point.nodes[last])): point for point in points}
     try:
         jobs = {}
         with contextlib.suppress(BrokenProcessPool):
             for key, point in undone.items():
-                jobs[pool.submit(_run, _container(point), str(store.root), str(store.runs))] = key
+                work = pool.submit(_run, _container(point), str(store.root), str(store.runs), last)
+                jobs[work] = key
         for job in as_completed(jobs):
             try:
                 reason = job.result()
@@ -120,7 +179,7 @@ def _begin(threads: int, started: Any, gpus: list[str]) -> None:
     torch.set_num_threads(threads)
 
 
-def _run(container: dict[str, Any], root: str, runs: str) -> str | None:
+def _run(container: dict[str, Any], root: str, runs: str, last: str) -> str | None:
     from omegaconf import OmegaConf
 
-    return attempt(Store(root, runs), stages(OmegaConf.create(container))["evaluate"])
+    return attempt(Store(root, runs), stages(OmegaConf.create(container))[last])

@@ -81,7 +81,7 @@ def expand(
     composer: Composer,
     arms: dict[str, dict[str, Any]],
     axes: dict[str, list[Any]],
-    encoder: Mapping[str, str],
+    encoders: Mapping[int, Mapping[str, str]],
 ) -> list[Point]:
     """Every arm at every point of the axes.
 
@@ -89,13 +89,13 @@ def expand(
         composer: Of the sweep's base config.
         arms: Name -> settings.
         axes: Key -> values; keys that an arm's config does not have are not read by it.
-        encoder: Checkpoint and config of the sweep's own encoder; empty where it trains none.
+        encoders: Seed -> checkpoint and config of the sweep's own encoder; empty where it trains none.
 
     Raises:
         ConfigError: A setting of an arm does not exist, or an axis is read by no arm.
     """
     with _no_collection():
-        points = list(_every(composer, arms, axes, encoder))
+        points = list(_every(composer, arms, axes, encoders))
     read_by = {axis for point in points for axis in point.axes}
     if unread := sorted(set(axes) - read_by):
         raise ConfigError(
@@ -135,12 +135,14 @@ def _every(
     composer: Composer,
     arms: dict[str, dict[str, Any]],
     axes: dict[str, list[Any]],
-    encoder: Mapping[str, str],
+    encoders: Mapping[int, Mapping[str, str]],
 ) -> Iterator[Point]:
     known, shared = groups(), SharedStages()
+    base = int(composer.config({}).seed) if encoders else 0
     for arm, settings in arms.items():
         for values in itertools.product(*axes.values()):
             here = dict(zip(axes, values, strict=True))
+            encoder = encoders.get(int((here | settings).get(SEED, base)))
             config = composer.config(
                 here | settings, [k for k in axes if k not in settings], encoder
             )

@@ -21,6 +21,8 @@ class SweepSettings:
         encoder: Settings of a run that is trained first; its checkpoint becomes the encoder of every
             use that names no weights of its own.
         control: The arm that differences are taken from.
+        encoder_by_seed: Train an encoder for each seed of the arms (its seed is added to the encoder's), so that
+            its noise is part of every interval.
         notes: Lines that stand above the table.
         workers: Processes that train side by side; `auto` is one a GPU, or one a core up to four, each
             with one thread, where there is none.
@@ -36,6 +38,7 @@ class SweepSettings:
     axes: dict[str, Any]
     encoder: dict[str, Any] | None
     control: str
+    encoder_by_seed: bool = False
     notes: list[str] = field(default_factory=list)
     workers: int | Literal["auto"] = "auto"
     plots: bool = True

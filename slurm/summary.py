@@ -18,10 +18,11 @@ from dbp.store import Store
 from evaluation import report
 from evaluation.analysis import analyse
 from evaluation.comparison import Arm, Run
-from evaluation.ledger import Item, Ledger, item_of, ledger_json, ledger_lines
+from evaluation.ledger import Ledger, item_of, ledger_json, ledger_lines
 from evaluation.planted import area_under_roc, duplicate_quality
 from evaluation.results import without_nan
 from slurm.arms import write_arms
+from slurm.encoder import Encoders, encoder_keys
 from slurm.plan import Plan, Point
 from slurm.publishing import publish_sweep
 from slurm.settings import SweepSettings
@@ -33,14 +34,14 @@ def tell(
     store: Store,
     settings: SweepSettings,
     failures: dict[str, str],
-    encoder: Mapping[str, str],
+    encoders: Encoders,
     out: Path,
     began: float,
 ) -> int:
     """Print and write the table; return 1 if an arm, or a task of one, failed."""
     out.mkdir(parents=True, exist_ok=True)
     store.say = lambda line: None  # what follows only reads
-    arms = write_summary(plan, store, settings, failures, encoder, out)
+    arms = write_summary(plan, store, settings, failures, encoders, out)
     broken = ", ".join(arm.name for arm in arms if arm.failures)
     print(
         f"finished{f', with failures in {broken}' if broken else ''}, in "
@@ -54,7 +55,7 @@ def write_summary(
     store: Store,
     settings: SweepSettings,
     failures: dict[str, str],
-    encoder: Mapping[str, str],
+    encoders: Encoders,
     out: Path,
 ) -> list[Arm]:
     """Print the table; write table.md, table.csv, JSON and the plots into `out`; return the arms."""
@@ -62,8 +63,8 @@ def write_summary(
     analysis = analyse([arm for arm in arms if arm.runs])
     cells = analysis.cells
     heading, rows = report.table_rows(arms, cells)
-    planted, planted_lines = planted_report(plan, store, encoder)
-    ledger = cost_ledger(plan, store, encoder)
+    planted, planted_lines = planted_report(plan, store, encoders)
+    ledger = cost_ledger(plan, store, encoders)
     cost_lines = ledger_lines(ledger)
     notes = [*planted["notes"], *settings.notes, *analysis.notes, *failure_notes(arms)]
     for note in notes:
@@ -89,7 +90,7 @@ def write_summary(
     publish_sweep(settings.name, plan, store, arms, heading, rows)
     report.write(out / "table.md", "\n".join(text))
     told = [*planted["notes"], *settings.notes]
-    write_arms(plan, store, settings, out, failures=failures, encoder=encoder, notes=told)
+    write_arms(plan, store, settings, out, failures=failures, encoders=encoders, notes=told)
     report.write(out / "table.csv", report.csv_text(arms, cells))
     report.write(out / "results.jsonl", report.json_lines(arms))
     report.write(out / "ledger.json", json.dumps(ledger_json(ledger), indent=1))
@@ -150,7 +151,7 @@ def failure_notes(arms: Sequence[Arm]) -> list[str]:
 
 
 def planted_report(
-    plan: Plan, store: Store, encoder: Mapping[str, str]
+    plan: Plan, store: Store, encoders: Encoders
 ) -> tuple[dict[str, Any], list[str]]:
     """What was planted in a glyphs pool, and how much of it dedup and CLIP score found.
 
@@ -165,7 +166,7 @@ def planted_report(
     folder = store.folder(render) if render else None
     assert folder is not None
     truth = pq.read_table(folder / "truth.parquet").slice(0, pool.num_rows)
-    unseen = _unseen(store, encoder, pool)
+    unseen = _unseen(store, encoders.get(point.seed, {}), pool)
     found: dict[str, Any] = {
         "notes": _shares(points),
         "rows unseen by the encoder": int(unseen.sum()),
@@ -238,13 +239,14 @@ def _unseen(store: Store, encoder: Mapping[str, str], pool: Pool) -> np.ndarray:
     return unseen
 
 
-def cost_ledger(plan: Plan, store: Store, encoder: Mapping[str, str]) -> Ledger:
+def cost_ledger(plan: Plan, store: Store, encoders: Encoders) -> Ledger:
     """The cost of every artifact that the finished runs of a sweep rest on."""
     ledger = Ledger()
-    trained: list[Item] = []
-    if checkpoint := encoder.get("checkpoint"):
-        found = lineage(store, store.find(Path(checkpoint).parent.name))
-        trained = [item_of(entry.manifest, "encoder") for entry in found]
+    trained = {
+        seed: [item_of(e.manifest, "encoder") for e in lineage(store, store.find(key))]
+        for seed, files in encoders.items()
+        for key in encoder_keys({seed: files})
+    }
     for point in plan.points:
         made = [entry for node in point.last.lineage() if (entry := store.entry(node))]
         if not any(entry.stage == "evaluate" for entry in made):
@@ -252,7 +254,7 @@ def cost_ledger(plan: Plan, store: Store, encoder: Mapping[str, str]) -> Ledger:
         items = [item_of(entry.manifest) for entry in made]
         # The encoder is a file to the stages that use it, so no manifest leads to it.
         own = {item.key for item in items} if any(i.stage == "embed" for i in items) else None
-        shared = [item for item in trained if own is not None and item.key not in own]
+        shared = [i for i in trained.get(point.seed, []) if own is not None and i.key not in own]
         ledger.add(point.label, [*shared, *items])
     return ledger
 

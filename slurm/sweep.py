@@ -27,10 +27,10 @@ from dbp.errors import ConfigError, DbpError, nearest
 from dbp.store import Store
 from slurm.arms import write_arms
 from slurm.composer import Composer
-from slurm.encoder import encoder_files, encoder_node, train_encoder
+from slurm.encoder import encoder_points, known_encoders, train_encoders, untrained
 from slurm.jobs import Sweep
 from slurm.launcher import Launcher
-from slurm.local import attempt, run_points
+from slurm.local import attempt, evaluate_together, run_points
 from slurm.plan import Plan, check_compute, distinct, expand, require_sets
 from slurm.settings import Grid, SweepSettings
 from slurm.summary import tell
@@ -69,8 +69,8 @@ def main(arguments: list[str], config_dirs: list[str], print_only: bool = False)
         return sweep.hand_in(by_person=verb == "run")
     if verb == "prepare":
         leave_on_signals()
-    encoder = train_encoder(composer, settings, grid, store)
-    points = expand(composer, grid.arms, grid.axes, encoder)
+    encoders = train_encoders(composer, settings, grid, store)
+    points = expand(composer, grid.arms, grid.axes, encoders)
     require_sets(points)
     for point in points:
         store.get(point.nodes["index"])
@@ -84,12 +84,19 @@ def main(arguments: list[str], config_dirs: list[str], print_only: bool = False)
         f"{len(plan.points) - missing} reused"
     )
     # So that a report knows what is not finished.
-    write_arms(plan, store, settings, out, encoder=encoder)
+    write_arms(plan, store, settings, out, encoders=encoders)
     _cluster_together(plan, store)
     failures = _build_shared(plan, store)
     ready = [p for p in plan.points if store.key(p.last) not in failures]
-    failures |= run_points(ready, store, settings.num_workers(), print)
-    return tell(plan, store, settings, failures, encoder, out, began)
+    failures |= run_points(ready, store, settings.num_workers(), print, last="train")
+    evaluate_together(ready, store, settings.num_workers(), out / "vectors")
+    failures |= run_points(
+        [p for p in ready if store.key(p.last) not in failures],
+        store,
+        settings.num_workers(),
+        print,
+    )
+    return tell(plan, store, settings, failures, encoders, out, began)
 
 
 def _verb(arguments: list[str]) -> tuple[str, list[str], bool]:
@@ -165,16 +172,17 @@ def _build_shared(plan: Plan, store: Store) -> dict[str, str]:
 
 def _print_plan(composer: Composer, settings: SweepSettings, grid: Grid, store: Store) -> int:
     """Print every point, and of each stage whether it is there; build nothing."""
-    encoder, is_known = {}, True
-    if settings.encoder:
-        node = encoder_node(composer, settings)
-        is_known = store.entry(node) is not None
-        encoder = encoder_files(store.folder(node) if is_known else Path("untrained"))
+    own = encoder_points(composer, settings, grid)
+    encoders = known_encoders(own, store)
+    is_known = encoders is not None
+    for node in dict.fromkeys(point.nodes["train"] for point in own.values()):
         print(
             f"{'encoder':<40} train {store.key(node) or 'key known after index'} "
-            f"{'reused' if is_known else 'to build'}"
+            f"{'reused' if store.entry(node) else 'to build'}"
         )
-    points = expand(composer, grid.arms, grid.axes, encoder)
+    points = expand(
+        composer, grid.arms, grid.axes, untrained(own) if encoders is None else encoders
+    )
     if not is_known or any(store.key(point.last) is None for point in points):
         before = "the pool is indexed" if is_known else "the encoder is trained"
         print(f"{len(points)} points before collapsing; keys are known once {before}")

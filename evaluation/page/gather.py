@@ -150,7 +150,7 @@ def _entries_of(
     def there(run: NamedRun) -> list[str]:
         return [key for key in (run.keep, run.train, run.evaluate) if key and key in found]
 
-    keys = [roster.encoder] if roster.encoder and roster.encoder in found else []
+    keys = [key for key in roster.encoders if key in found]
     for arm in roster.arms:
         runs = (
             [max(arm.runs, key=lambda run: len(there(run)))]

@@ -1,10 +1,10 @@
 """Where everything came from: the artifacts that the arms rest on, and what they cost."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dbp.store import Entry
-from evaluation.ledger import Item, Ledger, item_of, ledger_json, ledger_lines
+from evaluation.ledger import Ledger, item_of, ledger_json, ledger_lines
 from evaluation.page.roster import Roster, ancestors
 
 
@@ -44,10 +44,10 @@ def _place(known: list[Any], value: Any) -> int:
 def ledger_of(roster: Roster, found: Mapping[str, Entry]) -> Ledger:
     """What the evaluated runs of a roster cost, each artifact once."""
     ledger = Ledger()
-    encoder: Sequence[Item] = ()
-    if roster.encoder and roster.encoder in found:
-        above = ancestors(found, found[roster.encoder])
-        encoder = [item_of(entry.manifest, "encoder") for entry in above]
+    above = {
+        e.key: e for key in roster.encoders if key in found for e in ancestors(found, found[key])
+    }
+    encoder = [item_of(entry.manifest, "encoder") for entry in above.values()]
     for arm in roster.arms:
         for run in arm.runs:
             last = found.get(run.evaluate or "")

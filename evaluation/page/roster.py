@@ -55,13 +55,13 @@ class Roster:
         title: Of the page.
         arms: In the order that they are shown.
         notes: What a reader must know first.
-        encoder: Key of the run whose checkpoint curation used, if a sweep trained it.
+        encoders: Keys of the runs whose checkpoints curation used, if a sweep trained them.
     """
 
     title: str
     arms: tuple[NamedArm, ...]
     notes: tuple[str, ...] = ()
-    encoder: str | None = None
+    encoders: tuple[str, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write it in place of what is there."""
@@ -83,7 +83,9 @@ class Roster:
                 NamedArm(**{**arm, "runs": tuple(NamedRun(**run) for run in arm["runs"])})
                 for arm in said["arms"]
             ]
-            return cls(said["title"], tuple(arms), tuple(said["notes"]), said["encoder"])
+            one = said.get("encoder")  # of a file from before there were several
+            encoders = tuple(said.get("encoders", [one] if one else []))
+            return cls(said["title"], tuple(arms), tuple(said["notes"]), encoders)
         except FileNotFoundError:
             raise WorldError(
                 f"{folder} holds neither {FILE} nor results.jsonl, so its arms are not known. Run "
@@ -112,8 +114,8 @@ def joined(rosters: Sequence[Roster]) -> Roster:
             for arm in roster.arms
         ]
     notes = dict.fromkeys(note for roster in rosters for note in roster.notes)
-    encoder = next((roster.encoder for roster in rosters if roster.encoder), None)
-    return Roster(" + ".join(r.title for r in rosters), tuple(arms), tuple(notes), encoder)
+    encoders = dict.fromkeys(key for roster in rosters for key in roster.encoders)
+    return Roster(" + ".join(r.title for r in rosters), tuple(arms), tuple(notes), tuple(encoders))
 
 
 def _from_results(file: Path) -> list[NamedArm]:

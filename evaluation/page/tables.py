@@ -14,6 +14,7 @@ from typing import Any
 
 from evaluation.comparison import Cell
 from evaluation.page.runs import Column, Group, Measured
+from evaluation.report import span
 
 LONG: tuple[str, ...] = (
     "group", "arm", "method", "seeds", "kept", "samples_seen", "steps", "train_flops", "column", "text",
@@ -84,7 +85,7 @@ def _row(arm: Measured, group: Group, columns: Sequence[Column]) -> list[Text]:
     row = [
         Text(arm.named.name),
         Text(str(len(arm.runs)), "" if arm.state == "finished" else arm.state),
-        Text(_count(facts["kept"])),
+        Text(span([run.facts["kept"] for run in arm.runs])),
         Text(_count(facts["samples_seen"])),
         Text("" if flops is None else f"{flops:.2e}"),
     ]

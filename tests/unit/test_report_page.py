@@ -332,7 +332,7 @@ def test_runs_that_differ_in_seeds_alone_are_one_arm_and_uniform_is_the_control(
 
 def test_a_roster_comes_back_as_it_was_saved_and_two_keep_their_arms_apart(tmp_path):
     arm = NamedArm("dbp", "dbp", "uniform", (NamedRun(0, "k", "t", "e"), NamedRun(1, problem="x")))
-    first = Roster("one", (NamedArm("uniform", "uniform"), arm), ("a note",), "enc")
+    first = Roster("one", (NamedArm("uniform", "uniform"), arm), ("a note",), ("enc",))
     first.save(tmp_path)
     assert Roster.load(tmp_path) == first
     both = joined([first, replace(first, title="two")])
