@@ -206,3 +206,12 @@ def _measured(
 def _value(result: Result) -> float | None:
     metric = find_task(result.task).main_metric
     return result.metrics.get(metric) if metric else None
+
+
+def span(values: Sequence[int | None]) -> str:
+    """A count, or the range of counts over seeds; nothing where one is not known."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return ""
+    low, high = min(known), max(known)
+    return f"{low:,}" if low == high else f"{low:,}-{high:,}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dbp.disk import replacing
+from evaluation.analysis import span
 from evaluation.comparison import MEAN, Arm, Cell
 from evaluation.tasks import find_task
 
@@ -186,15 +187,6 @@ def _difference(cell: Cell) -> str:
     low, high = cell.difference_interval
     text = f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
     return f"**{text}**" if cell.is_separate else text
-
-
-def span(values: Sequence[int | None]) -> str:
-    """A count, or the range of counts over seeds; nothing where one is not known."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return ""
-    low, high = min(known), max(known)
-    return f"{low:,}" if low == high else f"{low:,}-{high:,}"
 
 
 def _span(values: Sequence[float]) -> str:

@@ -20,9 +20,48 @@ from dbp.processes import begin_worker, visible_gpus
 from dbp.stage import Node
 from dbp.store import Store
 from slurm.composer import stages
-from slurm.plan import Point
+from slurm.plan import Plan, Point
 
 DIED = "its process died, twice: killed, as when memory runs out (then lower train.batch_size)"
+
+
+def run_here(plan: Plan, store: Store, workers: int, vectors: Path) -> dict[str, str]:
+    """Do on this machine what is missing: keep lists, then all training, then all evaluation.
+
+    Args:
+        plan: Of the sweep.
+        store: Where results go.
+        workers: Processes side by side.
+        vectors: Folder for what an evaluation encodes, removed afterwards.
+
+    Returns:
+        Key of each failed point's evaluation -> why it failed.
+    """
+    failures = build_shared(plan, store)
+    for last in ("train", "evaluate"):
+        left = [point for point in plan.points if str(store.key(point.last)) not in failures]
+        if last == "evaluate":
+            evaluate_together(left, store, workers, vectors)
+        failures |= run_points(left, store, workers, print, last)
+    return failures
+
+
+def build_shared(plan: Plan, store: Store) -> dict[str, str]:
+    """Build here, once, what several points rest on; arms then run apart.
+
+    Returns:
+        Key of the evaluation of each point that cannot be built -> why.
+    """
+    failures: dict[str, str] = {}
+    for point in plan.points:
+        if store.entry(point.last) is None:
+            sets = point.nodes["evaluate"].inputs["sets"]
+            # With the captions of a list, where an arm has them: arms share the list.
+            refined = [up for n, up in point.nodes["train"].inputs.items() if n == "refined"]
+            if reason := attempt(store, point.nodes["select"], *refined, sets):
+                failures[str(store.key(point.last))] = reason
+                print(f"{point.label} seed {point.seed}: {reason}")
+    return failures
 
 
 def run_points(

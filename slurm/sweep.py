@@ -30,7 +30,7 @@ from slurm.composer import Composer
 from slurm.encoder import encoder_points, known_encoders, train_encoders, untrained
 from slurm.jobs import Sweep
 from slurm.launcher import Launcher
-from slurm.local import attempt, evaluate_together, run_points
+from slurm.local import run_here
 from slurm.plan import Plan, check_compute, distinct, expand, require_sets
 from slurm.settings import Grid, SweepSettings
 from slurm.summary import tell
@@ -86,16 +86,7 @@ def main(arguments: list[str], config_dirs: list[str], print_only: bool = False)
     # So that a report knows what is not finished.
     write_arms(plan, store, settings, out, encoders=encoders)
     _cluster_together(plan, store)
-    failures = _build_shared(plan, store)
-    ready = [p for p in plan.points if store.key(p.last) not in failures]
-    failures |= run_points(ready, store, settings.num_workers(), print, last="train")
-    evaluate_together(ready, store, settings.num_workers(), out / "vectors")
-    failures |= run_points(
-        [p for p in ready if store.key(p.last) not in failures],
-        store,
-        settings.num_workers(),
-        print,
-    )
+    failures = run_here(plan, store, settings.num_workers(), out / "vectors")
     return tell(plan, store, settings, failures, encoders, out, began)
 
 
@@ -150,24 +141,6 @@ def divide(arguments: list[str]) -> tuple[list[str], dict[str, list[Any]]]:
             )
         axes[name] = values
     return base, axes
-
-
-def _build_shared(plan: Plan, store: Store) -> dict[str, str]:
-    """Build here, once, what several points rest on; arms then run apart.
-
-    Returns:
-        Key of the evaluation of each point that cannot be built -> why.
-    """
-    failures: dict[str, str] = {}
-    for point in plan.points:
-        if store.entry(point.last) is None:
-            sets = point.nodes["evaluate"].inputs["sets"]
-            # With the captions of a list, where an arm has them: arms share the list.
-            refined = [up for n, up in point.nodes["train"].inputs.items() if n == "refined"]
-            if reason := attempt(store, point.nodes["select"], *refined, sets):
-                failures[str(store.key(point.last))] = reason
-                print(f"{point.label} seed {point.seed}: {reason}")
-    return failures
 
 
 def _print_plan(composer: Composer, settings: SweepSettings, grid: Grid, store: Store) -> int:

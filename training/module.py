@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from dbp.errors import WorldError
+from training.averaging import LastWeights
 from training.config import Optimiser
 from training.horizon import Horizon
 from training.loss import clip_loss
@@ -44,6 +45,7 @@ class Contrastive(LightningModule):
         std: Sequence[float],
         chunk: int | None = None,
         trims: bool = False,
+        average_steps: int = 0,
     ) -> None:
         """Wrap a model.
 
@@ -56,12 +58,14 @@ class Contrastive(LightningModule):
             std: Likewise.
             chunk: Pairs of this rank that go through the model at a time; all when none is given.
             trims: Cut captions behind the longest of their group, where the model's text tower allows.
+            average_steps: The run ends in the mean of the weights after so many last steps.
         """
         super().__init__()
         self.automatic_optimization = False
         self.model = model.train()
         self.settings, self.horizon, self.seed, self.chunk = optimiser, horizon, seed, chunk
         self.trims = trims and can_trim(model)
+        self.last = LastWeights(model, horizon.steps - average_steps) if average_steps else None
         self.warmup_steps = -(-optimiser.warmup_samples // horizon.batch_size)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -129,7 +133,17 @@ class Contrastive(LightningModule):
         self.optimizers().step()  # type: ignore[union-attr]
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+        if self.last is not None:
+            self.last.add(step)
         return {"loss": loss.detach()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.last is not None:
+            checkpoint["last_weights"] = self.last.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.last is not None:
+            self.last.load(checkpoint["last_weights"])
 
     def loss(self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
         """This rank's rows against the columns of all ranks."""

@@ -21,6 +21,7 @@ from training.counts import tally_of
 from training.data import PairData
 from training.feed import Feed, image_size, make_feed
 from training.fit import fit, fresh_model
+from training.horizon import Horizon
 from training.metrics import METRICS, Row, Write, metrics_file, read_metrics
 from training.module import Contrastive
 from training.preemption import Guard
@@ -94,7 +95,7 @@ def prepare(stage: Train, subset: Subset, ranks: Ranks) -> Prepared:
         model.compile()
     module = Contrastive(
         model, stage.optimiser, feed.horizon, stage.seed, sees["mean"], sees["std"],
-        stage.chunk_size, trims=trims,
+        stage.chunk_size, trims=trims, average_steps=average_steps(stage, feed.horizon),
     )  # fmt: skip
     return Prepared(feed, loaded, module, device, precision, flops, hardware)
 
@@ -151,6 +152,8 @@ def train(
         fit(run.module, data, callbacks, guard, work.folder, run.device, run.precision, resume)
     if not ranks.is_first:
         return {}
+    if run.module.last is not None:
+        run.module.last.apply()
     for name in (METRICS, EVALUATIONS):
         if (work.shared / name).exists():
             shutil.copy2(work.shared / name, work.folder / name)
@@ -164,6 +167,21 @@ def train(
         "held_out": feed.held_out,
         **recorder.counts(),
     }
+
+
+def average_steps(stage: Train, horizon: Horizon) -> int:
+    """The last steps whose weights are averaged, rounded up to whole steps; 0 for none.
+
+    Raises:
+        ConfigError: It asks for more samples than the run sees.
+    """
+    asked = stage.average_last_samples
+    if asked is not None and asked > horizon.samples_seen:
+        raise ConfigError(
+            f"train.average_last_samples={asked:,} is more than the {horizon.samples_seen:,} samples that the "
+            "run sees. Lower it, or set it to null for the last weights."
+        )
+    return 0 if asked is None else -(-asked // horizon.batch_size)
 
 
 @contextmanager

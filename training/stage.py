@@ -42,6 +42,8 @@ class Train(Stage):
         mixture: How often each kept sample stands in an epoch; null for once.
         captions: Refined captions mixed in; null for the pool's own.
         streaming: How shards come that lie elsewhere; null for shards on a disk.
+        average_last_samples: The run ends in the mean of its weights over so many last samples, rounded up
+            to whole steps; null for the last weights, as in the papers.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; with several ranks `auto` gives each its own GPU.
         chunk_size: Pairs of one device that go through the model at a time (GradCache): the same
             gradient with less memory, for one more forward; null for all at once.
@@ -86,6 +88,7 @@ class Train(Stage):
     mixture: Mixture | None = None
     captions: CaptionMix | None = None
     streaming: Streaming | None = None
+    average_last_samples: int | None = None
     device: str = runtime("auto")
     num_workers: int = runtime(0)
     prefetch: int | None = runtime(None)
@@ -119,6 +122,7 @@ class Train(Stage):
             "checkpoint_every_minutes",
             "chunk_size",
             "prefetch",
+            "average_last_samples",
         ):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "above 0")

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.analysis import span
 from evaluation.comparison import Cell
 from evaluation.page.runs import Column, Group, Measured
-from evaluation.report import span
 
 LONG: tuple[str, ...] = (
     "group", "arm", "method", "seeds", "kept", "samples_seen", "steps", "train_flops", "column", "text",

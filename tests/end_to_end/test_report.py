@@ -17,7 +17,7 @@ from evaluation.page.write import page
 from slurm.sweep import main as sweep
 
 SMALL = [
-    "experiment=glyphs", "pool.plan.num_pairs=600", "pool.plan.task_pictures=60",
+    "experiment=glyphs_methods", "pool.plan.num_pairs=600", "pool.plan.task_pictures=60",
     "sweep.encoder.train.samples_seen=1920", "train.samples_seen=64", "train.batch_size=32",
     "train.log_every_samples=32", "cluster.num_clusters=6", "dedup=semdedup_smoke",
     "sweep.workers=1", "suite=[glyphs/letters,glyphs/retrieval]", "evaluate.limit=40",
@@ -57,8 +57,8 @@ def captions():
 @pytest.fixture(scope="module")
 def made(home, captions):
     """The folder of the sweep's report."""
-    assert report(home, "glyphs") == 0
-    return home / "runs" / "reports" / "glyphs"
+    assert report(home, "glyphs_methods") == 0
+    return home / "runs" / "reports" / "glyphs_methods"
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_what_the_page_says_of_a_cluster_is_what_the_arms_kept(home, made):
 
 
 def test_keys_alone_are_enough(home, tmp_path, capsys):
-    lines = (home / "runs/sweeps/glyphs/results.jsonl").read_text().splitlines()
+    lines = (home / "runs/sweeps/glyphs_methods/results.jsonl").read_text().splitlines()
     runs = {line["arm"]: line for line in map(json.loads, lines)}
     keys = [runs[name]["evaluate_key"] for name in ("uniform", "ssp")]
     keys += [runs["dbp temperature=0.1"]["train_key"], runs["clip score"]["keep_key"]]
@@ -256,7 +256,7 @@ def test_keys_alone_are_enough(home, tmp_path, capsys):
 
 
 def test_a_single_arm_makes_a_page(home, tmp_path):
-    lines = (home / "runs/sweeps/glyphs/results.jsonl").read_text().splitlines()
+    lines = (home / "runs/sweeps/glyphs_methods/results.jsonl").read_text().splitlines()
     key = json.loads(lines[-1])["evaluate_key"]
     assert report(home, key, f"out={tmp_path}/o", "figures=false") == 0
     assert "A single arm" in (tmp_path / "o" / "table.md").read_text()
@@ -266,7 +266,7 @@ def test_a_moved_store_and_missing_shards_leave_a_page_that_says_so(
     home, captions, tmp_path, capsys
 ):
     shutil.copytree(home / "runs", tmp_path / "runs")
-    assert report(tmp_path, "glyphs", "figures=false") == 0  # no store at all
+    assert report(tmp_path, "glyphs_methods", "figures=false") == 0  # no store at all
     folder = tmp_path / "runs/reports/glyphs"
     data = data_of(folder)
     assert data["clusterings"] == data["funnels"] == []
@@ -275,12 +275,12 @@ def test_a_moved_store_and_missing_shards_leave_a_page_that_says_so(
     shutil.copytree(home / "store", tmp_path / "store")
     for shard in (tmp_path / "store/render").rglob("*.tar"):
         shard.unlink()
-    assert report(tmp_path, "glyphs", "figures=false") == 0
+    assert report(tmp_path, "glyphs_methods", "figures=false") == 0
     data = data_of(folder)
     assert any("pictures are missing on this page" in problem for problem in data["problems"])
     assert all(sample["picture"] is None for sample in data["clusterings"][0]["samples"])
     shutil.rmtree(tmp_path / "runs/evaluate")
-    assert report(tmp_path, "glyphs", "figures=false") == 0
+    assert report(tmp_path, "glyphs_methods", "figures=false") == 0
     arms = data_of(folder)["arms"]
     assert all(
         "removed, or the store was moved" in a["problems"][0] for a in arms if a["name"] != "greedy"
@@ -290,13 +290,13 @@ def test_a_moved_store_and_missing_shards_leave_a_page_that_says_so(
 
 def test_other_protocols_stand_in_a_table_of_their_own(home, tmp_path):
     shutil.copytree(home / "runs", tmp_path / "runs")
-    lines = (home / "runs/sweeps/glyphs/results.jsonl").read_text().splitlines()
+    lines = (home / "runs/sweeps/glyphs_methods/results.jsonl").read_text().splitlines()
     key = next(one["evaluate_key"] for one in map(json.loads, lines) if one["arm"] == "ssp")
     file = tmp_path / "runs/evaluate" / key / "manifest.json"
     manifest = json.loads(file.read_text())
     manifest["parameters"]["limit"] = 39
     file.write_text(json.dumps(manifest))
-    assert report(tmp_path, "glyphs", "figures=false") == 0
+    assert report(tmp_path, "glyphs_methods", "figures=false") == 0
     data = data_of(tmp_path / "runs/reports/glyphs")
     assert [list(group["cells"]) for group in data["groups"]][1:] == [["ssp"]]
     assert data["groups"][1]["reason"] == "limit: 40 and 39"

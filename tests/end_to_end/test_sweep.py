@@ -11,7 +11,7 @@ from dbp.errors import ConfigError
 from slurm.sweep import divide, main
 
 SMALL = [
-    "experiment=glyphs",
+    "experiment=glyphs_methods",
     "pool.plan.num_pairs=600",
     "pool.plan.task_pictures=60",
     "sweep.encoder.train.samples_seen=128",
@@ -36,7 +36,7 @@ def home(tmp_path_factory):
 def swept(home):
     """The folder of tables after one sweep of five arms with one seed."""
     assert sweep(home) == 0
-    return home / "runs" / "sweeps" / "glyphs"
+    return home / "runs" / "sweeps" / "glyphs_methods"
 
 
 def sweep(home: Path, *more: str) -> int:

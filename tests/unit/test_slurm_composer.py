@@ -23,7 +23,7 @@ from slurm.composer import Composer
     ids=str,
 )  # fmt: skip
 def test_a_config_made_in_memory_is_the_one_that_hydra_composes(settings: dict[str, Any]) -> None:
-    base = ["experiment=glyphs", "train.batch_size=64"]
+    base = ["experiment=glyphs_methods", "train.batch_size=64"]
     made = Composer(overrides(base), []).config(settings)
     said = [
         f"{key}={'[' + ','.join(v) + ']' if isinstance(v, list) else v}"
@@ -33,19 +33,19 @@ def test_a_config_made_in_memory_is_the_one_that_hydra_composes(settings: dict[s
 
 
 def test_a_text_that_holds_a_setting_follows_it() -> None:
-    composer = Composer(["experiment=glyphs", "sweep.notes=['seed ${seed}']"], [])
+    composer = Composer(["experiment=glyphs_methods", "sweep.notes=['seed ${seed}']"], [])
     notes = [composer.config({"seed": seed}).sweep.notes for seed in (3, 4)]
     assert notes == [["seed 3"], ["seed 4"]]
 
 
 def test_what_is_linked_to_a_link_follows_too() -> None:
     links = ["cluster.num_clusters=${seed}", "dedup.num_clusters=${cluster.num_clusters}"]
-    composer = Composer(["experiment=glyphs", *links], [])
+    composer = Composer(["experiment=glyphs_methods", *links], [])
     assert [composer.config({"seed": n}).dedup.num_clusters for n in (3, 4)] == [3, 4]
 
 
 def test_points_with_equal_settings_share_their_config_and_their_stages() -> None:
-    composer = Composer(overrides(["experiment=glyphs"]), [])
+    composer = Composer(overrides(["experiment=glyphs_methods"]), [])
     one = composer.config({"select": "ssp", "select.temperature": 0.1}, ["select.temperature"])
     assert (
         composer.config({"select": "ssp", "select.temperature": 0.2}, ["select.temperature"]) is one

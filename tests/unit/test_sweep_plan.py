@@ -22,7 +22,7 @@ from slurm.plan import Composer, Plan, Point, check_compute, distinct, expand
 from slurm.settings import Grid, SweepSettings, add_controls
 from slurm.sweep import divide, main
 
-GLYPHS = ["experiment=glyphs"]
+GLYPHS = ["experiment=glyphs_methods"]
 
 
 @dataclass(frozen=True)

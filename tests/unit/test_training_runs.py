@@ -215,12 +215,14 @@ class Killer(Logger):
         yield write
 
 
+@pytest.mark.parametrize("average", [None, 48])
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(
-    tmp_path: Path, shard: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, shard: Path, caplog: pytest.LogCaptureFixture, average: int | None
 ) -> None:
     undisturbed, killed = World(tmp_path / "one", shard), World(tmp_path / "two", shard)
-    expected = undisturbed.train(replace(TRAIN, log_every_samples=32))
-    saving = replace(TRAIN, checkpoint_every_samples=24, log_every_samples=32)
+    stage = replace(TRAIN, log_every_samples=32, average_last_samples=average)
+    expected = undisturbed.train(stage)
+    saving = replace(stage, checkpoint_every_samples=24)
     with pytest.raises(Killed):
         killed.train(replace(saving, loggers=(Killer(64),)))
     partial = sorted((tmp_path / "two").rglob("checkpoint-*.ckpt"))
@@ -394,3 +396,23 @@ def test_wandb_records_a_run_without_a_network(world: World) -> None:
     mirror = Wandb(project="dbp-tests", mode="offline")
     checkpoint = world.train(replace(TRAIN, samples_seen=16, loggers=(mirror,)))
     assert list(checkpoint.folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_a_run_ends_in_the_mean_of_its_last_weights_and_resumes_to_it(
+    tmp_path: Path, shard: Path
+) -> None:
+    def weights(name: str, **change: Any) -> dict[str, torch.Tensor]:
+        made = World(tmp_path / name, shard).train(replace(TRAIN, **change))
+        found = torch.load(made.weights, weights_only=True)["state_dict"]
+        return {key: value for key, value in found.items() if value.is_floating_point()}
+
+    # A constant rate makes shorter runs the first steps of longer ones.
+    steady = replace(OPTIMISER, schedule="constant")
+    last = [weights(f"{n}", samples_seen=8 * n, optimiser=steady) for n in (8, 9, 10)]
+    mean = weights("mean", optimiser=steady, average_last_samples=24)
+    for name, value in mean.items():
+        expected = sum(one[name].double() for one in last) / 3
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(mean["logit_scale"], last[2]["logit_scale"])
+    with pytest.raises(ConfigError, match=r"average_last_samples=88 .* 80 samples"):
+        weights("long", average_last_samples=88)
