@@ -5,11 +5,12 @@ every table, so that a reader knows what bold means and what the table can detec
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from dbp.errors import ConfigError
+from evaluation import fine
 from evaluation.arms import MIN_SEEDS, SharedSeeds, family_level, precision, sidak
 from evaluation.comparison import MEAN, Arm, Cell
 from evaluation.measures import paired_replicates
@@ -24,11 +25,14 @@ class Analysis:
 
     Args:
         cells: Arm -> column -> cell.
+        finer: Arm -> (task, measure) as `TASK MEASURE` -> cell, for the finer measures; differences of one
+            measure are one family of tests, and enter no mean of the tasks.
         notes: One sentence each: what bold means, how sure the table can be, and what it cannot tell.
     """
 
     cells: dict[str, dict[str, Cell]]
     notes: list[str]
+    finer: dict[str, dict[str, Cell]] = field(default_factory=dict)
 
 
 def compare(arms: Sequence[Arm], seed: int = 0) -> dict[str, dict[str, Cell]]:
@@ -57,6 +61,25 @@ def analyse(
             f"two arms are called {twice[0]!r}: their rows could not be told apart. Rename one."
         )
     values, draws, tasks = _measured(arms, seed, means or {})
+    cells, shared, noises = _compared(arms, values, draws, tasks)
+    finer: dict[str, dict[str, Cell]] = {}
+    for measure in fine.NAMES:
+        more = _compared(arms, *_measured(arms, seed, {}, measure))[0]
+        for name, row in more.items():
+            finer.setdefault(name, {}).update(
+                {f"{task} {measure}": cell for task, cell in row.items()}
+            )
+    return Analysis(cells, _notes(arms, cells, shared, noises), finer)
+
+
+Values = dict[str, dict[str, dict[int, float]]]  # arm -> column -> seed -> value
+Draws = dict[str, dict[str, np.ndarray]]  # arm -> column -> replicates of the mean over seeds
+
+
+def _compared(
+    arms: Sequence[Arm], values: Values, draws: Draws, tasks: Sequence[str]
+) -> tuple[dict[str, dict[str, Cell]], SharedSeeds, dict[tuple[str, str], TwoNoises]]:
+    """The cells of a table, with verdicts: all tasks are one family, all means another."""
     shared = SharedSeeds(values, tasks)
     cells: dict[str, dict[str, Cell]] = {}
     noises: dict[tuple[str, str], TwoNoises] = {}
@@ -73,14 +96,12 @@ def analyse(
                 if noise := shared.noise(arm.name, arm.control, column, variance):
                     noises[arm.name, column] = noise
             cells.setdefault(arm.name, {})[column] = cell
-    for family in (
-        [c for c in _columns(cells) if c in tasks],
-        [c for c in _columns(cells) if c not in tasks],
-    ):
+    every = _columns(cells)
+    for family in ([c for c in every if c in tasks], [c for c in every if c not in tasks]):
         tested = {at: noise for at, noise in noises.items() if at[1] in family}
         for (name, column), noise in tested.items():
             cells[name][column] = _judged(cells[name][column], noise, len(tested))
-    return Analysis(cells, _notes(arms, cells, shared, noises))
+    return cells, shared, noises
 
 
 def _judged(cell: Cell, noise: TwoNoises, tests: int) -> Cell:
@@ -159,27 +180,34 @@ def _notes(
 
 
 def _measured(
-    arms: Sequence[Arm], seed: int, means: Mapping[str, Sequence[str]]
-) -> tuple[dict[str, dict[str, dict[int, float]]], dict[str, dict[str, np.ndarray]], list[str]]:
+    arms: Sequence[Arm], seed: int, means: Mapping[str, Sequence[str]], measure: str | None = None
+) -> tuple[Values, Draws, list[str]]:
     """Values by arm, column and seed; bootstrap replicates of their means; and the tasks.
 
     An arm that lacks a task, or a seed of it, has no mean: it would be the mean of something else.
+
+    Args:
+        arms: With at least one run each, or none.
+        seed: Of the bootstrap.
+        means: Further means by name, of which tasks.
+        measure: A finer measure in place of the tasks' main metrics; it has no means.
     """
     sets: dict[tuple[str, str], list[tuple[str, int, Result]]] = {}
     for arm in arms:
         for run in arm.runs:
             for result in run.results:
-                if _value(result) is not None:
+                if _value(result, measure) is not None:
                     sets.setdefault((result.task, result.set_digest), []).append(
                         (arm.name, run.seed, result)
                     )
-    values: dict[str, dict[str, dict[int, float]]] = {arm.name: {} for arm in arms}
+    values: Values = {arm.name: {} for arm in arms}
     drawn: dict[str, dict[str, list[np.ndarray]]] = {arm.name: {} for arm in arms}
     for (key, _), found in sets.items():
         task = find_task(key)
-        draws = paired_replicates(task, task.main_metric or "", [r for *_, r in found], seed=seed)
+        metric = measure or task.main_metric or ""
+        draws = paired_replicates(task, metric, [r for *_, r in found], seed=seed)
         for (name, number, result), replicates in zip(found, draws, strict=True):
-            values[name].setdefault(key, {})[number] = _value(result) or 0.0
+            values[name].setdefault(key, {})[number] = _value(result, measure) or 0.0
             drawn[name].setdefault(key, []).append(replicates)
     tasks = list(dict.fromkeys(key for key, _ in sets))
     mean_draws = {
@@ -191,7 +219,7 @@ def _measured(
     }
     for arm in arms:
         mine = values[arm.name]
-        for column, members in {**means, MEAN: tasks}.items():
+        for column, members in ({} if measure else {**means, MEAN: tasks}).items():
             if members and all(len(mine.get(key, ())) == len(arm.runs) for key in members):
                 seeds = [run.seed for run in arm.runs]
                 mine[column] = {s: float(np.mean([mine[key][s] for key in members])) for s in seeds}
@@ -203,8 +231,8 @@ def _measured(
     return values, mean_draws, tasks
 
 
-def _value(result: Result) -> float | None:
-    metric = find_task(result.task).main_metric
+def _value(result: Result, measure: str | None) -> float | None:
+    metric = measure or find_task(result.task).main_metric
     return result.metrics.get(metric) if metric else None
 
 

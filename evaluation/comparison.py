@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from evaluation.kinds.registry import KINDS
-from evaluation.measures import paired_replicates
+from evaluation.measures import on_draws, paired_replicates
 from evaluation.results import Result
 from evaluation.significance import (
     NUM_RESAMPLES,
@@ -180,9 +179,9 @@ def pair(
         )
         return Paired(mine, other, draws, exchanged, p)
     both = paired_replicates(task, metric, [first, second], seed=seed, num_resamples=num_resamples)
-    on_draws = KINDS[task.kind].on_draws
+    compute = on_draws(task, metric)
     observed, exchanged = exchanged_differences(
-        first.outcomes, second.outcomes, lambda outcomes, drawn: on_draws(outcomes, metric, drawn),
+        first.outcomes, second.outcomes, lambda outcomes, drawn: compute(outcomes, metric, drawn),
         first.num_samples, num_exchanges=num_exchanges, generator=generator,
     )  # fmt: skip
     return Paired(mine, other, both[1] - both[0], exchanged, exchange_p(observed, exchanged))

@@ -16,8 +16,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int
 from dbp.config import require
 from dbp.data.embeddings import Embeddings
 from dbp.data.vectors import in_blocks
-from evaluation.kinds.registry import KINDS
-from evaluation.measures import metric_replicates
+from evaluation.measures import metric_replicates, on_draws
 from evaluation.results import Result
 from evaluation.significance import OWNER, percentile_interval
 from evaluation.tar_index import EvaluationDataError
@@ -252,7 +251,7 @@ def with_and_without(result: Result, is_flagged: Bool[np.ndarray, " n"]) -> list
         clean, interval = None, None
         if num_flagged < len(is_flagged):
             once = np.ones((1, len(is_flagged) - num_flagged), np.float32)
-            clean = float(KINDS[task.kind].on_draws(kept, metric, once)[0])
+            clean = float(on_draws(task, metric)(kept, metric, once)[0])
             interval = percentile_interval(metric_replicates(task, metric, kept, seed=result.seed))
         every = (value, result.intervals[metric])
         found.append(

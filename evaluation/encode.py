@@ -106,6 +106,12 @@ class Towers:
                 advance(len(batch))
 
     @property
+    def logit_scale(self) -> float:
+        """What the model multiplies cosines by; 100, as the metrics, where it has none of its own."""
+        scale = getattr(self.model, "logit_scale", None)
+        return 100.0 if scale is None else float(scale.detach().exp())
+
+    @property
     def label(self) -> str:
         """Name it for people among others of its architecture."""
         return self.digest[:12] if self.digest else self.name

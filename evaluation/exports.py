@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dbp.disk import replacing
 from dbp.errors import ConfigError, WorldError
+from evaluation import fine
 from evaluation.results import Result
 from evaluation.tasks import find_task, load_tasks
 
@@ -45,6 +46,7 @@ def export_datacomp(file: Path, results: Sequence[Result]) -> tuple[str, ...]:
         metrics = {
             name: math.nan if value is None and name != "acc5" else value
             for name, value in found[task.key].metrics.items()
+            if name not in fine.NAMES
         }
         main = None if task.main_metric is None else found[task.key].metrics.get(task.main_metric)
         if main is None and task.main_metric is not None:

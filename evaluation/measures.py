@@ -1,11 +1,12 @@
 """Intervals of a task's metrics, whatever its kind."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
+from evaluation import fine
 from evaluation.kinds.registry import KINDS
 from evaluation.results import Result
 from evaluation.significance import NUM_RESAMPLES, percentile_interval, picture_draws
@@ -30,9 +31,18 @@ def metric_replicates(
         num_resamples: How many sets to draw.
     """
     generator = np.random.default_rng([seed, zlib.crc32(f"{task.key} {metric}".encode())])
+    if metric in fine.NAMES:
+        size = len(outcomes[metric])
+        blocks = picture_draws(size, num_resamples=num_resamples, generator=generator)
+        return np.concatenate([fine.on_draws(outcomes, metric, drawn) for drawn in blocks])
     return KINDS[task.kind].replicates(
         outcomes, metric, num_resamples=num_resamples, generator=generator
     )
+
+
+def on_draws(task: Task, metric: str) -> Callable[..., Float[np.ndarray, " r"]]:
+    """The function of outcomes, metric and draws that computes a metric of a task on given draws."""
+    return fine.on_draws if metric in fine.NAMES else KINDS[task.kind].on_draws
 
 
 def paired_replicates(
@@ -57,9 +67,9 @@ def paired_replicates(
     name = f"{task.key} {metric} {first.set_digest}"
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     blocks = picture_draws(first.num_samples, num_resamples=num_resamples, generator=generator)
-    on_draws = KINDS[task.kind].on_draws
+    compute = on_draws(task, metric)
     return np.concatenate(
-        [[on_draws(r.outcomes, metric, drawn) for r in results] for drawn in blocks], axis=1
+        [[compute(r.outcomes, metric, drawn) for r in results] for drawn in blocks], axis=1
     )
 
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dbp.disk import replacing
@@ -26,7 +26,7 @@ def table_rows(
         dict.fromkeys(task for by_task in cells.values() for task in by_task if task != MEAN)
     )
     has_mean = any(MEAN in by_task for by_task in cells.values())
-    heading = ["method", "seeds", *FACTS, *(_short(task) for task in tasks)]
+    heading = ["method", "seeds", *FACTS, *map(_titled, tasks)]
     controls = list(dict.fromkeys(c for arm in arms if (c := _control(cells, arm.name))))
     heading += ["mean", *(f"mean - {control}" for control in controls)] if has_mean else []
     heading += ["seconds"]
@@ -92,7 +92,8 @@ def csv_text(arms: Sequence[Arm], cells: dict[str, dict[str, Cell]]) -> str:
     for arm in arms:
         for task, cell in cells.get(arm.name, {}).items():
             facts = arm.runs[0].facts
-            metric = MEAN if task == MEAN else find_task(task).main_metric
+            task, _, finer = task.partition(" ")
+            metric = finer or (MEAN if task == MEAN else find_task(task).main_metric)
             low, high = cell.difference_interval or ("", "")
             writer.writerow(
                 [
@@ -169,6 +170,34 @@ def _control(cells: dict[str, dict[str, Cell]], arm: str) -> str | None:
 
 def _short(task: str) -> str:
     return task.split("/")[-1]
+
+
+def _titled(task: str) -> str:
+    chance = find_task(task).chance
+    return _short(task) + ("" if chance is None else f" (chance {100 * chance:.2g})")
+
+
+def finer_table(
+    measure: str, finer: Mapping[str, Mapping[str, Cell]]
+) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows of one finer measure: value, and the difference to the arm's control."""
+    columns = [
+        c
+        for c in dict.fromkeys(c for row in finer.values() for c in row)
+        if c.endswith(f" {measure}")
+    ]
+    heading = ["method", *(_short(column.split()[0]) for column in columns)]
+    return heading, [[name, *(_finer(row.get(c)) for c in columns)] for name, row in finer.items()]
+
+
+def _finer(cell: Cell | None) -> str:
+    if cell is None:
+        return "-"
+    text = f"{cell.value:.3f} ±{(cell.interval[1] - cell.interval[0]) / 2:.3f}"
+    if cell.difference_interval is not None:
+        low, high = cell.difference_interval
+        text += f" ({cell.difference:+.3f} [{low:+.3f}, {high:+.3f}])"
+    return f"**{text}**" if cell.is_separate else text
 
 
 def _cell(cell: Cell | None) -> str:

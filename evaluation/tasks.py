@@ -35,6 +35,7 @@ class Task:
         num_templates: Lines of its templates file, where they were counted.
         folder: Name of its folder under the root of the sets, in DataComp's layout.
         clip_benchmark: What CLIP_benchmark calls it, as `wds/vtab/dtd`; none where it has no loader.
+        chance: Expected value of the main metric for a random guess, in [0, 1]; none where it is not known.
         hub: Repository of its raw files on the Hub, for the tasks that DataComp reads from there.
     """
 
@@ -51,6 +52,7 @@ class Task:
     folder: str
     clip_benchmark: str | None
     hub: str | None
+    chance: float | None
 
 
 @cache
@@ -98,4 +100,11 @@ def _parse(row: dict[str, str]) -> Task:
         folder=row["folder"],
         clip_benchmark=row["clip_benchmark"] or None,
         hub=row["hub"] or None,
+        chance=float(row["chance"]) if row["chance"] else _uniform_guess(row),
     )
+
+
+def _uniform_guess(row: dict[str, str]) -> float | None:
+    """1 / classes, for metrics that a uniform guess reaches so."""
+    is_plain = row["main_metric"] in ("acc1", "mean_per_class_recall") and row["num_classes"]
+    return 1 / int(row["num_classes"]) if is_plain else None

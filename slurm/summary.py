@@ -15,7 +15,7 @@ from dbp.data.pool import Pool
 from dbp.lineage import lineage
 from dbp.stage import Node
 from dbp.store import Store
-from evaluation import report
+from evaluation import fine, report
 from evaluation.analysis import analyse
 from evaluation.comparison import Arm, Run
 from evaluation.ledger import Ledger, item_of, ledger_json, ledger_lines
@@ -71,6 +71,7 @@ def write_summary(
         print(note)
     print()
     report.print_table(heading, rows)
+    finer = {about: report.finer_table(name, analysis.finer) for name, about in fine.NAMES.items()}
     print("\n" + "\n".join([report.members_line(cells), "", *planted_lines, "", *cost_lines]))
     text = [
         f"# {settings.name}",
@@ -80,6 +81,10 @@ def write_summary(
         report.markdown(heading, rows),
         report.members_line(cells),
         "",
+        *(
+            f"{about}, difference to the control:\n\n{report.markdown(*table)}"
+            for about, table in finer.items()
+        ),
         "```",
         *planted_lines,
         "",
@@ -91,7 +96,12 @@ def write_summary(
     report.write(out / "table.md", "\n".join(text))
     told = [*planted["notes"], *settings.notes]
     write_arms(plan, store, settings, out, failures=failures, encoders=encoders, notes=told)
-    report.write(out / "table.csv", report.csv_text(arms, cells))
+    report.write(
+        out / "table.csv",
+        report.csv_text(
+            arms, {arm: {**row, **analysis.finer.get(arm, {})} for arm, row in cells.items()}
+        ),
+    )
     report.write(out / "results.jsonl", report.json_lines(arms))
     report.write(out / "ledger.json", json.dumps(ledger_json(ledger), indent=1))
     report.write(out / "planted.json", json.dumps(without_nan(planted), indent=1))

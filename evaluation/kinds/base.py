@@ -60,6 +60,12 @@ class Scorer(ABC):
             EvaluationDataError: Names or templates cannot be used.
         """
 
+    def fine(
+        self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, logit_scale: float
+    ) -> Outcomes:
+        """Finer measures of each sample, by the names of `evaluation/fine.py`; none for most kinds."""
+        return {}
+
 
 @runtime_checkable
 class Prepare(Protocol):

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from evaluation import zero_shot
+from evaluation import fine, zero_shot
 from evaluation.data import EvaluationSet
-from evaluation.kinds.base import EncodeTexts, Scored, Scorer, choose_rows
+from evaluation.kinds.base import EncodeTexts, Outcomes, Scored, Scorer, choose_rows
 
 
 class Classification(Scorer):
@@ -39,6 +39,20 @@ class Classification(Scorer):
         )
         outcomes = zero_shot.outcomes(logits, self.labels, protocol)
         return Scored(outcomes, zero_shot.metrics(outcomes, len(names)))
+
+    def fine(
+        self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, logit_scale: float
+    ) -> Outcomes:
+        names, templates = self.names_and_templates("corrected")
+        if self.labels.ndim != 1 or self.labels.max(initial=0) >= len(names):
+            return {}  # a label without a class has no likelihood
+        classifier = zero_shot.build_classifier(names, templates, encode_texts)
+        cosines = zero_shot.compute_logits(features, classifier) / zero_shot.LOGIT_SCALE
+        is_even = fine.has_even_hash([self.set.samples[row].key for row in self.rows])
+        return {
+            fine.LOG_LIKELIHOOD: fine.log_likelihoods(cosines, self.labels, logit_scale),
+            fine.FITTED: fine.cross_fitted(cosines, self.labels, is_even),
+        }
 
     def names_and_templates(self, protocol: str) -> tuple[list[str], list[str]]:
         """The lines of both text files that count under a protocol."""

@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import Float
 
-from evaluation import retrieval, zero_shot
+from evaluation import fine, retrieval, zero_shot
 from evaluation.data import EvaluationSet
-from evaluation.kinds.base import EncodeTexts, Scored, Scorer, choose_rows
+from evaluation.kinds.base import EncodeTexts, Outcomes, Scored, Scorer, choose_rows
 
 
 class Retrieval(Scorer):
@@ -35,3 +35,10 @@ class Retrieval(Scorer):
         zero_shot.check_protocol(protocol)
         outcomes = retrieval.outcomes(features, encode_texts(self.captions), self.owner)
         return Scored(outcomes, retrieval.metrics(outcomes))
+
+    def fine(
+        self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, logit_scale: float
+    ) -> Outcomes:
+        found = retrieval.outcomes(features, encode_texts(self.captions), self.owner)
+        ranks = fine.reciprocal_ranks(found["text_rank"], found["image_rank"], self.owner)
+        return {fine.RECIPROCAL_RANK: ranks}

@@ -177,7 +177,9 @@ def test_on_a_terminal_each_task_has_a_bar_and_one_that_fails_leaves_the_others(
     assert len(list((house.folder / "files").iterdir())) == 3
     [file] = (house.folder / "files").glob("vtab_cifar10_*.json")
     [cifar] = [one for one in found if (one["task"], one["protocol"]) == ("cifar10", "corrected")]
-    assert json.loads(file.read_text())["metrics"] == cifar["metrics"]
+    theirs = json.loads(file.read_text())["metrics"]
+    assert set(theirs) == {"acc1", "acc5", "mean_per_class_recall"}
+    assert theirs.items() <= cifar["metrics"].items()
 
 
 def test_sets_are_verified_before_a_long_run(house):

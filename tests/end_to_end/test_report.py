@@ -267,7 +267,7 @@ def test_a_moved_store_and_missing_shards_leave_a_page_that_says_so(
 ):
     shutil.copytree(home / "runs", tmp_path / "runs")
     assert report(tmp_path, "glyphs_methods", "figures=false") == 0  # no store at all
-    folder = tmp_path / "runs/reports/glyphs"
+    folder = tmp_path / "runs/reports/glyphs_methods"
     data = data_of(folder)
     assert data["clusterings"] == data["funnels"] == []
     assert any("no longer in the store" in problem for problem in data["problems"])
@@ -297,16 +297,19 @@ def test_other_protocols_stand_in_a_table_of_their_own(home, tmp_path):
     manifest["parameters"]["limit"] = 39
     file.write_text(json.dumps(manifest))
     assert report(tmp_path, "glyphs_methods", "figures=false") == 0
-    data = data_of(tmp_path / "runs/reports/glyphs")
+    data = data_of(tmp_path / "runs/reports/glyphs_methods")
     assert [list(group["cells"]) for group in data["groups"]][1:] == [["ssp"]]
     assert data["groups"][1]["reason"] == "limit: 40 and 39"
-    assert "(apart: limit: 40 and 39)" in (tmp_path / "runs/reports/glyphs/table.md").read_text()
+    assert (
+        "(apart: limit: 40 and 39)"
+        in (tmp_path / "runs/reports/glyphs_methods/table.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["gliphs"], "As a sweep: Did you mean 'glyphs'"),
+        (["gliphs_methods"], "As a sweep: Did you mean 'glyphs_methods'"),
         (["pictures=some"], "ConfigError: pictures='some': it must be a whole number, 0 for none"),
         (["figures=no"], "ConfigError: figures='no': it must be true or false"),
     ],

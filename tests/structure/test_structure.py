@@ -39,7 +39,7 @@ VERBS = {
     "dbp/show.py",
     "training/train.py",
     "evaluation/evaluate.py",
-    "evaluation/report.py",
+    "evaluation/report_verb.py",
     "slurm/sweep.py",
 }
 

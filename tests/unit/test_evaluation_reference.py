@@ -11,6 +11,7 @@ from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 from evaluating import evaluate_one
 from sklearn.metrics import balanced_accuracy_score
 
+from evaluation import fine
 from evaluation.data import open_set
 from evaluation.encode import Towers, encode_pictures
 from evaluation.miniature import write_classification, write_retrieval
@@ -141,7 +142,8 @@ def test_retrieval_equals_clip_benchmark(model, root):
     )
     [result] = evaluate(model, root, key)
     mean = (expected["text_retrieval_recall@1"] + expected["image_retrieval_recall@1"]) / 2
-    assert result.metrics == pytest.approx({**expected, "mean_recall@1": mean}, abs=1e-6)
+    metrics = {name: value for name, value in result.metrics.items() if name not in fine.NAMES}
+    assert metrics == pytest.approx({**expected, "mean_recall@1": mean}, abs=1e-6)
     assert 0 < expected["image_retrieval_recall@5"] < 1
 
 
