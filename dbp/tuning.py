@@ -1,11 +1,14 @@
 """What other temperatures, and other numbers of clusters, would do to a finished DBP keep list.
 
-    dbp tune keep=KEY [temperature=0.02,0.05,0.1,0.2,0.5,1]
+    dbp tune keep=KEY [temperature=0.02,0.05,0.1,0.2,0.5,1] [effective=0.8]
 
 For the clustering that the list used, at its budget: entropy of P and the clusters that it amounts to,
-clusters that are kept whole or stand at their floor, and how much neighbouring keep lists share. No vector is
-read. Where the store holds clusterings of the same rows with another k, they are compared at the list's
-temperature, too. `paths.store=FOLDER` and `paths.runs=FOLDER` say which store; keys may be shortened.
+clusters that are kept whole or stand at their floor, and how much neighbouring keep lists share. A temperature
+means little by itself, since complexities differ from pool to pool and encoder to encoder, so the last line
+says which temperature makes the effective clusters that share of the filled ones. No vector is read.
+
+Where the store holds clusterings of the same rows with another k, they are compared at the list's temperature,
+too. `paths.store=FOLDER` and `paths.runs=FOLDER` say which store; keys may be shortened.
 """
 
 import contextlib
@@ -21,12 +24,13 @@ from dbp.config import require
 from dbp.data.clusters import Clusters
 from dbp.data.keep_list import KeepList
 from dbp.errors import ConfigError, StoreError
-from dbp.selection.density import Density
+from dbp.selection.density import Density, temperature_for
 from dbp.stage import rebuild
 from dbp.store import Entry, Store
 
-SETTINGS = ("keep", "temperature", "paths.store", "paths.runs")
+SETTINGS = ("keep", "temperature", "effective", "paths.store", "paths.runs")
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+EFFECTIVE = "0.8"
 HEAD = ("entropy", "effective clusters", "kept whole", "at their floor", "kept rows", "overlap")
 
 
@@ -66,9 +70,11 @@ def main(verb: str, arguments: list[str]) -> None:
             "lists" + (f". Not a setting: {words[0]}" if words else "")
         )
     wanted = temperatures(settings["temperature"]) if "temperature" in settings else TEMPERATURES
+    share = share_of(settings.get("effective", EFFECTIVE))
     store = Store(settings.get("paths.store", "./store"), settings.get("paths.runs", "./runs"))
     stage, inputs = open_selection(store, settings["keep"])
     print("\n".join(table("temperature", by_temperature(stage, inputs, wanted))))
+    print(advice(stage, inputs, share))
     others = clusterings(store, store.find(settings["keep"]))
     if len(others) > 1:
         print("\n".join(["", *table("clusters", by_clustering(store, stage, inputs, others))]))
@@ -88,6 +94,34 @@ def temperatures(text: str) -> tuple[float, ...]:
         require(0 < value < float("inf"), "temperature", text, "numbers above 0, divided by commas")
         found.append(value)
     return tuple(found)
+
+
+def share_of(text: str) -> float:
+    """The share of clusters that a person asks for.
+
+    Raises:
+        ConfigError: It is no number between 0 and 1.
+    """
+    value = float("nan")
+    with contextlib.suppress(ValueError):
+        value = float(text)
+    require(0 < value < 1, "effective", text, "a number between 0 and 1")
+    return value
+
+
+def advice(stage: Density, inputs: dict[str, Any], share: float) -> str:
+    """Which temperature spreads the quotas so that a share of the clusters is effective, as a sentence."""
+    rows, clusters = inputs["rows"], inputs["clusters"]
+    chosen = stage.decide(**inputs)[0].num_kept
+    table = stage.cluster_table(clusters, rows.mask & clusters.is_clustered, chosen)
+    complexity = table["complexity"][table["size"] > 0]
+    found = temperature_for(complexity, share)
+    told = (
+        f"at temperature {found:g}"
+        if found
+        else "at no temperature: their complexities are too equal"
+    )
+    return f"{share:.0%} of the {len(complexity):,} filled clusters are effective {told} (effective={share:g})."
 
 
 def open_selection(store: Store, key: str) -> tuple[Density, dict[str, Any]]:

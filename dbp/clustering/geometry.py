@@ -105,3 +105,8 @@ def softmax(values: Float[np.ndarray, " k"], temperature: float) -> Float[np.nda
         raise ValueError(f"temperature={temperature}: it must be above 0")
     shifted = np.exp((values - values.max()) / temperature)
     return shifted / shifted.sum()
+
+
+def entropy(probabilities: Float[np.ndarray, " k"]) -> float:
+    """Entropy in nats; its exponential is the number of equal shares that have this entropy."""
+    return float(-(probabilities * np.log(np.maximum(probabilities, 1e-300))).sum())

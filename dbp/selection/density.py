@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float64, Int
 
-from dbp.clustering.geometry import complexity, d_inter, softmax
+from dbp.clustering.geometry import complexity, d_inter, entropy, softmax
 from dbp.config import require
 from dbp.data.clusters import Clusters
 from dbp.data.keep_list import KeepList
@@ -71,14 +71,14 @@ class Density(Selection):
             rows, among, table["quota"], "beyond the cluster's quota", "within the quota"
         )
         shares = table["probability"][table["size"] > 0]
-        entropy = float(-(shares * np.log(np.maximum(shares, 1e-300))).sum())
+        spread = entropy(shares)
         return kept, {
             "clusters": len(table["size"]),
             "clusters at their size": int(
                 ((table["quota"] == table["size"]) & (table["size"] > 0)).sum()
             ),
-            "entropy": round(entropy, 6),
-            "effective clusters": round(float(np.exp(entropy)), 2),
+            "entropy": round(spread, 6),
+            "effective clusters": round(float(np.exp(spread)), 2),
         }
 
     def cluster_table(
@@ -134,3 +134,25 @@ class Density(Selection):
         table = self.cluster_table(clusters, rows.mask & clusters.is_clustered, counts["kept"])
         pq.write_table(pa.table(table), work.folder / "clusters.parquet")
         return counts
+
+
+def temperature_for(complexity: Float64[np.ndarray, " k"], share: float) -> float | None:
+    """The temperature at which the effective clusters are a share of all, to three digits; None if no one does.
+
+    The entropy of softmax(complexity / temperature) rises with the temperature, so halving finds it.
+
+    Args:
+        complexity: Of the filled clusters.
+        share: Of k, in (0, 1): exp(entropy) / k.
+    """
+    low, high = 1e-9, 1e9
+
+    def effective(temperature: float) -> float:
+        return float(np.exp(entropy(softmax(complexity, temperature)))) / len(complexity)
+
+    if not effective(low) < share < effective(high):
+        return None
+    while high > low * 1.0001:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if effective(middle) < share else (low, middle)
+    return float(f"{low:.3g}")

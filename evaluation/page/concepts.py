@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dbp.clustering.geometry import d_inter
+from dbp.clustering.geometry import d_inter, entropy
 from dbp.data.clusters import Clusters
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
@@ -72,13 +72,13 @@ def by_temperature(clusters: Clusters, choosers: Sequence[Chooser]) -> dict[str,
             quotas[-1].append(table["quota"].tolist())
             shares = table["probability"][table["size"] > 0]
             if budget == budgets[0]:
-                entropies.append(float(-(shares * np.log(np.maximum(shares, 1e-300))).sum()))
+                entropies.append(entropy(shares))
     return {
         "values": values,
         "own": own,
         "budgets": budgets,
         "quotas": quotas,
-        "effective": [round(float(np.exp(entropy)), 1) for entropy in entropies],
+        "effective": [round(float(np.exp(one)), 1) for one in entropies],
         "arm": first.arm,
     }
 

@@ -49,7 +49,15 @@ from dbp.planning.vector_width import usual_width
 from dbp.runners import Pool as Processes
 from dbp.settings import read
 from dbp.store import Store
-from dbp.tuning import by_clustering, by_temperature, clusterings, jaccard, main, open_selection
+from dbp.tuning import (
+    by_clustering,
+    by_temperature,
+    clusterings,
+    jaccard,
+    main,
+    open_selection,
+    temperature_for,
+)  # fmt: skip
 
 # Round rates, so that seconds are worked by hand.
 SLOW = Machine(
@@ -596,6 +604,22 @@ def test_a_trial_says_what_a_curation_at_that_temperature_would_do(made):
     assert trials[0].entropy < trials[1].entropy < trials[2].entropy
 
 
+@pytest.mark.parametrize("share", [0.3, 0.8, 0.99])
+def test_the_temperature_for_a_share_of_effective_clusters_gives_that_share(share):
+    complexity = np.random.default_rng(0).gamma(4.0, 0.01, 50)
+    found = temperature_for(complexity, share)
+    effective = np.exp(softmax_entropy(complexity, found))
+    assert effective == pytest.approx(50 * share, rel=0.01)
+    # Complexities of twice the size need twice the temperature.
+    assert temperature_for(2 * complexity, share) == pytest.approx(2 * found, rel=0.01)
+
+
+def test_equal_complexities_have_no_temperature_for_a_share():
+    assert temperature_for(np.full(5, 0.3), 0.8) is None
+    # Two largest of equal size: no temperature leaves fewer than two of four effective.
+    assert temperature_for(np.array([0.3, 0.3, 0.1, 0.2]), 0.4) is None
+
+
 def test_lists_without_rows_are_equal():
     nothing = np.zeros(3, bool)
     assert jaccard(nothing, nothing) == 1
@@ -611,7 +635,9 @@ def test_tuning_reads_no_vector_and_compares_other_numbers_of_clusters(made, tmp
     key = store.key(nodes["select"])
     main("tune", [f"keep={key[:12]}", "temperature=0.05,1", f"paths.store={copy.root}"])
     first, second = capsys.readouterr().out.split("\n\n")
-    assert [line.split()[0] for line in first.splitlines()] == ["temperature", "0.05", "0.1*", "1"]
+    heads = [line.split()[0] for line in first.splitlines()]
+    assert heads == ["temperature", "0.05", "0.1*", "1", "80%"]
+    assert "of the 12 filled clusters" in first.splitlines()[-1]
     assert [line.split()[0] for line in second.splitlines()] == ["clusters", "12*", "20"]
     fresh = Store(copy.root)
     stage, inputs = open_selection(fresh, key)
@@ -629,6 +655,7 @@ def test_tuning_reads_no_vector_and_compares_other_numbers_of_clusters(made, tmp
         ([], "dbp tune needs keep=KEY"),
         (["keep=KEY", "temperature=0.1,0"], "temperature='0.1,0': it must be numbers above 0"),
         (["keep=KEY", "temperature=hot"], "temperature='hot': it must be numbers above 0"),
+        (["keep=KEY", "effective=80"], "effective='80': it must be a number between 0 and 1"),
         (["keep=KEY", "temprature=1"], "Did you mean 'temperature'?"),
         (["keep=DEDUP"], "it was made by the stage dedup, and only select=dbp has a temperature"),
     ],
