@@ -35,7 +35,7 @@ types: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'not slow and not nightly' $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow and not nightly' $(TESTS)
 
 test-portable: setup
 	$(BIN)/python tests/portable.py

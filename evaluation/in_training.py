@@ -124,7 +124,9 @@ class Suite(Evaluator):
         for this in prepared:
             try:
                 features = towers.encode_set(this.set, this.scorer.rows)
-                metrics = this.scorer.score(features, towers.encode_texts, self.protocol).metrics
+                metrics = this.scorer.measure(
+                    features, towers.encode_texts, self.protocol, towers.logit_scale
+                ).metrics
             except EvaluationDataError as error:  # on all ranks alike
                 if run.ranks.is_first:
                     log.warning("in-training evaluation: no %s this time: %s", this.task.key, error)

@@ -295,19 +295,19 @@ class SuiteRun:
                 if i in gathered.not_finite:
                     raise EvaluationDataError(gathered.not_finite[i])
                 features = np.concatenate(gathered.features[i])
-                finer = this.scorer.fine(features, model.encode_texts, model.logit_scale)
                 for protocol in asked.protocols:
-                    scored = this.scorer.score(features, model.encode_texts, protocol)
-                    more = finer if protocol == "corrected" else {}
-                    outcomes = {**scored.outcomes, **more}
-                    metrics = {**scored.metrics, **{k: float(v.mean()) for k, v in more.items()}}
-                    intervals = metric_intervals(this.task, metrics, outcomes, seed=asked.seed)
+                    scored = this.scorer.measure(
+                        features, model.encode_texts, protocol, model.logit_scale
+                    )
+                    intervals = metric_intervals(
+                        this.task, scored.metrics, scored.outcomes, seed=asked.seed
+                    )
                     results.append(
                         replace(
                             self.blank(this, model, protocol),
-                            metrics=metrics,
+                            metrics=scored.metrics,
                             intervals=intervals,
-                            outcomes=outcomes,
+                            outcomes=scored.outcomes,
                             set_digest=digest,
                         )
                     )

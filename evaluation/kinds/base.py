@@ -66,6 +66,21 @@ class Scorer(ABC):
         """Finer measures of each sample, by the names of `evaluation/fine.py`; none for most kinds."""
         return {}
 
+    def measure(
+        self,
+        features: Float[np.ndarray, "n d"],
+        encode_texts: EncodeTexts,
+        protocol: str,
+        logit_scale: float,
+    ) -> Scored:
+        """Score, with the finer measures beside under `corrected`; they are of no published protocol."""
+        scored = self.score(features, encode_texts, protocol)
+        if protocol != "corrected":
+            return scored
+        finer = self.fine(features, encode_texts, logit_scale)
+        means = {name: float(values.mean()) for name, values in finer.items()}
+        return Scored({**scored.outcomes, **finer}, {**scored.metrics, **means})
+
 
 @runtime_checkable
 class Prepare(Protocol):

@@ -147,6 +147,7 @@ def test_a_plan_names_the_field_that_differs(house, first):
     assert "\n1 to build" in plan
 
 
+@pytest.mark.slow
 def test_why_answers_for_every_kind_of_row(house, first):
     key = house.key(first)
     rows = decisions(house, first)

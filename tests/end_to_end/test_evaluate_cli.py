@@ -113,6 +113,7 @@ def test_every_line_says_how_it_was_measured(house, whole):
         assert line["intervals"].keys() == measured
 
 
+@pytest.mark.slow
 def test_a_suite_that_is_killed_goes_on_to_the_results_of_an_undisturbed_run(house, whole):
     suite = "suite=datacomp38"
     process = house.start(suite, runs="killed")
@@ -135,6 +136,7 @@ def test_a_suite_that_is_killed_goes_on_to_the_results_of_an_undisturbed_run(hou
     assert house.lines("killed")[: len(done)] == done
 
 
+@pytest.mark.slow
 def test_on_a_terminal_each_task_has_a_bar_and_one_that_fails_leaves_the_others(house, whole):
     suite = [
         "cifar10",
@@ -182,6 +184,7 @@ def test_on_a_terminal_each_task_has_a_bar_and_one_that_fails_leaves_the_others(
     assert theirs.items() <= cifar["metrics"].items()
 
 
+@pytest.mark.slow
 def test_sets_are_verified_before_a_long_run(house):
     said = house.dbp("suite=glyphs/letters", "verify=true", runs="verified")
     assert "ok    glyphs/letters: 20 samples" in said

@@ -123,13 +123,13 @@ def survives(folder, store, moment, undisturbed, after=0):
     return process.returncode == -signal.SIGKILL, complete
 
 
-def test_a_run_killed_at_any_of_three_moments_ends_in_the_same_keep_list(
+def test_a_run_killed_at_either_of_two_moments_ends_in_the_same_keep_list(
     folder, tmp_path, undisturbed
 ):
     chance = random.Random(0)
     hits = []
-    for part in range(3):
-        moment, after = chance.random() / 20, (0, 4, 7)[part]
+    for part, after in enumerate((0, 7)):
+        moment = chance.random() / 20
         home = tmp_path / str(part) / "store"
         hits.append(survives(folder, home, moment, undisturbed, after))
     assert any(was_running for was_running, _ in hits), "no kill came in time"
@@ -162,6 +162,7 @@ def test_one_store_survives_many_kills_in_a_row(folder, tmp_path, undisturbed):
     assert keep_list(store)[2] == reasons
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_thing_at_once_both_end_well(folder, tmp_path, undisturbed):
     store = tmp_path / "store"
     both = [start(folder, store) for _ in range(2)]

@@ -132,6 +132,7 @@ def test_an_arm_that_fails_is_in_the_table_and_the_others_go_on(home, swept, cap
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_pool_cut_from_the_front_is_summed_up(home, swept):
     assert sweep(home, "pool.max_samples=300", "sweep.name=cut") == 0
 

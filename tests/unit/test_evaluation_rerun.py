@@ -139,6 +139,7 @@ def test_cropped_pictures_serve_the_next_checkpoint_without_decoding(root, tmp_p
     assert numbers(from_crops) == numbers(plain)
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_numbers_of_one(root, tmp_path):
     models = [towers(tmp_path), towers(tmp_path, seed=1)]
     alone = evaluate_checkpoints(models, SUITE, root)

@@ -299,6 +299,7 @@ def null_p():
     return np.array(found)
 
 
+@pytest.mark.slow
 def test_equally_good_checkpoints_are_called_different_at_the_stated_rate(null_p):
     names = ("mean recall", "retrieval", "worst group", "accuracy", "mean of tasks")
     rates = dict(zip(names, (null_p <= ALPHA).mean(axis=0).tolist(), strict=True))

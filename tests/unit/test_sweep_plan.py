@@ -294,6 +294,7 @@ def test_a_process_that_is_killed_fails_its_own_point_and_no_other(fatal):
     assert len(lines) == 4
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_leaves_no_process_behind(fatal):
     script = fatal / "run.py"
     script.write_text(

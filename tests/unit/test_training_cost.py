@@ -76,6 +76,7 @@ def test_a_share_of_the_blocks_is_counted_as_it_is_recomputed() -> None:
     assert counted[4] - counted[0] == (counted[8] - counted[0]) / 2 > 0
 
 
+@pytest.mark.slow
 def test_a_shorter_caption_costs_what_its_tokens_multiply() -> None:
     count = hardware_flops(clip(SMALL), 32)
     whole, half = count(16), count(8)

@@ -258,7 +258,15 @@ def names(folder: Path) -> list[int]:
     return [int(path.stem.partition("-")[2]) for path in sorted(folder.glob("*.ckpt"))]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "one bit", "no record", "half a record"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "one bit",
+        "no record",
+        pytest.param("truncated", marks=pytest.mark.slow),
+        pytest.param("half a record", marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     tmp_path: Path, shard: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
