@@ -287,10 +287,10 @@ class TwoNoises:
         fifth more often where test samples have next to none and one arm's seeds spread many times
         as far as the other's.
         """
-        from scipy.stats import norm, t
+        from scipy.special import ndtri, stdtrit  # as scipy.stats', a hundred times sooner
 
-        by_seeds = float(t.isf(alpha / 2, self.freedom)) * self.of_seeds if self.of_seeds else 0.0
-        return math.hypot(by_seeds, float(norm.isf(alpha / 2)) * self.of_samples)
+        by_seeds = float(stdtrit(self.freedom, alpha / 2)) * self.of_seeds if self.of_seeds else 0.0
+        return math.hypot(by_seeds, float(ndtri(alpha / 2)) * self.of_samples)
 
     def p(self, difference: float) -> float:
         """The smallest alpha whose interval leaves nil out."""

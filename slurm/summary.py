@@ -18,6 +18,7 @@ from dbp.store import Store
 from evaluation import fine, report
 from evaluation.analysis import analyse
 from evaluation.comparison import Arm, Run
+from evaluation.drawn import draw_once
 from evaluation.ledger import Ledger, item_of, ledger_json, ledger_lines
 from evaluation.planted import area_under_roc, duplicate_quality
 from evaluation.results import without_nan
@@ -108,7 +109,9 @@ def write_summary(
     if settings.plots and cells:
         from slurm.figures import draw_all
 
-        draw_all(plan, store, arms, cells, settings, out)
+        keys = sorted(str(store.key(point.last)) for point in plan.points)
+        shows = json.dumps([report.json_lines(arms), keys, rows])
+        draw_once(out, shows, lambda: draw_all(plan, store, arms, cells, settings, out))
     return arms
 
 

@@ -86,7 +86,8 @@ def main(arguments: list[str], config_dirs: list[str], print_only: bool = False)
     # So that a report knows what is not finished.
     write_arms(plan, store, settings, out, encoders=encoders)
     _cluster_together(plan, store)
-    failures = run_here(plan, store, settings.num_workers(), out / "vectors")
+    workers = settings.num_workers() if missing else 1
+    failures = run_here(plan, store, workers, out / "vectors")
     return tell(plan, store, settings, failures, encoders, out, began)
 
 

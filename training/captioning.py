@@ -17,7 +17,7 @@ from training.config import Optimiser
 from training.horizon import Horizon
 from training.metrics import Write
 from training.module import Diverged
-from training.optim import learning_rate, make_optimiser
+from training.optim import make_optimiser, set_learning_rate
 from training.order import step_seed
 
 
@@ -52,7 +52,6 @@ class CaptioningStep(LightningModule):
         assert tower.sees is not None
         self.layer, self.settings, self.horizon, self.seed = layer, optimiser, horizon, seed
         self.__dict__["tower"] = tower  # past torch's registry
-        self.warmup_steps = -(-optimiser.warmup_samples // horizon.batch_size)
         mean, std = tower.sees["mean"], tower.sees["std"]
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -74,9 +73,7 @@ class CaptioningStep(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         step, optimiser = self.global_step, self.trainer.optimizers[0]
-        rate = learning_rate(self.settings, step, self.horizon.steps, self.warmup_steps)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        set_learning_rate(optimiser, self.settings, step, self.horizon)
         # On the CPU, so that the device does not matter.
         generator = torch.Generator().manual_seed(step_seed(self.seed, step))
         tokens, book = self.tokens(batch["images"]), self.network.codebook

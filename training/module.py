@@ -15,7 +15,7 @@ from training.averaging import LastWeights
 from training.config import Optimiser
 from training.horizon import Horizon
 from training.loss import clip_loss
-from training.optim import learning_rate, make_optimiser
+from training.optim import make_optimiser, set_learning_rate
 from training.order import step_seed
 from training.trimming import can_trim, features_of, groups_of, lengths_of, run_trimmed
 
@@ -66,7 +66,6 @@ class Contrastive(LightningModule):
         self.settings, self.horizon, self.seed, self.chunk = optimiser, horizon, seed, chunk
         self.trims = trims and can_trim(model)
         self.last = LastWeights(model, horizon.steps - average_steps) if average_steps else None
-        self.warmup_steps = -(-optimiser.warmup_samples // horizon.batch_size)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
@@ -113,9 +112,7 @@ class Contrastive(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         step, optimiser = self.global_step, self.trainer.optimizers[0]
-        rate = learning_rate(self.settings, step, self.horizon.steps, self.warmup_steps)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        set_learning_rate(optimiser, self.settings, step, self.horizon)
         optimiser.zero_grad()
         if self.chunk is None or self.chunk >= len(batch["tokens"]):
             torch.manual_seed(step_seed(self.seed, step))

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from training.config import Optimiser
+from training.horizon import Horizon
 
 
 def openclip3_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
@@ -39,6 +40,13 @@ def make_optimiser(model: Any, settings: Optimiser) -> Any:
         eps=settings.eps,
         fused=settings.fused or None,
     )
+
+
+def set_learning_rate(optimiser: Any, settings: Optimiser, step: int, horizon: Horizon) -> None:
+    """Give all groups the rate of a step, 0-based; the warm-up is rounded up to whole steps."""
+    warmup_steps = -(-settings.warmup_samples // horizon.batch_size)
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(settings, step, horizon.steps, warmup_steps)
 
 
 def learning_rate(settings: Optimiser, step: int, steps: int, warmup_steps: int) -> float:

@@ -7,13 +7,13 @@ texts and every number at full precision.
 import csv
 import io
 import json
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evaluation.analysis import span
 from evaluation.comparison import Cell
+from evaluation.latex import latex_text
 from evaluation.page.runs import Column, Group, Measured
 
 LONG: tuple[str, ...] = (
@@ -124,30 +124,6 @@ def _markdown(text: str) -> str:
     for sign, instead in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*"), ("_", "\\_")):
         text = text.replace(sign, instead)
     return " ".join(text.split())
-
-
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "−": "$-$", "·": r"$\cdot$",
-    "…": r"\ldots{}", "–": "--", "—": "---", "`": r"\`{}",
-    "[": "{[}", "]": "{]}", "*": "{*}",  # after the end of a row they would be its options
-}  # fmt: skip
-
-
-def latex_text(text: str) -> str:
-    """Text that pdflatex sets with its usual fonts; other letters become their code points."""
-    return "".join(_latex_letter(letter) for letter in " ".join(text.split()))
-
-
-def _latex_letter(letter: str) -> str:
-    if letter in LATEX:
-        return LATEX[letter]
-    if letter.isascii():
-        return letter
-    plain = unicodedata.normalize("NFKD", letter)
-    bare = "".join(LATEX.get(c, c) for c in plain if c.isascii())
-    return bare or f"(U+{ord(letter):04X})"
 
 
 def latex(tables: Sequence[Table]) -> str:

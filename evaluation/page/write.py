@@ -12,6 +12,7 @@ from typing import Any
 
 from dbp.disk import replacing
 from dbp.errors import WorldError
+from evaluation.drawn import draw_once
 from evaluation.page import tables
 from evaluation.page.gather import Report
 
@@ -37,7 +38,9 @@ def write_report(report: Report, out: Path, *, with_figures: bool) -> Path:
         if with_figures:
             from evaluation.page.figures import draw_figures
 
-            draw_figures(report, out / "figures")
+            (out / "figures").mkdir(exist_ok=True)
+            shows = json.dumps({k: v for k, v in report.data.items() if k != "made"}, default=str)
+            draw_once(out / "figures", shows, lambda: draw_figures(report, out / "figures"))
     except OSError as error:
         raise WorldError(
             f"the report cannot be written into {out} ({error}). Name another folder with out=FOLDER."

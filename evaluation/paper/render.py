@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
+from evaluation.latex import latex_text
 from evaluation.paper.published import LEGEND, SYMBOLS, Mark
 from evaluation.paper.tables import Cell, FoundRow, FoundTable, Ordering, Ours, PaperTables
 
@@ -257,20 +258,6 @@ def _plain_markdown(text: str) -> str:
         "]": "\\]",
     }
     return "".join(p if p.startswith("`") else "".join(escape.get(c, c) for c in p) for p in pieces)
-
-
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "|": r"\textbar{}", "‡": r"\textsuperscript{\textdaggerdbl}",
-    "†": r"\textsuperscript{\textdagger}", "¶": r"\textsuperscript{\textparagraph}", "…": r"\ldots{}",
-    "`": r"\textasciigrave{}", '"': r"\textquotedbl{}", "'": r"\textquotesingle{}", "±": r"\textpm{}",
-}  # fmt: skip
-
-
-def latex_text(text: str) -> str:
-    """Text that LaTeX prints as it is; what its plain fonts lack becomes a question mark."""
-    return "".join(LATEX.get(c, c if c.isascii() else "?") for c in " ".join(text.split()))
 
 
 def _latex(tables: PaperTables) -> str:
