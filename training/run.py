@@ -91,6 +91,10 @@ def prepare(stage: Train, subset: Subset, ranks: Ranks) -> Prepared:
         hardware = at_any_length(hardware, model.context_length)
     elif flops is not None:
         hardware(model.context_length)  # counted now, and not while the clock runs
+    if stage.channels_last:
+        import torch
+
+        model.to(memory_format=torch.channels_last)
     if stage.compile:
         model.compile()
     module = Contrastive(

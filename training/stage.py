@@ -53,6 +53,7 @@ class Train(Stage):
             features and gradients but for last bits, for less arithmetic. Without effect under
             `compile`, where each length would be compiled anew, and on a text tower that is not causal.
         compile: Let torch compile the model: minutes at the start, faster steps on a GPU.
+        channels_last: Keep convolutions' weights with the channels last: faster steps of a ResNet.
         num_workers: Processes that decode; 0 decodes in the training process.
         prefetch: Batches that each of them prepares ahead; null for up to four, within 4 GiB in all.
         cache: Keep fitted pictures and tokens in memory after their first use (small pools).
@@ -97,6 +98,7 @@ class Train(Stage):
     recompute: float = runtime(0.0)
     trim_captions: bool = runtime(False)
     compile: bool = runtime(False)
+    channels_last: bool = runtime(False)
     loggers: tuple[Logger, ...] = runtime(())
     log_every_samples: int = runtime(100_000)
     checkpoint_every_samples: int | None = runtime(None)

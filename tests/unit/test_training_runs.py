@@ -424,3 +424,17 @@ def test_a_run_ends_in_the_mean_of_its_last_weights_and_resumes_to_it(
     assert not torch.equal(mean["logit_scale"], last[2]["logit_scale"])
     with pytest.raises(ConfigError, match=r"average_last_samples=88 .* 80 samples"):
         weights("long", average_last_samples=88)
+
+
+def test_channels_last_changes_the_order_of_sums_and_nothing_else(
+    tmp_path: Path, shard: Path
+) -> None:
+    made = []
+    for name in ("plain", "last"):
+        stage = replace(TRAIN, samples_seen=16, channels_last=name == "last")
+        made.append(World(tmp_path / name, shard).train(stage))
+    plain, last = (torch.load(m.weights, weights_only=True)["state_dict"] for m in made)
+    assert made[0].folder.name == made[1].folder.name  # the key
+    for key, value in last.items():
+        assert value.is_contiguous(), key
+        torch.testing.assert_close(value, plain[key], rtol=2e-3, atol=2e-3)
