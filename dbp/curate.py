@@ -21,6 +21,7 @@ from dbp.dedup.semdedup import SemDeDup
 from dbp.encoders.base import Encoder
 from dbp.encoders.embed import Embed
 from dbp.narrowing import Narrowing
+from dbp.planning.rate import rate
 from dbp.runners import PartsSettings
 from dbp.selection.codebook import Tldr
 from dbp.selection.metadata import Balancing
@@ -143,7 +144,7 @@ def _bind(stage: Stage, **have: Node | None) -> Node:
 def open_store(config: Any, say: Any = print) -> Store:
     """The store that a config names."""
     runner = build(config.parts, PartsSettings, "parts").build() if "parts" in config else None
-    return Store(config.paths.store, config.paths.runs, say, runner)
+    return Store(config.paths.store, config.paths.runs, say, runner, rate)
 
 
 def _clusterings(nodes: dict[str, Node], until: str) -> list[Node]:

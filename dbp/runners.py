@@ -1,6 +1,6 @@
 """Who makes the parts of a long stage: spawned processes of this machine, or SLURM job arrays.
 
-Runners are thin: they start `dbp.parts` elsewhere and look at the files. What is done is known from the
+Runners are thin: they start `dbp.part_jobs` elsewhere and look at the files. What is done is known from the
 parts' records alone, so a runner that dies, or a node that does, costs the parts that were being made.
 """
 
@@ -15,15 +15,8 @@ from typing import Any, Literal
 
 from dbp.config import require
 from dbp.errors import ConfigError, WorldError, nearest
-from dbp.parts import (
-    Parted,
-    do_parts,
-    make_here,
-    make_in_worker,
-    share_out,
-    unfinished,
-    write_job,
-)
+from dbp.part_jobs import do_parts, make_in_worker, write_job
+from dbp.parts import Parted, make_here, share_out, unfinished
 from dbp.processes import begin_worker, visible_gpus
 from dbp.progress import progress
 from dbp.slurm_queue import Queue, last_words

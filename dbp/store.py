@@ -64,6 +64,7 @@ class Store:
         runs: Path | str | None = None,
         say: Callable[[str], None] = lambda line: None,
         runner: Runner | None = None,
+        rate: "Callable[[Store, Node, Entry, bool], str] | None" = None,
     ) -> None:
         """Open a store.
 
@@ -72,11 +73,13 @@ class Store:
             runs: Folder of training and evaluation results; beside the store when not given.
             say: Receives one line for each artifact that is reused or made.
             runner: Makes the parts of long stages; this process when there is none.
+            rate: Says how fast a stage was made, for the end of its line.
         """
         self.root = Path(root).absolute()
         self.runs = Path(runs).absolute() if runs else self.root.parent / "runs"
         self.say = say
         self.runner = runner
+        self.rate = rate
         self.loaded: dict[str, Any] = {}
         self._keys: dict[Node, str] | None = None
         self.built, self.reused = list[str](), list[str]()
@@ -228,11 +231,10 @@ class Store:
             was_begun = self.shared(node, key).exists()
             entry = self._build(node, key, inputs)
             self.built.append(key)
-            from dbp.planning.rate import rate
-
+            rate = self.rate(self, node, entry, was_begun) if self.rate else ""
             self.say(
-                f"{node.stage.name:<10} {key[:12]}  made in {entry.manifest['seconds']:.1f} s"
-                f"{rate(self, node, entry, was_begun)}  {_short(entry.manifest['counts'])}"
+                f"{node.stage.name:<10} {key[:12]}  made in {entry.manifest['seconds']:.1f} s{rate}  "
+                f"{_short(entry.manifest['counts'])}"
             )
         else:
             self.reused.append(key)
@@ -385,16 +387,14 @@ def _entry(folder: Path) -> Entry | None:
 
 
 def _alive(pid: int) -> bool:
-    with contextlib.suppress(ProcessLookupError):
-        try:
-            os.kill(pid, 0)
-        except PermissionError:
-            return True
-        return True
-    return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _short(counts: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {value:,}" for name, value in counts.items() if isinstance(value, int)
-    )
+    return ", ".join(f"{name} {n:,}" for name, n in counts.items() if isinstance(n, int))

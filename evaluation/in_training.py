@@ -27,7 +27,8 @@ from evaluation.results import Failure
 from evaluation.suites import resolve_suite
 from evaluation.tar_index import EvaluationDataError
 from training.ranks import Ranks
-from training.watch import Evaluator, Measure, Watched
+from training.watch import Evaluator
+from training.watched import Measure, Watched
 
 log = logging.getLogger("dbp")
 

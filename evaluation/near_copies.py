@@ -142,7 +142,7 @@ def trained_rows(stage: Any, pool: Pool, keep: KeepList) -> Bool[np.ndarray, " n
         pool: The pool.
         keep: What is kept of it.
     """
-    from training.watch import is_held_out
+    from training.watched import is_held_out
 
     rows = keep.rows
     if stage.held_out:

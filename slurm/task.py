@@ -20,6 +20,7 @@ from typing import Any
 from dbp.disk import replace_json
 from dbp.errors import DbpError
 from dbp.parts import Parted, make_here
+from dbp.planning.rate import rate
 from dbp.runners import Slurm
 from dbp.stage import Node
 from dbp.store import Store
@@ -123,9 +124,8 @@ def open_points(points: Points) -> tuple[Store, Launcher, dict[str, dict[str, No
     nodes = {key: shared.of(OmegaConf.create(config)) for key, config in points}
     _, config = points[0]
     launcher = build(config["launcher"], Launcher, "launcher")
-    store = Store(
-        config["paths"]["store"], config["paths"]["runs"], lambda line: print(line, flush=True)
-    )
+    paths = config["paths"]
+    store = Store(paths["store"], paths["runs"], lambda line: print(line, flush=True), rate=rate)
     return store, launcher, nodes
 
 

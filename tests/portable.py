@@ -26,27 +26,29 @@ ABOVE_BASELINE = (
     "AVX512F",
     "AVX512_SKX",
 )
+SIDE_BY_SIDE = ["-n", "2", "--dist", "loadscope", "--no-loadscope-reorder"]
 RUNS: dict[str, tuple[dict[str, str], list[str]]] = {
     "oldest kernels, one thread": (
         {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41",
          "OMP_NUM_THREADS": "1", "TZ": "Asia/Kathmandu", "LC_ALL": "C"},
-        ["-n", "2"],
+        SIDE_BY_SIDE,
     ),
     "AVX2 kernels, two threads": (
         {"MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OPENBLAS_CORETYPE": "Haswell",
          "OMP_NUM_THREADS": "2", "TZ": "America/St_Johns", "LC_ALL": "C.UTF-8"},
-        ["-n", "2"],
+        SIDE_BY_SIDE,
     ),
     "numpy and numba without AVX, four threads": (
         {"NPY_DISABLE_CPU_FEATURES": "*", "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "",
          "OMP_NUM_THREADS": "4", "TZ": "Pacific/Kiritimati"},
-        ["-n", "2"],
+        SIDE_BY_SIDE,
     ),
     "one worker, random order": ({"OMP_NUM_THREADS": "1", "TZ": "UTC"}, ["--random-order"]),
 }  # fmt: skip
 # The tests that compare numbers: what a processor could change.
 NUMBERS = (
-    "test_captioning", "test_comparison", "test_compat", "test_evaluation_faces", "test_evaluation_forty",
+    "test_captioning", "test_comparison", "test_compat", "test_evaluation_faces", "test_evaluation_fine",
+    "test_evaluation_forty",
     "test_evaluation_groups", "test_evaluation_metrics", "test_evaluation_multilabel",
     "test_evaluation_near_copies", "test_evaluation_probe", "test_evaluation_probing",
     "test_evaluation_reference", "test_evaluation_rerun", "test_evaluation_runner",

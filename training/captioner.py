@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int64
 
-from dbp.captioning.captioner import Captioner, Network, save_captioner
+from dbp.captioning.captioner import Captioner, save_captioner
 from dbp.captioning.codes import perplexity
+from dbp.captioning.network import Network
 from dbp.captioning.vocabulary import Vocabulary
 from dbp.config import require
 from dbp.data.keep_list import KeepList
@@ -172,7 +173,7 @@ def train(stage: TrainCaptioner, work: Work, subset: Subset) -> dict[str, Any]:
 
 def split(subset: Subset, share: float) -> tuple[Subset, Subset]:
     """What is trained on, and what is held out of it by uid."""
-    from training.watch import is_held_out
+    from training.watched import is_held_out
 
     if not share:
         return subset, subset.of(subset.rows[:0])

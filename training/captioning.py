@@ -9,9 +9,9 @@ from jaxtyping import Float, UInt8
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
-from dbp.captioning.captioner import Network
 from dbp.captioning.codes import perplexity
 from dbp.captioning.model import Captioning
+from dbp.captioning.network import Network
 from dbp.encoders.base import Tower
 from training.config import Optimiser
 from training.horizon import Horizon

@@ -10,10 +10,10 @@ from training.horizon import Horizon, plan_horizon, whole_steps
 from training.mixture import MixedOrder, mixed_horizon
 from training.order import Batches, Order
 from training.ranks import Ranks
-from training.stage import Train
+from training.settings import TrainSettings
 from training.streaming import StreamedBatches, StreamedPool
 from training.subset import Subset
-from training.watch import is_held_out
+from training.watched import is_held_out
 
 IN_FLIGHT = 4  # batches that a worker may have begun, where train.prefetch says nothing
 
@@ -34,7 +34,7 @@ class Feed:
     held_out: int
     order: Order
     horizon: Horizon
-    stage: Train
+    stage: TrainSettings
 
     def batches(self, start_step: int, rank: int, world: int) -> Batches:
         """The batches of one rank from a step on."""
@@ -66,7 +66,7 @@ class Feed:
         )  # fmt: skip
 
 
-def make_feed(stage: Train, subset: Subset) -> Feed:
+def make_feed(stage: TrainSettings, subset: Subset) -> Feed:
     """Lay out the stream of a run.
 
     Args:

@@ -11,11 +11,12 @@ from dbp.data.captions import Captions
 from dbp.device import pick_device
 from dbp.encoders.openclip import LoadedClip
 from dbp.errors import ConfigError
-from dbp.parts import open_job
+from dbp.part_jobs import open_job
 from dbp.progress import progress
 from dbp.stage import parameters
 from dbp.work import Work
 from training.checkpoint import save_checkpoint
+from training.config import resolve_precision
 from training.cost import CountFlops, Gauge, at_any_length, hardware_flops
 from training.counts import tally_of
 from training.data import PairData
@@ -29,11 +30,11 @@ from training.ranks import Ranks
 from training.recompute import recompute_blocks
 from training.recorder import Recorder
 from training.resume import Checkpoints
-from training.stage import Train
+from training.settings import TrainSettings
 from training.subset import Subset
 from training.trimming import can_trim
 from training.validation import EVALUATIONS, Validation
-from training.watch import Watched
+from training.watched import Watched
 
 log = logging.getLogger("dbp")
 
@@ -42,8 +43,9 @@ def follow(ranks: Ranks) -> None:
     """Take part in what the first rank trains, until it says that nothing is left."""
     while job := ranks.hear()["train"]:
         stage, work, inputs = open_job(Path(job))
-        assert isinstance(stage, Train)
-        stage.train(work, **inputs, ranks=ranks)
+        assert isinstance(stage, TrainSettings)
+        pool, keep = inputs["pool"], inputs["keep"]
+        train(stage, work, Subset(pool, keep), ranks, inputs.get("refined"))
 
 
 class Prepared(NamedTuple):
@@ -68,7 +70,7 @@ class Prepared(NamedTuple):
     hardware_flops: CountFlops
 
 
-def prepare(stage: Train, subset: Subset, ranks: Ranks) -> Prepared:
+def prepare(stage: TrainSettings, subset: Subset, ranks: Ranks) -> Prepared:
     """Everything that a run needs before its first step, but for what it writes.
 
     Raises:
@@ -76,7 +78,8 @@ def prepare(stage: Train, subset: Subset, ranks: Ranks) -> Prepared:
     """
     feed = make_feed(stage, subset)
     feed.batches(0, ranks.rank, ranks.size)  # refuses a batch that the ranks cannot share
-    device, precision = device_of(stage.device, ranks), stage.identity()["precision"]
+    device = device_of(stage.device, ranks)
+    precision = resolve_precision(stage.precision, stage.device)
     loaded = fresh_model(stage.model, stage.seed)
     model, sees = loaded.model, loaded.model.visual.preprocess_cfg
     check_norms(model, stage.chunk_size, ranks, device)
@@ -105,7 +108,7 @@ def prepare(stage: Train, subset: Subset, ranks: Ranks) -> Prepared:
 
 
 def train(
-    stage: Train, work: Work, subset: Subset, ranks: Ranks, refined: Captions | None = None
+    stage: TrainSettings, work: Work, subset: Subset, ranks: Ranks, refined: Captions | None = None
 ) -> dict[str, Any]:
     """Train one model as one of several ranks; the first one writes what the run leaves.
 
@@ -173,7 +176,7 @@ def train(
     }
 
 
-def average_steps(stage: Train, horizon: Horizon) -> int:
+def average_steps(stage: TrainSettings, horizon: Horizon) -> int:
     """The last steps whose weights are averaged, rounded up to whole steps; 0 for none.
 
     Raises:
@@ -190,7 +193,7 @@ def average_steps(stage: Train, horizon: Horizon) -> int:
 
 @contextmanager
 def recording(
-    stage: Train, work: Work, run: Prepared, ranks: Ranks, samples_seen: int
+    stage: TrainSettings, work: Work, run: Prepared, ranks: Ranks, samples_seen: int
 ) -> Iterator[tuple[Recorder, list[Validation]]]:
     """What writes down a run, and measures it on the way, while the block runs.
 

@@ -17,7 +17,7 @@ from open_clip.transformer import MultimodalTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dbp.captioning.captioner import Network
+from dbp.captioning.network import Network
 from dbp.captioning.vocabulary import BEGIN, END, PAD
 
 SMOOTHING = 1e-5  # of the counts that divide, so that an unused code divides by no nought

@@ -4,7 +4,7 @@ Pure functions on arrays. Abbas et al. 2024 (DBP), section 3: C_j = d_inter_j * 
 """
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 BLOCK = 1024  # centroids compared at once: 1024 x 50,000 float64 is 400 MB
 
@@ -52,19 +52,30 @@ def d_intra(
     distance_to_centroid: Float[np.ndarray, " n"],
     assignment: Int[np.ndarray, " n"],
     num_clusters: int,
+    mask: Bool[np.ndarray, " n"] | None = None,
 ) -> Float[np.ndarray, " k"]:
     """Mean cosine distance of members to their centroid.
 
+    Args:
+        distance_to_centroid: Of each row; read where the row is in a cluster.
+        assignment: Cluster of each row, -1 for none.
+        num_clusters: k.
+        mask: Rows that count; all without it.
+
     Returns:
-        In [0, 2]; NaN for a cluster without members.
+        In [0, 2]; NaN for a cluster without members. Each distance is rounded to 2^-30 and the sums are
+        exact, so that the mean is the same bits in any order.
 
     Source:
-        Abbas et al. 2024, d_intra. Departure: summed in float64, from stored distances.
+        Abbas et al. 2024, d_intra. Departure: from stored distances, summed exactly.
     """
-    sizes = np.bincount(assignment, minlength=num_clusters)
-    sums = np.bincount(assignment, np.asarray(distance_to_centroid, np.float64), num_clusters)
+    from dbp.exact.kernels import UNITS, cluster_totals
+
+    sizes, sums = (np.zeros(num_clusters, np.int64) for _ in range(2))
+    counts = np.ones(len(assignment), bool) if mask is None else mask
+    cluster_totals(np.asarray(assignment), np.asarray(distance_to_centroid), counts, sizes, sums)
     with np.errstate(invalid="ignore"):
-        return sums / sizes
+        return sums / UNITS / sizes
 
 
 def complexity(

@@ -40,22 +40,7 @@ class Clusters:
 
     def sizes_of(self, mask: Bool[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:
         """Members of each cluster among the rows of a mask."""
-        return self.totals(mask)[0]
-
-    def totals(
-        self, mask: Bool[np.ndarray, " n"]
-    ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
-        """Members of each cluster among the rows of a mask, and the sum of their distances.
-
-        Distances are summed in whole units of 2^-30, so that the sum depends on neither order nor blocks.
-        """
-        from dbp.exact.kernels import cluster_totals
-
-        sizes, sums = (np.zeros(self.num_clusters, np.int64) for _ in range(2))
-        cluster_totals(
-            np.asarray(self.assignment), np.asarray(self.distance_to_centroid), mask, sizes, sums
-        )
-        return sizes, sums
+        return sizes_of(self.assignment, mask, self.num_clusters)
 
     def members(self, low: int, high: int) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " c"]]:
         """The rows of clusters low..high-1, ascending within each, and where each cluster begins."""
@@ -116,3 +101,16 @@ class Clusters:
 def spans(num_rows: int, size: int = 1 << 22) -> list[slice]:
     """Rows in slices that fit a processor's memory many times over."""
     return [slice(at, min(at + size, num_rows)) for at in range(0, num_rows, size)]
+
+
+def sizes_of(
+    cluster: Int32[np.ndarray, " n"], mask: Bool[np.ndarray, " n"], k: int
+) -> Int[np.ndarray, " k"]:
+    """Members of each cluster in a mask."""
+    from dbp.exact.kernels import cluster_totals
+
+    sizes, sums = np.zeros(k, np.int64), np.zeros(k, np.int64)
+    cluster_totals(
+        np.asarray(cluster), np.broadcast_to(np.float32(0), len(cluster)), mask, sizes, sums
+    )
+    return sizes

@@ -17,6 +17,9 @@ import numpy as np
 UNDECIDED = (
     1e-5  # candidates this near to the best in fp32 (its error is below 2e-6) are looked at exactly
 )
+UNITS = (
+    2.0**30
+)  # distances are summed in whole units of 2^-30: the sum depends on neither order nor blocks
 GROUP = 64  # columns tested at once
 FREE = {"nnan", "nsz", "reassoc", "contract", "arcp"}  # free summing order: nothing is rounded
 
@@ -158,12 +161,12 @@ def keep_greedily(later, earlier, similarity, kept, value, twin):  # type: ignor
 @numba.njit(nogil=True, cache=True)
 @no_type_check
 def cluster_totals(cluster, distance, mask, sizes, sums):  # type: ignore[no-untyped-def]
-    """Members of each cluster in a mask, and their distances in whole units of 2^-30."""
+    """Members of each cluster in a mask, and their distances in whole units of 1 / UNITS."""
     for i in range(cluster.shape[0]):
         own = cluster[i]
         if mask[i] and own >= 0:
             sizes[own] += 1
-            sums[own] += np.int64(np.rint(np.float64(distance[i]) * 1073741824.0))
+            sums[own] += np.int64(np.rint(np.float64(distance[i]) * UNITS))
 
 
 @numba.njit(nogil=True, cache=True)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, UInt32, UInt64
 
-from dbp.data.clusters import spans
+from dbp.data.clusters import sizes_of, spans
 from dbp.data.scores import Scores
 
 Members = Literal["hard", "easy", "random"]
@@ -129,19 +129,6 @@ def first_of_each(
         keys, cluster, mask, border.astype(np.uint32), has_quota, at_border.astype(np.int64), taken
     )
     return taken
-
-
-def sizes_of(
-    cluster: Int32[np.ndarray, " n"], mask: Bool[np.ndarray, " n"], k: int
-) -> Int[np.ndarray, " k"]:
-    """Members of each cluster in a mask."""
-    from dbp.exact.kernels import cluster_totals
-
-    sizes, sums = np.zeros(k, np.int64), np.zeros(k, np.int64)
-    cluster_totals(
-        np.asarray(cluster), np.broadcast_to(np.float32(0), len(cluster)), mask, sizes, sums
-    )
-    return sizes
 
 
 def ranks(

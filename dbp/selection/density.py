@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float64, Int
 
-from dbp.clustering.geometry import complexity, d_inter, entropy, softmax
+from dbp.clustering.geometry import complexity, d_inter, d_intra, entropy, softmax
 from dbp.config import require
 from dbp.data.clusters import Clusters
 from dbp.data.keep_list import KeepList
@@ -88,14 +88,8 @@ class Density(Selection):
 
         Of the rows of a mask. Empty clusters have no complexity and a quota of nil.
         """
-        sizes, sums = clusters.totals(mask)
+        sizes, intra, inter = shape(clusters, mask, self.num_neighbours)
         filled = np.flatnonzero(sizes > 0)
-        with np.errstate(invalid="ignore"):
-            intra = sums / 2.0**30 / sizes
-        inter = np.full(len(sizes), np.nan)
-        inter[filled] = (
-            d_inter(clusters.centroids[filled], self.num_neighbours) if len(filled) > 1 else 1.0
-        )
         measure = np.full(len(sizes), np.nan)
         measure[filled] = self._measure(sizes[filled], intra[filled], inter[filled])
         probability = np.zeros(len(sizes))
@@ -134,6 +128,20 @@ class Density(Selection):
         table = self.cluster_table(clusters, rows.mask & clusters.is_clustered, counts["kept"])
         pq.write_table(pa.table(table), work.folder / "clusters.parquet")
         return counts
+
+
+def shape(
+    clusters: Clusters, mask: Bool[np.ndarray, " n"], num_neighbours: int
+) -> tuple[Int[np.ndarray, " k"], Float64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
+    """Size, d_intra and d_inter of each cluster, of the rows of a mask and among the filled clusters.
+
+    Both distances of an empty cluster are NaN; a single filled cluster is 1 away from the others.
+    """
+    sizes = clusters.sizes_of(mask)
+    intra = d_intra(clusters.distance_to_centroid, clusters.assignment, len(sizes), mask)
+    filled, inter = np.flatnonzero(sizes > 0), np.full(len(sizes), np.nan)
+    inter[filled] = d_inter(clusters.centroids[filled], num_neighbours) if len(filled) > 1 else 1.0
+    return sizes, intra, inter
 
 
 def temperature_for(complexity: Float64[np.ndarray, " k"], share: float) -> float | None:

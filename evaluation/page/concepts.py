@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from dbp.clustering.geometry import d_inter, entropy
+from dbp.clustering.geometry import complexity, entropy
 from dbp.data.clusters import Clusters
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
+from dbp.selection import density
 from dbp.selection.density import Density
 from dbp.tuning import TEMPERATURES
 from evaluation.page.pictures import Pictures, sample
@@ -30,23 +31,23 @@ class Chooser:
 
 
 def shape(clusters: Clusters, choosers: Sequence[Chooser]) -> dict[str, Any]:
-    """Size, d_intra, d_inter and complexity of each cluster, as the first DBP arm saw them."""
-    mask, num_neighbours = clusters.is_clustered, NUM_NEIGHBOURS
+    """Size, d_intra, d_inter and complexity of each cluster, as the first DBP arm saw and measured them."""
     if choosers:
-        mask = choosers[0].rows.mask & mask
-        num_neighbours = choosers[0].stage.num_neighbours
-    sizes, sums = clusters.totals(mask)
-    filled = np.flatnonzero(sizes > 0)
-    with np.errstate(invalid="ignore"):
-        intra = sums / 2.0**30 / sizes
-    inter = np.full(len(sizes), np.nan)
-    if len(filled) > 1:
-        inter[filled] = d_inter(clusters.centroids[filled], num_neighbours)
+        first = choosers[0]
+        table = first.stage.cluster_table(
+            clusters, first.rows.mask & clusters.is_clustered, first.num_kept
+        )
+        sizes, intra, inter = table["size"], table["d_intra"], table["d_inter"]
+        measure = table["complexity"]
+    else:
+        sizes, intra, inter = density.shape(clusters, clusters.is_clustered, NUM_NEIGHBOURS)
+        measure, filled = np.full(len(sizes), np.nan), sizes > 0
+        measure[filled] = complexity(inter[filled], intra[filled])
     return {
         "size": sizes.tolist(),
         "d_intra": _numbers(intra),
         "d_inter": _numbers(inter),
-        "complexity": _numbers(intra * inter),
+        "complexity": _numbers(measure),
     }
 
 

@@ -5,6 +5,7 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,25 @@ def test_imports_run_from_curation_to_sweeps_and_never_back(file: Path) -> None:
     here = PACKAGES.index(name_of(file).split("/")[0])
     wrong = [".".join(name) for name in ours(file) if PACKAGES.index(name[0]) > here]
     assert not wrong
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    modules = {name_of(file).removesuffix(".py").replace("/", "."): file for file in FILES}
+
+    def module_of(name: list[str]) -> str | None:
+        for dotted in (".".join(name), ".".join(name[:-1])):
+            if dotted in modules:
+                return dotted
+        return None
+
+    needs = {
+        module: {found for name in ours(file) if (found := module_of(name))} - {module}
+        for module, file in modules.items()
+    }
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "dbp/data").rglob("*.py")), ids=name_of)

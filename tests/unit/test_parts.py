@@ -30,7 +30,8 @@ from dbp.encoders.base import Encoder
 from dbp.encoders.embed import Embed
 from dbp.encoders.precomputed import Precomputed
 from dbp.errors import ConfigError, PoolError, WorldError
-from dbp.parts import do_parts, make_one, make_parts, open_job, share_out, unfinished, write_job
+from dbp.part_jobs import do_parts, open_job, write_job
+from dbp.parts import make_one, make_parts, share_out, unfinished
 from dbp.runners import PartsSettings, Pool, Slurm
 from dbp.selection.budget import Budget
 from dbp.settings import read

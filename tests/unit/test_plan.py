@@ -542,7 +542,7 @@ def test_a_long_stage_says_its_rate_when_it_is_made(tmp_path, monkeypatch):
     machine = replace(SLOW, product=1e7, reading=1e12, writing=1e12)
     monkeypatch.setattr("dbp.planning.outlook.probe", lambda *_: machine)
     said = []
-    store = Store(tmp_path / "store", say=said.append)
+    store = Store(tmp_path / "store", say=said.append, rate=rates.rate)
     nodes = graph()
     store.get(nodes["cluster"])
     line = next(line for line in said if line.startswith("cluster ") and "clusters 12" in line)

@@ -31,10 +31,12 @@ from evaluation.data import open_set
 from evaluation.encode import Towers, encode_pictures
 from evaluation.in_training import SharedTowers, Suite
 from evaluation.miniature import write_classification, write_retrieval, write_set
+from training.held_out import HeldOutLoss, num_hits
 from training.horizon import Horizon
 from training.ranks import Ranks
-from training.validation import HeldOutLoss, Validation, num_hits, observing
-from training.watch import Evaluator, HeldOut, Measure, Watch, Watched, held_out_rows, is_held_out
+from training.validation import Validation, observing
+from training.watch import Evaluator, HeldOut, Watch
+from training.watched import Measure, Watched, held_out_rows, is_held_out
 
 NUM_ROWS, BROKEN = 60, 7
 
