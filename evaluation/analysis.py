@@ -132,7 +132,7 @@ def _notes(
     notes: list[str] = []
     if noises:
         notes.append(
-            "Bold (**): significant under test-sample and seed variance; the interval of its difference excludes "
+            "Bold: significant under test-sample and seed variance; the interval of its difference excludes "
             "zero. Method: differences by seed, residual variance pooled over arms x seeds and raised for a pair "
             "that spreads more; intervals are simultaneous (Sidak, 5 % over all tasks and arms; over all means)."
         )

@@ -21,6 +21,7 @@ from dbp.provenance import commit, versions
 from dbp.selection.density import Density
 from dbp.stage import rebuild
 from dbp.store import Entry, Store
+from evaluation.analysis import span
 from evaluation.comparison import Cell
 from evaluation.page import concepts, provenance
 from evaluation.page.curation import Overlaps, fates, funnel
@@ -306,6 +307,7 @@ def _arm(arm: Measured, groups: list[Group], kept: Mapping[str, Entry]) -> dict[
         "group": at,
         "seeds": [run.seed for run in arm.runs],
         "kept": facts.get("kept", counts.get("kept")),
+        "kept_text": span([run.facts["kept"] for run in arm.runs]),
         "samples_seen": facts.get("samples_seen"),
         "steps": facts.get("steps"),
         "passes": facts.get("passes"),
@@ -323,7 +325,7 @@ def _group(one: Group) -> dict[str, Any]:
         "name": one.name,
         "reason": one.reason,
         "notes": one.notes,
-        "columns": [vars(column) for column in one.columns],
+        "columns": [{**vars(column), "heading": column.heading} for column in one.columns],
         "cells": {
             name: {key: cell_data(cell) for key, cell in by_task.items()}
             for name, by_task in one.cells.items()

@@ -72,7 +72,7 @@ function resultsTable(group, arms) {
     shown = sortable([
       { label: "method", rises: true }, { label: "seeds" }, { label: "kept", about: "rows that training drew from" },
       { label: "samples seen" }, { label: "FLOP", about: "of training, forward and backward" },
-      ...columns.map((column) => ({ label: column.label, about: column.about })),
+      ...columns.map((column) => ({ label: column.heading || column.label, about: column.about })),
     ], arms.map((arm) => resultsRow(arm, group, columns)), { class: "results" });
     holder.replaceChildren(make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `results, ${group.name}` }, shown.table));
     say(shown.filter(words));
@@ -95,10 +95,11 @@ function resultsRow(arm, group, columns) {
   const tag = arm.state === "finished" ? null : make("span", { class: "tag warn", title: arm.problems.join("\n") }, arm.state);
   const isControl = data.arms.some((other) => other.control === arm.name);
   const first = make("td", { class: "method", title: arm.control ? `control: ${arm.control}` : null }, arm.name,
-    isControl && make("span", { class: "tag" }, "control"), tag);
+    isControl && make("span", { class: "tag" }, "control"), tag,
+    arm.control && arm.control !== arm.name && make("small", {}, `against ${arm.control}`));
   const own = group.cells[arm.name] || {};
   const cells = [
-    { sort: arm.name }, { sort: arm.seeds.length, text: arm.seeds.length }, { sort: arm.kept, text: count(arm.kept) },
+    { sort: arm.name }, { sort: arm.seeds.length, text: arm.seeds.length }, { sort: arm.kept, text: arm.kept_text || count(arm.kept) },
     { sort: arm.samples_seen, text: count(arm.samples_seen) },
     { sort: arm.flops, text: arm.flops === null ? "–" : arm.flops.toExponential(1) },
   ];

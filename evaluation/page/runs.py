@@ -31,6 +31,12 @@ class Column:
     label: str
     about: str
     is_shown: bool
+    chance: float | None = None  # value of a random guess, in [0, 1]
+
+    @property
+    def heading(self) -> str:
+        """The label, with the level of chance where it is known."""
+        return self.label + ("" if self.chance is None else f" (chance {100 * self.chance:.2g})")
 
 
 @dataclass
@@ -217,7 +223,10 @@ def _columns(
         f"plain mean of {', '.join(f'{_short(t)} ({find_task(t).main_metric})' for t in tasks)}", True,
     )  # fmt: skip
     mean = [every] if MEAN in there else []
-    singles = [Column(t, _short(t), f"{t}: {find_task(t).main_metric}", not wide) for t in tasks]
+    singles = [
+        Column(t, _short(t), f"{t}: {find_task(t).main_metric}", not wide, find_task(t).chance)
+        for t in tasks
+    ]
     return [*groups, *mean, *singles] if wide else [*singles, *mean]
 
 

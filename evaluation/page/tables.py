@@ -68,7 +68,7 @@ def table_of(group: Group, every_column: bool = False) -> Table:
         "kept",
         "samples seen",
         "training FLOP",
-        *(c.label for c in columns),
+        *(c.heading for c in columns),
     ]
     rows = [_row(arm, group, columns) for arm in group.arms]
     title = group.name + (f" (apart: {group.reason})" if group.reason else "")
@@ -82,8 +82,11 @@ def _row(arm: Measured, group: Group, columns: Sequence[Column]) -> list[Text]:
         return [Text(arm.named.name), Text("0", f"no result: {reason}"[:90]), *blanks]
     facts = arm.runs[0].facts
     flops = facts["train_flops"]
+    control = arm.named.control
     row = [
-        Text(arm.named.name),
+        Text(
+            arm.named.name, f"(against {control})" if control not in (None, arm.named.name) else ""
+        ),
         Text(str(len(arm.runs)), "" if arm.state == "finished" else arm.state),
         Text(span([run.facts["kept"] for run in arm.runs])),
         Text(_count(facts["samples_seen"])),
