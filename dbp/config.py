@@ -46,7 +46,7 @@ def build(node: Any, as_type: type[T] | None = None, path: str = "", **extra: An
     """
     values = dict(_plain(node))
     target = values.pop("_target_", None)
-    cls: Any = _locate(target, path) if target else as_type
+    cls: Any = locate(target, path) if target else as_type
     if cls is None:
         raise ConfigError(f"{path} names no _target_: say which class it configures")
     fields = {item.name: item for item in dataclasses.fields(cls) if item.init}
@@ -88,7 +88,7 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _locate(target: str, path: str) -> type:
+def locate(target: str, path: str) -> type:
     module, _, name = target.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)

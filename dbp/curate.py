@@ -7,26 +7,25 @@
 until the store is asked for a result, and then only what is missing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from dbp.captioning.codes import CodeVectors, Encode
-from dbp.clustering.kmeans import KMeans
+from dbp.captioning.codes import Encode
 from dbp.clustering.together import assign_together, with_others
 from dbp.config import build, require
 from dbp.data.keep_list import KeepList, everything
 from dbp.data.pool import Pool
-from dbp.dedup.borders import BorderLoss, Borders
-from dbp.dedup.semdedup import SemDeDup
+from dbp.dedup.borders import BorderLoss
 from dbp.encoders.base import Encoder
 from dbp.encoders.embed import Embed
+from dbp.errors import ConfigError
 from dbp.narrowing import Narrowing
+from dbp.offers import Made, Offers
 from dbp.planning.rate import rate
 from dbp.runners import PartsSettings
-from dbp.selection.codebook import Tldr
-from dbp.selection.metadata import Balancing
-from dbp.settings import Curation, read
-from dbp.stage import Node, Stage
+from dbp.settings import NO_CAPTIONER, Curation, read
+from dbp.stage import Node
 from dbp.store import Store
 from dbp.until import UNTIL, wanted_nodes
 
@@ -44,89 +43,58 @@ class ValidRows(Narrowing):
 
 
 def recipe(curation: Curation) -> dict[str, Node]:
-    """The graph of stages, by what each makes. `select` is the keep list."""
-    pool = curation.pool.node()
-    rows = ValidRows().bind(pool=pool)
-    use = curation.encoder
+    """The graph of stages, by what each makes. `select` is the keep list.
 
-    def vectors(encoder: Encoder, modality: str) -> dict[str, Node | None]:
-        sides: tuple[Literal["image", "text"], ...] = ("image", "text")
-        wanted = sides if modality not in sides else (modality,)
+    Raises:
+        ConfigError: A component needs what a curation does not offer (`dbp/offers.py`).
+    """
+    pool = curation.pool.node()
+    valid = ValidRows().bind(pool=pool)
+    captioner = codes = None
+    there: dict[str, Made] = {"pool": pool, "valid": valid, "rows": valid, "codes": _no_codes}
+    if curation.captioner is not None:
+        captioner = Offers("captioner", there).bind(curation.captioner)
+        codes = Encode(curation.rows_per_part, device=curation.device).bind(
+            pool=pool, captioner=captioner
+        )
+        there |= {"captioner": captioner, "codes": codes}
+
+    def vectors(encoder: Encoder) -> dict[str, Made]:
+        """Both sides; what is not asked for is not embedded."""
         return {
             side: Embed(encoder, side, curation.rows_per_part).bind(pool=pool)
-            if side in wanted
-            else None
-            for side in sides
+            for side in ("image", "text")
         }
 
-    def clustered(stage: Stage, rows: Node, encoder: Encoder) -> tuple[Node | None, Node]:
-        """A clustering's centroids, where it fits them itself, and the clustering."""
-        have = {"rows": rows, "pool": pool, **vectors(encoder, getattr(stage, "modality", "image"))}
-        centroids = _bind(stage.fitting(), **have) if isinstance(stage, KMeans) else None
-        return centroids, _bind(stage, centroids=centroids, **have)
+    use = curation.encoder
+    scores = Offers("score", {**there, **vectors(use.score)}).bind(curation.score)
+    there |= {"scores": scores}
+    deduped, of_dedup = Offers("dedup", {**there, **vectors(use.dedup)}).bound(curation.dedup)
+    there |= {"rows": deduped, "deduped": deduped}
 
-    scores = _bind(curation.score, pool=pool, **vectors(use.score, "joint"))
+    def clustered(rows: Node) -> tuple[Node, Mapping[str, Node]]:
+        have = {**there, **vectors(use.cluster), "rows": rows}
+        return Offers("cluster", have).bound(curation.cluster)
 
-    similar = borders = None
-    dedup = curation.dedup
-    if isinstance(dedup, SemDeDup):
-        _, fine = clustered(dedup.clustering(), rows, use.dedup)
-        similar = _bind(
-            dedup.comparison(),
-            rows=rows,
-            pool=pool,
-            clusters=fine,
-            scores=scores if dedup.keep == "score" else None,
-            **vectors(use.dedup, dedup.modality),
-        )
-        borders = _bind(
-            Borders(),
-            rows=rows,
-            pool=pool,
-            clusters=fine,
-            **vectors(use.dedup, dedup.clustering().modality),
-        )
-    deduped = _bind(dedup, rows=rows, pool=pool, similar=similar)
+    before = {"pool": valid, "dedup": deduped}.get(curation.cluster.on)
+    fitted = clustered(before) if before else None
+    if fitted:  # a filter may read the clusters, if they are not of its own rows
+        there |= {"clusters": fitted[0]}
+    filtered = Offers("filter", {**there, **vectors(use.score)}).bind(curation.filter)
+    there |= {"rows": filtered, "filtered": filtered}
+    clusters, of_clusters = fitted or clustered(filtered)
+    there |= {"clusters": clusters}
 
-    filtered = _bind(
-        curation.filter, rows=deduped, pool=pool, scores=scores, **vectors(use.score, "image")
-    )
-
-    survivors = {"pool": rows, "dedup": deduped, "filtered": filtered}
-    centroids, clusters = clustered(curation.cluster, survivors[curation.cluster.on], use.cluster)
-
-    # TL;DR's own chain: pictures as codes, codes clustered.
-    captioner = codes = coded = None
-    if curation.captioner is not None:
-        captioner = _bind(curation.captioner, pool=pool, rows=rows)
-        encode = Encode(curation.rows_per_part, device=curation.device)
-        codes = encode.bind(pool=pool, captioner=captioner)
-    select = curation.select
-    if isinstance(select, Tldr) and codes is not None:
-        vectors_of_codes = CodeVectors(select.vectors).bind(codes=codes)
-        own = {"rows": survivors[select.on], "pool": pool, "image": vectors_of_codes, "text": None}
-        fitted = _bind(select.clustering().fitting(), **own)
-        coded = _bind(select.clustering(), centroids=fitted, **own)
-
-    keep = _bind(
-        select,
-        rows=filtered,
-        base=survivors[curation.base],
-        pool=pool,
-        scores=None if isinstance(select, Tldr) and not select.needs_scores else scores,
-        clusters=coded or clusters,
-        matches=select.matched(rows, pool) if isinstance(select, Balancing) else None,
-    )
-    captions = curation.refine and _bind(
-        curation.refine, pool=pool, rows=keep, codes=codes, captioner=captioner
-    )
+    base = {"pool": valid, "dedup": deduped, "filtered": filtered}[curation.base]
+    keep = Offers("select", {**there, **vectors(use.cluster), "base": base}).bind(curation.select)
+    captions = curation.refine and Offers("caption", {**there, "rows": keep}).bind(curation.refine)
     optional = {
-        "centroids": centroids, "borders": borders,
+        "centroids": of_clusters.get("centroids"), "borders": of_dedup.get("borders"),
         "captioner": captioner, "codes": codes, "captions": captions,
     }  # fmt: skip
     return {
         "index": pool,
-        "valid": rows,
+        "valid": valid,
         "dedup": deduped,
         "score": scores,
         "filter": filtered,
@@ -136,9 +104,8 @@ def recipe(curation: Curation) -> dict[str, Node]:
     }
 
 
-def _bind(stage: Stage, **have: Node | None) -> Node:
-    """Bind a stage to those of its needs that are at hand; what it does not need is never built."""
-    return stage.bind(**{name: have[name] for name in stage.needs})
+def _no_codes() -> Node:
+    raise ConfigError(f"select=tldr clusters codes, {NO_CAPTIONER}")
 
 
 def open_store(config: Any, say: Any = print) -> Store:

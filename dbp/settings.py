@@ -1,16 +1,20 @@
 """What curation reads of a composed config, built and checked before any work."""
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from dbp.config import build
+from dbp.config import build, locate
 from dbp.encoders.base import Encoder
 from dbp.errors import ConfigError
 from dbp.runners import PartsSettings
 from dbp.selection.base import NoSelection
-from dbp.stage import Stage
+from dbp.stage import Node, Stage
 
-NO_BUDGET = ("NoSelection", "ImportedList", "MetaClipThreshold")  # what they keep is said otherwise
+NO_CAPTIONER = (
+    "and captioner=none makes none. Say captioner=paper to train one (captioner=glyphs on the glyphs pool), or "
+    "captioner=local captioner.folder=FOLDER."
+)
 WAYS = ("prune_ratio", "keep_fraction", "num_kept")
 
 
@@ -23,16 +27,25 @@ class Encoders:
     score: Encoder
 
 
+@runtime_checkable
+class PoolFormat(Protocol):
+    """Where a pool lies, and as what."""
+
+    def node(self) -> Node:
+        """The stage that indexes it, bound to what names it; `dbp.data.pool.Pool` is what it opens."""
+        ...
+
+
 @dataclass(frozen=True)
 class Curation:
     """What curation reads of the config: a slot each."""
 
-    pool: Any
+    pool: PoolFormat
     encoder: Encoders
     dedup: Stage
     score: Stage
     filter: Stage
-    cluster: Any
+    cluster: Any  # a stage that makes `Clusters`, with `on`: rows of the pool, left by dedup, or filtered
     select: Stage
     base: Literal["pool", "dedup", "filtered"]
     rows_per_part: int = 32_768
@@ -53,7 +66,7 @@ def read(config: Any) -> Curation:
     given = config.get("budget") or {}
     if config.until != "select" and not any(given.get(name) for name in WAYS):
         budget, base, select = None, "dedup", NoSelection()  # what stops earlier needs no budget
-    elif "budget" in config and config.select.get("_target_", "").endswith(NO_BUDGET):
+    elif "budget" in config and not _takes_budget(config.select):
         budget, base = None, "dedup"
     else:
         from dbp.selection.budget import Budget
@@ -86,6 +99,12 @@ def read(config: Any) -> Curation:
     )
 
 
+def _takes_budget(select: Any) -> bool:
+    """Whether the class of a selection has a budget; what others keep is said otherwise."""
+    made = locate(select.get("_target_", ""), "select")
+    return any(field.name == "budget" for field in dataclasses.fields(made))
+
+
 def _captioning(config: Any) -> tuple[Stage | None, Stage | None]:
     """What makes the captioner, and what writes captions with it; none where the config names none.
 
@@ -95,13 +114,8 @@ def _captioning(config: Any) -> tuple[Stage | None, Stage | None]:
     wanted = (config.get("caption") or {}).get("refine")
     captioner = config.get("captioner")
     if captioner is None:
-        is_tldr = config.select.get("_target_", "").endswith(".Tldr")
-        if wanted is not None or is_tldr:
-            what = "select=tldr clusters codes" if is_tldr else "caption=refined writes captions"
-            raise ConfigError(
-                f"{what}, and captioner=none makes none. Say captioner=paper to train one (captioner=glyphs on "
-                "the glyphs pool), or captioner=local captioner.folder=FOLDER."
-            )
+        if wanted is not None:
+            raise ConfigError(f"caption=refined writes captions, {NO_CAPTIONER}")
         return None, None
     refine = None if wanted is None else build(wanted, path="caption.refine")
     return build(captioner, path="captioner"), refine

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from dbp.work import Work
 
@@ -35,6 +35,17 @@ class Artifact(Protocol):
 
     @classmethod
     def load(cls, folder: Path) -> "Artifact": ...
+
+
+@runtime_checkable
+class Offered(Protocol):
+    """What a curation offers by name (`dbp/offers.py`)."""
+
+    def __getitem__(self, name: str) -> "Node | None": ...
+
+    def beside(self, **made: Any) -> "Offered": ...
+
+    def bind(self, stage: "Stage") -> "Node": ...
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,14 @@ class Stage:
 
     def source(self) -> dict[str, Any]:
         """What names an input from outside the store, such as the sizes of shards."""
+        return {}
+
+    def unneeded(self) -> set[str]:
+        """Those of `needs` that these parameters do not read; they are not built."""
+        return set()
+
+    def upstream(self, offers: "Offered") -> "Mapping[str, Node]":
+        """What this stage has made for itself, by name: some of `needs`, and what else a user may ask for."""
         return {}
 
     def bind(self, **inputs: "Node | None") -> "Node":

@@ -20,10 +20,11 @@ from dbp.device import pick_device
 from dbp.disk import link_or_copy
 from dbp.errors import ConfigError
 from dbp.exact.products import BLOCK, Assigner, side_by_side
+from dbp.offers import other_side
 from dbp.parts import Parted
 from dbp.planning.effort import Effort, Sizes, of_assignment, of_lloyd, vector_bytes
 from dbp.progress import log
-from dbp.stage import Stage, runtime
+from dbp.stage import Node, Offered, Stage, runtime
 from dbp.work import Part, Work
 
 RUNS_ABOVE = 4e9  # bytes of vectors that a small machine keeps at hand, so that reading here and there is fast
@@ -78,6 +79,9 @@ class FitCentroids(Stage):
     full: bool = False
     threads: int = runtime(1)
     device: str = runtime("auto")
+
+    def unneeded(self) -> set[str]:
+        return other_side(self.modality)
 
     def effort(self, sizes: Sizes) -> Effort:
         """Lloyd iterations on the sample, as if none ended early."""
@@ -177,6 +181,12 @@ class KMeans(Parted):
         )
         for name in ("num_iterations", "points_per_centroid", "threads", "block"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+
+    def unneeded(self) -> set[str]:
+        return other_side(self.modality)
+
+    def upstream(self, offers: Offered) -> dict[str, Node]:
+        return {"centroids": offers.bind(self.fitting())}
 
     def fitting(self) -> FitCentroids:
         """The stage that makes the centroids."""

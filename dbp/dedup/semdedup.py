@@ -17,13 +17,14 @@ import numpy as np
 from dbp.clustering.kmeans import KMeans
 from dbp.config import require
 from dbp.data.keep_list import KeepList
+from dbp.dedup.borders import Borders
 from dbp.dedup.pairs import nearest_earlier as nearest_earlier  # the notebook's name for it
 from dbp.dedup.similar import Keep, Match, NearestEarlier, SimilarRows
 from dbp.errors import BudgetError, ConfigError
 from dbp.exact.order import ascending, first
 from dbp.narrowing import Narrowing
 from dbp.planning.effort import Effort, Sizes, over_columns
-from dbp.stage import runtime
+from dbp.stage import Node, Offered, runtime
 
 Rule = Literal["chain", "greedy"]
 
@@ -88,6 +89,16 @@ class SemDeDup(Narrowing):
 
     def unread(self) -> set[str]:
         return set() if self.rule == "greedy" else {"floor"}
+
+    def upstream(self, offers: Offered) -> dict[str, Node]:
+        """A fine clustering, the most similar earlier row of each row, and what borders between clusters hide."""
+        clustering = self.clustering()
+        fine = offers.beside(clusters=offers.bind(clustering))
+        side = dict.fromkeys(clustering.unneeded())
+        return {
+            "similar": fine.bind(self.comparison()),
+            "borders": fine.beside(**side).bind(Borders()),
+        }
 
     def comparison(self) -> NearestEarlier:
         """The stage whose result this one thresholds."""

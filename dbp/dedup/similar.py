@@ -21,6 +21,7 @@ from dbp.data.vectors import Vectors
 from dbp.dedup.pairs import COLUMNS, ROWS, nearest_earlier, similar_pairs
 from dbp.device import pick_device
 from dbp.exact.order import keyed_hash
+from dbp.offers import other_side
 from dbp.parts import Parted
 from dbp.planning.effort import Effort, Sizes, of_triangles
 from dbp.stage import runtime
@@ -103,6 +104,9 @@ class NearestEarlier(Parted):
 
     def unread(self) -> set[str]:
         return set() if self.keep == "random" else {"seed"}
+
+    def unneeded(self) -> set[str]:
+        return other_side(self.match) | (set() if self.keep == "score" else {"scores"})
 
     def effort(self, sizes: Sizes) -> Effort:
         """The triangles of all clusters: d times the sum of their squared sizes. Stored pairs are not counted."""

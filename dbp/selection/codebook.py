@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from dbp.captioning.codes import CodeVectors
 from dbp.clustering.kmeans import KMeans
 from dbp.config import require
 from dbp.data.clusters import Clusters
@@ -21,7 +22,7 @@ from dbp.errors import BudgetError
 from dbp.exact.order import Members, first, score_keys
 from dbp.selection.base import Selection, by_quota, candidates
 from dbp.selection.quotas import allocate
-from dbp.stage import runtime
+from dbp.stage import Node, Offered, runtime
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,15 @@ class Tldr(Selection):
     @property
     def needs_scores(self) -> bool:
         return self.matching_fraction < 1
+
+    def unneeded(self) -> set[str]:
+        return set() if self.needs_scores else {"scores"}
+
+    def upstream(self, offers: Offered) -> dict[str, Node]:
+        """The clustering of the codes."""
+        rows = {"pool": "valid", "dedup": "deduped", "filtered": "filtered"}[self.on]
+        codes = CodeVectors(self.vectors).bind(codes=offers["codes"])
+        return {"clusters": offers.beside(rows=offers[rows], image=codes).bind(self.clustering())}
 
     def clustering(self) -> KMeans:
         """The clustering of the codes."""

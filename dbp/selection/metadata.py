@@ -31,7 +31,7 @@ from dbp.narrowing import Narrowing
 from dbp.planning.effort import Effort, Sizes, over_columns
 from dbp.selection.balance import Balance, Combine, Languages, counted
 from dbp.selection.base import Selection
-from dbp.stage import Node
+from dbp.stage import Node, Offered
 from dbp.work import Work
 
 NONE, UNLUCKY, LUCKY = "no entry matches", "not drawn", "drawn"
@@ -73,11 +73,10 @@ class Balancing(Narrowing):
         """The stage that finds the entries of each caption."""
         return Matching(self.rule)
 
-    def matched(self, rows: Node, pool: Node) -> Node:
-        """The entries and their matches, bound to the pool's valid rows."""
-        have = {"rows": rows, "pool": pool}
-        entries = self.metadata.bind(**{name: have[name] for name in self.metadata.needs})
-        return self.matching().bind(**have, entries=entries)
+    def upstream(self, offers: Offered) -> dict[str, Node]:
+        """The entries, and their matches in the captions of all valid rows."""
+        over = offers.beside(rows=offers["valid"])
+        return {"matches": over.beside(entries=over.bind(self.metadata)).bind(self.matching())}
 
     def balance(self, rows: KeepList, pool: Pool, matches: Matches) -> Balance:
         """What is known of the rows at hand before a threshold is set."""

@@ -30,6 +30,7 @@ ALGORITHMS = {
 }
 ARROWS = {("dedup", "clustering"), ("selection", "clustering"), ("selection", "metadata")}
 ARROWS |= {("captioning", "encoders")}  # its image network
+ARROWS |= {("selection", "captioning")}  # TL;DR selects by clusters of codes
 # A module of torch cannot be defined without torch: nobody imports these files at the top of another.
 NETWORKS = {"dbp/captioning/model.py"}
 KNOWS_ALL = {"dbp/curate.py", "dbp/settings.py"}  # the recipe, and what it reads of the config

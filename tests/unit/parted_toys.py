@@ -46,8 +46,8 @@ class Spell(Parted):
 
     Args:
         witness: A folder where each making of a part leaves a file: who made it, and what that process saw.
-        act: What happens when the part `at` is made, before it is written: `fail`, `refuse`, `die` or `wait`
-            (at every part).
+        act: What happens when the part `at` is made, before it is written: `fail`, `refuse` (all others take
+            their seconds), `die` or `wait` (at every part).
     """
 
     name: ClassVar[str] = "spell"
@@ -74,8 +74,10 @@ class Spell(Parted):
             (Path(self.witness) / name).write_text(",".join(seen))
         if self.act == "wait":
             time.sleep(self.seconds)
-        if part.number == self.at:
+        if self.act == "refuse" and part.number != self.at:
             time.sleep(self.seconds)
+        if part.number == self.at:
+            time.sleep(0 if self.act == "refuse" else self.seconds)
             if self.act == "fail":
                 raise ZeroDivisionError(f"the letter {word.text[part.number]} cannot be doubled")
             if self.act == "refuse":
