@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from dbp.errors import ConfigError, nearest
+from dbp.names import place_of
 from dbp.paths import config_folder
 
 T = TypeVar("T")
@@ -89,7 +90,7 @@ def _plain(node: Any) -> Any:
 
 
 def locate(target: str, path: str) -> type:
-    module, _, name = target.rpartition(".")
+    module, _, name = place_of(target).rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

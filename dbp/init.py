@@ -25,6 +25,7 @@ from typing import Any
 from dbp.config import require
 from dbp.errors import ConfigError, DbpError, WorldError, nearest
 from dbp.looking import Look, lines_of, look
+from dbp.names import name_of
 
 SETTINGS = ("out", "keep_fraction", "paths.store", "paths.runs")
 # DBP's number of clusters on 280 M pairs; fewer pairs, fewer clusters.
@@ -211,7 +212,7 @@ def _lists_of(store: Any, found: Look) -> Iterator[str]:
 
     entries = [e for e in store.entries() if e.stage == "select"]
     for entry in sorted(entries, key=lambda e: e.manifest["created"], reverse=True):
-        if not str(entry.manifest.get("made_by", {}).get("_target_", "")).endswith(".Density"):
+        if name_of(entry.manifest.get("made_by", {}).get("_target_", "")) != "select/dbp":
             continue
         for upstream in lineage(store, entry):
             shards = upstream.manifest.get("made_by", {}).get("shards")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from dbp.names import name_of
 from dbp.work import Work
 
 
@@ -155,7 +156,7 @@ def describe(value: Any) -> Any:
             for item in dataclasses.fields(value)
             if item.init
         }
-        return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **fields}
+        return {"_target_": name_of(kind), **fields}
     if isinstance(value, Mapping):
         return {str(name): describe(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -189,7 +190,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if dataclasses.is_dataclass(value):
-        return {"type": type(value).__name__, **parameters(value)}
+        named = getattr(type(value), "key_name", type(value).__name__)
+        return {"type": named, **parameters(value)}
     raise TypeError(f"{type(value).__name__} cannot be part of a key")
 
 

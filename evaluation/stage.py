@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from dbp.config import build, require
 from dbp.errors import ConfigError
+from dbp.names import name_of
 from dbp.progress import progress
 from dbp.stage import Node, Stage, runtime
 from dbp.store import Store
@@ -261,7 +262,7 @@ def sets_node(config: Any) -> Node:
         from dbp.data.glyph_pool import GlyphPool, RenderTasks
         from dbp.data.glyphs import GlyphPlan
 
-        rendered = str(config.pool.get("_target_", "")).endswith(GlyphPool.__name__)
+        rendered = name_of(str(config.pool.get("_target_", ""))) == name_of(GlyphPool)
         plan = build(config.pool.plan, GlyphPlan, "pool.plan") if rendered else GlyphPlan()
         return RenderTasks.of(plan).bind()
     if config.root is None:

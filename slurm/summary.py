@@ -13,6 +13,7 @@ from dbp.data.glyph_pool import RenderGlyphs
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.lineage import lineage
+from dbp.names import name_of
 from dbp.stage import Node
 from dbp.store import Store
 from evaluation import fine, report
@@ -213,7 +214,7 @@ def _render(point: Point) -> Node | None:
 
 
 def _is_semantic(point: Point) -> bool:
-    return point.config.dedup._target_.endswith("SemDeDup")
+    return name_of(point.config.dedup._target_) == "dedup/semdedup"
 
 
 def _shares(points: Sequence[Point]) -> list[str]:

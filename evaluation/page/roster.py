@@ -14,15 +14,16 @@ from typing import Any
 
 from dbp.disk import replace_json
 from dbp.errors import WorldError
+from dbp.names import name_of
 from dbp.store import Entry
 
 FILE = "arms.json"
 NARROWING = ("valid", "dedup", "filter", "select")
 METHODS = {
-    "Density": "dbp", "Prototypes": "ssp", "TopScore": "clip score", "NoSelection": "no selection",
-    "ImportedList": "imported", "MetaClip": "metaclip", "MetaClipThreshold": "metaclip",
-    "Tldr": "tldr",
-}  # fmt: skip
+    "select/clip_score": "clip score",
+    "select/none": "no selection",
+    "select/metaclip_threshold": "metaclip",
+}  # the others by their registered name
 UNTOLD = ("seed", "budget")  # of a stage's parameters: what is no difference of methods
 
 
@@ -195,14 +196,15 @@ def _tell(found: Mapping[str, Entry], entry: Entry) -> _Told:
         for above in ancestors(found, one):
             settings |= {f"{above.stage}.{name}": value for name, value in _told(above)}
     made = keep.manifest.get("made_by", {}).get("_target_", "") if keep else ""
-    word = made.rpartition(".")[2]
+    name = name_of(made)
+    word = METHODS.get(name, name.rpartition("/")[2].rpartition(".")[2].lower())
     seed = train.manifest["parameters"].get("seed", 0) if train else 0
     problem = None
     if evaluate is None:
         problem = "not evaluated" if train else "not trained: a keep list alone"
     run = NamedRun(int(seed), *(e and e.key for e in (keep, train, evaluate)), problem=problem)
     kept = keep.manifest["counts"].get("kept", 0) if keep else 0
-    return _Told(run, METHODS.get(word, word.lower() or "gone"), settings, int(kept))
+    return _Told(run, word or "gone", settings, int(kept))
 
 
 def _told(entry: Entry) -> list[tuple[str, Any]]:

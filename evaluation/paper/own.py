@@ -31,7 +31,7 @@ from typing import Any
 from dbp.errors import ConfigError, nearest
 from evaluation.paper.catalogue import count, datacomp_measures
 from evaluation.paper.published import SCALE, Published, read_number
-from evaluation.paper.runs import STEPS
+from evaluation.paper.runs import KNOWN_STEPS
 from evaluation.paper.tables import Measure, Paper, Row, Table, Want
 from evaluation.tasks import load_tasks
 
@@ -183,7 +183,7 @@ def _row(one: OwnNumber) -> Row:
     words = one.words
     if "steps" not in words:
         return Row(one.row, {}, out_of_scope="the transcription does not say what makes it (steps)")
-    known = sorted({step for steps in STEPS.values() for step in steps})
+    known = KNOWN_STEPS
     steps = () if words["steps"] == "none" else tuple(words["steps"].split("+"))
     if unknown := [step for step in steps if step not in known]:
         raise ConfigError(f"{one.where}: steps={words['steps']!r}: {nearest(unknown[0], known)}")

@@ -12,33 +12,29 @@ from typing import Any
 
 from dbp.errors import DbpError, StoreError, WorldError, nearest
 from dbp.lineage import lineage
+from dbp.names import PLACES, name_of
 from dbp.store import Entry, Store
 from evaluation.results import Result, load_results
 
-# What the class of a stage does to the rows, by its name; the rest goes by its own name.
+# What a stage does to the rows, by its registered name; the rest goes by its own name.
 STEPS: dict[str, tuple[str, ...]] = {
-    "NoDedup": (),
-    "NoFilter": (),
-    "NoSelection": (),
-    "SemDeDup": ("semdedup",),
-    "ExactContent": ("exact",),
-    "Threshold": ("clip_score",),
-    "TopFraction": ("clip_score",),
-    "ScoreColumn": ("clip_score",),
-    "TopScore": ("clip_score",),
-    "Rules": ("basic",),
-    "Basic": ("basic",),
-    "TextBased": ("text_based",),
-    "ImageBased": ("image_based",),
-    "Laion2B": ("laion2b",),
-    "Language": ("language",),
-    "Uniform": ("uniform",),
-    "Prototypes": ("ssp",),
-    "Density": ("dbp",),
-    "MetaClip": ("metaclip",),
-    "MetaClipThreshold": ("metaclip",),
-    "Tldr": ("tldr",),
+    "dedup/none": (),
+    "filter/none": (),
+    "select/none": (),
+    "filter/threshold": ("clip_score",),
+    "filter/top_fraction": ("clip_score",),
+    "filter/score_column": ("clip_score",),
+    "filter/datacomp_basic": ("basic",),
+    "select/metaclip_threshold": ("metaclip",),
 }
+KNOWN_STEPS = sorted(
+    {
+        step
+        for name in PLACES
+        if name.partition("/")[0] in ("dedup", "filter", "select")
+        for step in STEPS.get(name, (name.partition("/")[2],))
+    }
+)
 CHAIN = ("dedup", "filter", "select")
 
 
@@ -198,10 +194,10 @@ def _chain(store: Store, keep: Entry) -> dict[str, Entry]:
 
 
 def _steps(made: Mapping[str, Any]) -> tuple[str, ...]:
-    name = str(made["_target_"]).rpartition(".")[2]
-    if name in ("All", "Chain"):
+    name = name_of(str(made["_target_"]))
+    if "filters" in made:
         return tuple(step for inner in made["filters"] for step in _steps(inner))
-    return STEPS.get(name, (name.lower(),))
+    return STEPS.get(name, (name.rpartition("/")[2].rpartition(".")[2].lower(),))
 
 
 def _flat(stage: str, made: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,7 +255,8 @@ def _kind(pool: Entry) -> str:
     upstream = {up["stage"] for up in pool.manifest["inputs"].values()}
     if "render" in upstream:
         return "glyphs"
-    return "rehearsal" if "rehears" in str(pool.manifest["made_by"]["_target_"]).lower() else "web"
+    made = name_of(pool.manifest["made_by"]["_target_"])
+    return "rehearsal" if made == "index/rehearsal" else "web"
 
 
 def _identity(pool: Entry) -> str:

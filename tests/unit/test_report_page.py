@@ -313,7 +313,10 @@ def entry(stage: str, key: str, parameters: dict, inputs: dict[str, "Entry"], **
 
 def made_run(method: str, seed: int, **parameters):
     name = f"{method}{seed}{''.join(map(str, parameters.values()))}"
-    target = {"_target_": f"m.{method}"}
+    places = {"Uniform": "select/uniform", "Density": "dbp.selection.density.Density"}
+    target = {
+        "_target_": places.get(method, f"m.{method}")
+    }  # by name, by place, and of other people
     select = entry("select", f"s{name}", {"seed": seed, **parameters}, {}, made_by=target)
     train = entry("train", f"t{name}", {"seed": seed, "lr": 1}, {"keep": select})
     return [select, train, entry("evaluate", f"e{name}", {"suite": "x"}, {"checkpoint": train})]
