@@ -22,7 +22,6 @@ from dbp.errors import ConfigError
 from dbp.exact.products import BLOCK, Assigner, side_by_side
 from dbp.offers import other_side
 from dbp.parts import Parted
-from dbp.planning.effort import Effort, Sizes, of_assignment, of_lloyd, vector_bytes
 from dbp.progress import log
 from dbp.stage import Node, Offered, Stage, runtime
 from dbp.work import Part, Work
@@ -82,13 +81,6 @@ class FitCentroids(Stage):
 
     def unneeded(self) -> set[str]:
         return other_side(self.modality)
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """Lloyd iterations on the sample, as if none ended early."""
-        sample = lloyd.num_sampled(sizes.clusters, self.points_per_centroid, sizes.rows)
-        drawn = self.start == "kmeans++" and not self.full
-        steps = self.num_iterations
-        return of_lloyd(sizes, sample, steps, self.threads, BLOCK, self.full, drawn)
 
     def run(
         self,
@@ -201,12 +193,6 @@ class KMeans(Parted):
             self.threads,
             self.device,
         )
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """2 n k d operations, and the sorted runs where they are written."""
-        vectors = vector_bytes(sizes.rows, sizes.width)
-        runs = self.runs == "yes" or (self.runs == "auto" and vectors > RUNS_ABOVE)
-        return of_assignment(sizes, self.threads, self.block, runs)
 
     def parts(self, rows: KeepList, centroids: Centroids, **sides: Embeddings | None) -> list[Part]:
         """One for each part of the embeddings."""

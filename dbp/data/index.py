@@ -25,7 +25,6 @@ from dbp.data.tars import SAMPLE_FORMATS, Member, TarSample, image_of, samples
 from dbp.errors import PoolError
 from dbp.parts import Parted
 from dbp.paths import expand_shards, is_remote
-from dbp.planning.effort import DECODING, Effort, Sizes
 from dbp.progress import log
 from dbp.stage import Node, runtime
 from dbp.work import Part, Work
@@ -120,22 +119,6 @@ class Index(Parted):
     ) -> dict[str, Any]:
         shard = self.paths(folder)[part.number]
         return self._index_shard(shard, part.number, home, self.max_samples)
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """Every byte of the shards, once; Python's time for headers and hashes is most of it.
-
-        Source: measured, 80 bytes a row of index and 2.5 kB a row of one shard in memory.
-        """
-        one_shard = sizes.rows / max(len(self.paths(None)) if self.shards else 1, 1)
-        workers = 1 if self.max_samples else sizes.workers
-        seconds = None if sizes.row_seconds is None else sizes.row_seconds * sizes.rows / workers
-        return Effort(
-            rows=sizes.rows,
-            bytes_read=sizes.pool_bytes,
-            bytes_written=80.0 * sizes.rows,
-            memory=2500 * one_shard + 16.0 * sizes.rows,
-            elsewhere=(DECODING, seconds),
-        )
 
     def run(self, work: Work, folder: ShardFolder | None = None) -> dict[str, Any]:
         if self.max_samples is None:

@@ -23,7 +23,6 @@ from dbp.data.pool import Pool
 from dbp.data.vectors import Vectors, in_blocks
 from dbp.exact.products import BLOCK, widened
 from dbp.parts import Parted
-from dbp.planning.effort import Effort, Sizes, vector_bytes
 from dbp.work import Part, Work
 
 EPSILONS = (0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
@@ -103,11 +102,6 @@ class Borders(Parted):
     def chosen(self, pool: Pool, clusters: Clusters) -> np.ndarray:
         """The sampled rows."""
         return choose_sample(pool.uid_hashes, clusters.is_clustered, self.sample, seed=0)
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """The sample against every row: 2 sample n d operations."""
-        n, d = sizes.rows, sizes.width
-        return Effort(rows=n, flops=2.0 * self.sample * n * d, bytes_read=vector_bytes(n, d))
 
     def finish(  # type: ignore[override]
         self, work: Work, counts: Mapping[str, dict[str, Any]], **inputs: Any

@@ -23,7 +23,6 @@ from dbp.dedup.similar import Keep, Match, NearestEarlier, SimilarRows
 from dbp.errors import BudgetError, ConfigError
 from dbp.exact.order import ascending, first
 from dbp.narrowing import Narrowing
-from dbp.planning.effort import Effort, Sizes, over_columns
 from dbp.stage import Node, Offered, runtime
 
 Rule = Literal["chain", "greedy"]
@@ -121,10 +120,6 @@ class SemDeDup(Narrowing):
             threads=self.threads,
             device=self.device,
         )
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """A threshold on stored similarities, or their order where a number of rows is asked for."""
-        return over_columns(sizes, 1 if self.num_kept is None else 4)
 
     def decide(self, rows: KeepList, similar: SimilarRows) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         counts: dict[str, Any] = {}

@@ -18,12 +18,11 @@ from dbp.data.missing import Missing
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
 from dbp.data.vectors import Vectors
-from dbp.dedup.pairs import COLUMNS, ROWS, nearest_earlier, similar_pairs
+from dbp.dedup.pairs import nearest_earlier, similar_pairs
 from dbp.device import pick_device
 from dbp.exact.order import keyed_hash
 from dbp.offers import other_side
 from dbp.parts import Parted
-from dbp.planning.effort import Effort, Sizes, of_triangles
 from dbp.stage import runtime
 from dbp.work import Part, Work
 
@@ -107,10 +106,6 @@ class NearestEarlier(Parted):
 
     def unneeded(self) -> set[str]:
         return other_side(self.match) | (set() if self.keep == "score" else {"scores"})
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """The triangles of all clusters: d times the sum of their squared sizes. Stored pairs are not counted."""
-        return of_triangles(sizes, self.threads, PART_ROWS, (ROWS, COLUMNS))
 
     def parts(self, clusters: Clusters, **inputs: Any) -> list[Part]:
         """Contiguous ranges of clusters of about equal work."""

@@ -17,7 +17,6 @@ from dbp.encoders.base import Encoder, Tower
 from dbp.errors import ConfigError, PoolError
 from dbp.parts import Parted
 from dbp.paths import is_remote
-from dbp.planning.effort import NETWORK, Effort, Sizes, vector_bytes
 from dbp.stage import runtime
 from dbp.work import Part, Work
 
@@ -45,25 +44,6 @@ class Embed(Parted):
     def parts(self, pool: Pool) -> list[Part]:
         """Runs of shards with at least `rows_per_part` rows: tens of megabytes of vectors each."""
         return parts_of(pool, self.rows_per_part)
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """Vectors in fp16 with 16 bytes of row and lengths; the network's time is known from a run alone.
-
-        Vectors that are read and not computed are taken to be fp32; a rehearsal's are neither. In memory a
-        number of a part costs up to 30 bytes: its fp32 copies, and float64 for its length; the network's own
-        memory is not counted.
-        """
-        n, d = sizes.rows, sizes.width
-        is_file = self.encoder.reads and not hasattr(self.encoder, "plan")
-        seconds = None if sizes.row_seconds is None else sizes.row_seconds * n
-        return Effort(
-            rows=n,
-            values=6.0 * n * d if is_file else 0.0,
-            bytes_read=4.0 * n * d if is_file else sizes.pool_bytes,
-            bytes_written=vector_bytes(n, d) + 16.0 * n,
-            memory=30.0 * min(n, self.rows_per_part) * d + 9.0 * sizes.pool_rows,
-            elsewhere=None if is_file else (NETWORK, seconds),
-        )
 
     def make(self, part: Part, folder: Path, pool: Pool) -> dict[str, Any]:  # type: ignore[override]
         starts = pool.index.starts

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 from dbp.config import require
 from dbp.data.keep_list import KeepList
 from dbp.narrowing import Narrowing
-from dbp.planning.effort import Effort, Sizes, over_columns
 from dbp.stage import Stage
 
 
@@ -37,13 +36,6 @@ class Chain(Narrowing):
         for step in self.steps():
             num_rows = step.at_most(num_rows) if hasattr(step, "at_most") else num_rows
         return num_rows
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """All filters one after another, as if each let every row through."""
-        found = over_columns(sizes, 0)
-        for step in self.steps():
-            found += step.effort(sizes) if hasattr(step, "effort") else over_columns(sizes)
-        return found
 
     def decide(self, rows: KeepList, **inputs: Any) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         counts: dict[str, Any] = {}

@@ -4,7 +4,7 @@ The rules that need data of others (a language model, WordNet, centroids) take i
 each filter says which. With `language: null` the language rule is left out.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -25,7 +25,6 @@ from dbp.filtering.language import Language, NamesObject
 from dbp.filtering.rules import Rules
 from dbp.filtering.threshold import by_score
 from dbp.narrowing import Narrowing
-from dbp.planning.effort import Effort, Sizes, of_assignment, over_columns
 from dbp.stage import runtime
 
 PRODUCTS = 1 << 24  # inner products held at once: 64 MB
@@ -74,10 +73,6 @@ class ScoreColumn(Narrowing):
         if self.fraction is None or self.reference:
             return num_rows
         return int(Decimal(str(self.fraction)) * num_rows)
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """An order over a column, or a mask."""
-        return over_columns(sizes, 1 if self.fraction is None else 4)
 
     def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         scores = Scores(score_column(pool, self.column, "filter.column"))
@@ -226,13 +221,6 @@ class NearTargets(Narrowing):
     def identity(self) -> dict[str, Any]:
         files = {"centroids": self.centroids, "targets": self.targets}
         return {name: path and digest_of(path, f"filter.{name}") for name, path in files.items()}
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """2 n k d operations, as for an assignment to the file's centroids; the targets' are not counted."""
-        k = len(np.load(self.centroids, mmap_mode="r")) if self.centroids else sizes.clusters
-        return over_columns(sizes) + of_assignment(
-            replace(sizes, clusters=k), threads=1, block=max(1, PRODUCTS // max(k, 1))
-        )
 
     def decide(self, rows: KeepList, image: Embeddings) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         centroids = _matrix(self.centroids, "centroids", image.width)

@@ -20,8 +20,6 @@ from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.errors import ConfigError, WorldError, nearest
 from dbp.narrowing import Narrowing
-from dbp.planning.effort import Effort, Sizes, over_columns
-from dbp.planning.effort import over_captions as captions_effort
 from dbp.stage import runtime
 
 BLOCK = 1 << 16  # captions held at once
@@ -78,10 +76,6 @@ class Language(Narrowing):
             "by": kind,
             "model": digest_of(rest, "language=fasttext") if kind == "fasttext" else rest,
         }
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """A column of the metadata, or one call of a detector for each caption."""
-        return over_columns(sizes) if self.by.startswith("column:") else captions_effort(sizes)
 
     def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         keep = over_captions(rows, pool, self._says(pool))
@@ -167,10 +161,6 @@ class NamesObject(Narrowing):
     def identity(self) -> dict[str, Any]:
         files = {"ids": self.ids, "words": self.words}
         return {name: path and digest_of(path, f"filter.{name}") for name, path in files.items()}
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """Every word of every caption is looked up."""
-        return captions_effort(sizes)
 
     def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         if not self.ids:

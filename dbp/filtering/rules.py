@@ -10,7 +10,6 @@ from dbp.config import require
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.narrowing import Narrowing
-from dbp.planning.effort import Effort, Sizes, over_captions, over_columns
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,6 @@ class Rules(Narrowing):
 
     def __post_init__(self) -> None:
         require(self.max_aspect_ratio >= 1, "max_aspect_ratio", self.max_aspect_ratio, "at least 1")
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """Columns of the index; captions are read only where their words are counted."""
-        return over_captions(sizes) if self.min_words > 0 else over_columns(sizes)
 
     def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         width, height = (pool.column(name)[rows.mask] for name in ("width", "height"))

@@ -12,7 +12,6 @@ from dbp.data.pool import Pool
 from dbp.data.scores import Scores
 from dbp.exact.order import first, score_keys
 from dbp.narrowing import Narrowing, PassAll
-from dbp.planning.effort import Effort, Sizes, over_columns
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,6 @@ class Threshold(Narrowing):
     needs: ClassVar[tuple[str, ...]] = ("rows", "scores")
 
     minimum: float
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """A mask over scores."""
-        return over_columns(sizes)
 
     def decide(self, rows: KeepList, scores: Scores) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         with np.errstate(invalid="ignore"):
@@ -65,10 +60,6 @@ class TopFraction(Narrowing):
     def at_most(self, num_rows: int) -> int:
         """The most rows that can be left of so many."""
         return int(Decimal(str(self.fraction)) * num_rows)
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """An order over scores."""
-        return over_columns(sizes, 4)
 
     def decide(  # type: ignore[override]
         self, rows: KeepList, scores: Scores, pool: Pool

@@ -12,7 +12,6 @@ from dbp.data.pool import Pool
 from dbp.exact.order import first, keyed_hash
 from dbp.metadata.base import EntrySource
 from dbp.metadata.ngrams import NGrams
-from dbp.planning.effort import Effort, Sizes, over_captions
 from dbp.progress import progress
 
 CAPTIONS = 4096  # held at once
@@ -42,10 +41,6 @@ class FromCaptions(EntrySource):
     def __post_init__(self) -> None:
         for name in ("min_count", "min_pair_count", "sample"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """The sampled captions, read and counted."""
-        return over_captions(sizes)
 
     def texts(self, *, rows: KeepList, pool: Pool, **inputs: Any) -> Iterable[str]:  # type: ignore[override]
         chosen = np.flatnonzero(first(keyed_hash(pool.uid_hashes, 0), rows.mask, self.sample))

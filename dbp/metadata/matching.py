@@ -19,7 +19,6 @@ from dbp.data.pool import Pool
 from dbp.errors import WorldError
 from dbp.metadata.rules import Rule, caption_text, entry_text
 from dbp.parts import Parted
-from dbp.planning.effort import Effort, Sizes, over_captions
 from dbp.work import Part, Work
 
 ROWS = 65_536  # rows of a part: seconds of work, a few MB
@@ -89,10 +88,6 @@ class Matching(Parted):
     keeps_parts: ClassVar[bool] = True
 
     rule: Rule
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """Every caption is read and walked through."""
-        return over_captions(sizes)
 
     def parts(self, pool: Pool, **inputs: Any) -> list[Part]:
         """Runs of rows."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from dbp.clustering.kmeans import semdedup_num_clusters
 from dbp.planning.amounts import bytes_text, flops_text, seconds_text
 from dbp.planning.effort import Effort, Number, vector_bytes
+from dbp.planning.efforts import effort_of
 from dbp.planning.machine import Machine
 from dbp.planning.outlook import Outlook
 from dbp.stage import Node
@@ -77,7 +78,8 @@ def another_k(outlook: Outlook, similar: Node, probe_seconds: Number) -> Iterato
         for node in nodes:
             sizes = outlook.sizes(node)
             assert sizes is not None, "the rows are known"
-            effort: Effort = node.stage.effort(replace(sizes, clusters=k))  # type: ignore[attr-defined]
+            effort = effort_of(node.stage, replace(sizes, clusters=k))
+            assert effort is not None, "these stages have one"
             flops += effort.flops
             seconds += effort.on(outlook.machine(node, probe_seconds), True).seconds or 0.0
         return f"{flops_text(flops)}FLOP, {seconds_text(seconds)}"

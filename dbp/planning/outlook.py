@@ -16,7 +16,8 @@ from dbp.data.pool import Pool
 from dbp.errors import BudgetError, ConfigError
 from dbp.narrowing import Narrowing, PassAll
 from dbp.parts import Parted
-from dbp.planning.effort import UNEVENNESS, Effort, Number, Sizes, over_columns
+from dbp.planning.effort import UNEVENNESS, Effort, Number, Sizes
+from dbp.planning.efforts import effort_of
 from dbp.planning.machine import Machine, probe
 from dbp.planning.pool_size import pool_size
 from dbp.stage import Node, canonical, parameters
@@ -98,9 +99,7 @@ class Outlook:
         stage: Any = node.stage
         if (entry := self.store.entry(node)) and "iterations" in entry.manifest["counts"]:
             stage = replace(stage, num_iterations=entry.manifest["counts"]["iterations"])
-        if hasattr(stage, "effort"):
-            return stage.effort(sizes)
-        return over_columns(sizes) if isinstance(node.stage, Narrowing) else None
+        return effort_of(stage, sizes)
 
     def experience(self, node: Node) -> tuple[float, Entry] | None:
         """Seconds of a row in the longest earlier run of the same encoder, or of the same stage."""

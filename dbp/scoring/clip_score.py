@@ -14,7 +14,6 @@ from dbp.data.vectors import Vectors, in_blocks
 from dbp.errors import ConfigError
 from dbp.exact.products import BLOCK, widened
 from dbp.parts import Parted
-from dbp.planning.effort import Effort, Sizes, vector_bytes
 from dbp.work import Part, Work
 
 
@@ -37,17 +36,6 @@ class ClipScore(Parted):
                 f"{text.width}, so they have no cosine. Take both from one model."
             )
         return [Part(f"part-{number:07d}", number) for number in range(len(image.parts))]
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """Both sides are read and widened, and multiplied in float64 by one thread."""
-        n, d = sizes.rows, sizes.width
-        return Effort(
-            rows=n,
-            values=2.0 * n * d,
-            bytes_read=vector_bytes(n, d) + 32.0 * n,
-            bytes_written=12.0 * n + 4.0 * sizes.pool_rows,
-            memory=BLOCK * 6.0 * d + 8.0 * sizes.pool_rows,
-        )
 
     def make(  # type: ignore[override]
         self, part: Part, folder: Path, pool: Pool, image: Embeddings, text: Embeddings

@@ -14,7 +14,6 @@ from dbp.data.pool import Pool
 from dbp.errors import BudgetError
 from dbp.exact.order import Members, first_of_each, member_keys, ranks
 from dbp.narrowing import Narrowing, PassAll
-from dbp.planning.effort import Effort, Sizes, over_columns
 from dbp.selection.budget import Budget
 
 
@@ -31,10 +30,6 @@ class Selection(Narrowing):
 
     budget: Budget
     seed: int
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """An order over scalar columns; no vector is read. Within clusters it takes about three passes more."""
-        return over_columns(sizes, 8 if "clusters" in self.needs else 4)
 
     def decide(  # type: ignore[override]
         self, rows: KeepList, base: KeepList, pool: Pool, **inputs: Any

@@ -28,7 +28,6 @@ from dbp.metadata.base import EntrySource
 from dbp.metadata.matching import Matching
 from dbp.metadata.rules import Rule
 from dbp.narrowing import Narrowing
-from dbp.planning.effort import Effort, Sizes, over_columns
 from dbp.selection.balance import Balance, Combine, Languages, counted
 from dbp.selection.base import Selection
 from dbp.stage import Node, Offered
@@ -145,10 +144,6 @@ class Balancing(Narrowing):
 class MetaClip(Balancing, Selection):
     """Balance to the common budget: the threshold is solved for."""
 
-    def effort(self, sizes: Sizes) -> Effort:
-        """About ten passes over the matches, to find the threshold."""
-        return over_columns(sizes, 20)
-
     def choose(
         self, rows: KeepList, budget: int, pool: Pool, *, matches: Matches, **inputs: Any
     ) -> tuple[KeepList, dict[str, Any]]:
@@ -190,10 +185,6 @@ class MetaClipThreshold(Balancing):
             self.threshold,
             "at least 1, the captions that an entry keeps; select=metaclip finds it from the budget",
         )
-
-    def effort(self, sizes: Sizes) -> Effort:
-        """A few passes over the matches."""
-        return over_columns(sizes, 8)
 
     def decide(  # type: ignore[override]
         self, rows: KeepList, base: KeepList, pool: Pool, matches: Matches

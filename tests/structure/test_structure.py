@@ -31,9 +31,11 @@ ALGORITHMS = {
 ARROWS = {("dedup", "clustering"), ("selection", "clustering"), ("selection", "metadata")}
 ARROWS |= {("captioning", "encoders")}  # its image network
 ARROWS |= {("selection", "captioning")}  # TL;DR selects by clusters of codes
+ENGINE = {f"dbp/{name}.py" for name in ("stage", "store", "work", "parts", "part_jobs", "runners")}
 # A module of torch cannot be defined without torch: nobody imports these files at the top of another.
 NETWORKS = {"dbp/captioning/model.py"}
-KNOWS_ALL = {"dbp/curate.py", "dbp/settings.py"}  # the recipe, and what it reads of the config
+# The recipe, what it reads of the config, and what each stage costs.
+KNOWS_ALL = {"dbp/curate.py", "dbp/settings.py", "dbp/planning/efforts.py"}
 
 # Verbs stay short: a reviewer reads them from top to bottom.
 VERBS = {
@@ -102,6 +104,13 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "dbp/data").rglob("*.py")), ids=name_of)
 def test_the_nouns_import_no_algorithm(file: Path) -> None:
     assert not [".".join(name) for name in ours(file) if name[1] in ALGORITHMS]
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_no_science_and_no_store_knows_the_cost_model(file: Path) -> None:
+    parts = name_of(file).split("/")
+    if parts[1] in {*ALGORITHMS, "data", "exact"} or name_of(file) in ENGINE:
+        assert not [".".join(name) for name in ours(file) if name[1] == "planning"]
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "dbp").rglob("*.py")), ids=name_of)
