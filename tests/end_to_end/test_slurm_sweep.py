@@ -136,7 +136,10 @@ def test_one_more_temperature_submits_its_arm_alone_and_cancel_empties_the_queue
     told = there.sweep("status", *more)
     assert told.splitlines()[-1] == "4 done, 1 failed"
     assert re.search(
-        r"^dbp temperature=0\.002 +seed 0 +failed +arm was cancelled", told, re.MULTILINE
+        # The arm may have trained its last steps while it was being taken back.
+        r"^dbp temperature=0\.002 +seed 0 +failed +(arm was cancelled|trained; evaluate was cancelled)",
+        told,
+        re.MULTILINE,
     )
 
 
