@@ -108,11 +108,16 @@ def write_summary(
     report.write(out / "ledger.json", json.dumps(ledger_json(ledger), indent=1))
     report.write(out / "planted.json", json.dumps(without_nan(planted), indent=1))
     if settings.plots and cells:
-        from slurm.figures import draw_all
+        from slurm import figures
 
         keys = sorted(str(store.key(point.last)) for point in plan.points)
         shows = json.dumps([report.json_lines(arms), keys, rows])
-        draw_once(out, shows, lambda: draw_all(plan, store, arms, cells, settings, out))
+        draw_once(
+            out,
+            shows,
+            figures.__file__,
+            lambda: figures.draw_all(plan, store, arms, cells, settings, out),
+        )
     return arms
 
 

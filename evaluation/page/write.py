@@ -36,11 +36,12 @@ def write_report(report: Report, out: Path, *, with_figures: bool) -> Path:
         _write(out / "table.csv", tables.csv_text(report.groups))
         _write(out / "table.jsonl", tables.json_lines(report.groups))
         if with_figures:
-            from evaluation.page.figures import draw_figures
+            from evaluation.page import figures
 
             (out / "figures").mkdir(exist_ok=True)
             shows = json.dumps({k: v for k, v in report.data.items() if k != "made"}, default=str)
-            draw_once(out / "figures", shows, lambda: draw_figures(report, out / "figures"))
+            folder = out / "figures"
+            draw_once(folder, shows, figures.__file__, lambda: figures.draw_figures(report, folder))
     except OSError as error:
         raise WorldError(
             f"the report cannot be written into {out} ({error}). Name another folder with out=FOLDER."
