@@ -90,6 +90,11 @@ def _plain(node: Any) -> Any:
 
 
 def locate(target: str, path: str) -> type:
+    """The dataclass that a config or a manifest names, by registered name or dotted path.
+
+    Raises:
+        ConfigError: It cannot be imported, or is no dataclass.
+    """
     module, _, name = place_of(target).rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)

@@ -108,3 +108,8 @@ def name_of(target: type | str) -> str:
     if isinstance(target, type):
         target = f"{target.__module__}.{target.__qualname__}"
     return _NAMES.get(target, target)
+
+
+def word_of(target: str) -> str:
+    """A word for people: the last part of a registered name, or of the class in lower case."""
+    return name_of(target).rpartition("/")[2].rpartition(".")[2].lower()

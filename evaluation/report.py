@@ -9,7 +9,7 @@ from pathlib import Path
 from dbp.disk import replacing
 from evaluation.analysis import span
 from evaluation.comparison import MEAN, Arm, Cell
-from evaluation.tasks import find_task
+from evaluation.tasks import find_task, with_chance
 
 FACTS = ("kept", "samples seen", "steps", "passes")
 
@@ -173,8 +173,7 @@ def _short(task: str) -> str:
 
 
 def _titled(task: str) -> str:
-    chance = find_task(task).chance
-    return _short(task) + ("" if chance is None else f" (chance {100 * chance:.2g})")
+    return with_chance(_short(task), find_task(task).chance)
 
 
 def finer_table(

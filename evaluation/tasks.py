@@ -104,6 +104,11 @@ def _parse(row: dict[str, str]) -> Task:
     )
 
 
+def with_chance(label: str, chance: float | None) -> str:
+    """A heading with the level of chance in percent, where it is known."""
+    return label if chance is None else f"{label} (chance {100 * chance:.2g})"
+
+
 def _uniform_guess(row: dict[str, str]) -> float | None:
     """1 / classes, for metrics that a uniform guess reaches so."""
     is_plain = row["main_metric"] in ("acc1", "mean_per_class_recall") and row["num_classes"]

@@ -24,7 +24,7 @@ from dbp.command_line import overrides as spelled_out
 from dbp.config import build, compose
 from dbp.curate import open_store
 from dbp.errors import ConfigError, DbpError, nearest
-from dbp.names import name_of
+from dbp.names import word_of
 from dbp.store import Store
 from slurm.arms import write_arms
 from slurm.composer import Composer
@@ -180,9 +180,4 @@ def _print_plan(composer: Composer, settings: SweepSettings, grid: Grid, store: 
 
 
 def _name_of(config: Any) -> str:
-    return (
-        name_of(str(config.select.get("_target_", "arm")))
-        .rpartition("/")[2]
-        .rpartition(".")[2]
-        .lower()
-    )
+    return word_of(str(config.select.get("_target_", "arm")))

@@ -17,9 +17,8 @@ import numpy as np
 UNDECIDED = (
     1e-5  # candidates this near to the best in fp32 (its error is below 2e-6) are looked at exactly
 )
-UNITS = (
-    2.0**30
-)  # distances are summed in whole units of 2^-30: the sum depends on neither order nor blocks
+# Distances are summed in whole units of 2^-30, so that the sum depends on neither order nor blocks.
+UNITS = 2.0**30
 GROUP = 64  # columns tested at once
 FREE = {"nnan", "nsz", "reassoc", "contract", "arcp"}  # free summing order: nothing is rounded
 

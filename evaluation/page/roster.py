@@ -14,7 +14,7 @@ from typing import Any
 
 from dbp.disk import replace_json
 from dbp.errors import WorldError
-from dbp.names import name_of
+from dbp.names import name_of, word_of
 from dbp.store import Entry
 
 FILE = "arms.json"
@@ -196,8 +196,7 @@ def _tell(found: Mapping[str, Entry], entry: Entry) -> _Told:
         for above in ancestors(found, one):
             settings |= {f"{above.stage}.{name}": value for name, value in _told(above)}
     made = keep.manifest.get("made_by", {}).get("_target_", "") if keep else ""
-    name = name_of(made)
-    word = METHODS.get(name, name.rpartition("/")[2].rpartition(".")[2].lower())
+    word = METHODS.get(name_of(made), word_of(made))
     seed = train.manifest["parameters"].get("seed", 0) if train else 0
     problem = None
     if evaluate is None:

@@ -18,7 +18,7 @@ from evaluation.page.roster import NamedArm, NamedRun, Roster, missing_inputs
 from evaluation.results import Result
 from evaluation.suites import groups as columns_of_tables
 from evaluation.suites import missing_members
-from evaluation.tasks import find_task
+from evaluation.tasks import find_task, with_chance
 
 FEW = 8  # tasks of a suite that all stand in the table at first
 
@@ -36,7 +36,7 @@ class Column:
     @property
     def heading(self) -> str:
         """The label, with the level of chance where it is known."""
-        return self.label + ("" if self.chance is None else f" (chance {100 * self.chance:.2g})")
+        return with_chance(self.label, self.chance)
 
 
 @dataclass

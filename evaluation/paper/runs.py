@@ -12,7 +12,7 @@ from typing import Any
 
 from dbp.errors import DbpError, StoreError, WorldError, nearest
 from dbp.lineage import lineage
-from dbp.names import PLACES, name_of
+from dbp.names import PLACES, name_of, word_of
 from dbp.store import Entry, Store
 from evaluation.results import Result, load_results
 
@@ -194,10 +194,10 @@ def _chain(store: Store, keep: Entry) -> dict[str, Entry]:
 
 
 def _steps(made: Mapping[str, Any]) -> tuple[str, ...]:
-    name = name_of(str(made["_target_"]))
+    target = str(made["_target_"])
     if "filters" in made:
         return tuple(step for inner in made["filters"] for step in _steps(inner))
-    return STEPS.get(name, (name.rpartition("/")[2].rpartition(".")[2].lower(),))
+    return STEPS.get(name_of(target), (word_of(target),))
 
 
 def _flat(stage: str, made: Mapping[str, Any]) -> dict[str, Any]:
