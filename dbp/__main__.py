@@ -14,23 +14,23 @@ from pathlib import Path
 VERBS = {
     "curate": "dbp.curate",
     "train": "training.train",
-    "evaluate": "evaluation.evaluate",
-    "compare": "evaluation.compare",
-    "report": "evaluation.report_verb",
+    "evaluate": "evaluation.verbs.evaluate",
+    "compare": "evaluation.verbs.compare",
+    "report": "evaluation.verbs.report",
     "sweep": "slurm.sweep",
     "bench": "training.bench",
-    "show": "dbp.show",
-    "why": "dbp.show",
-    "ls": "dbp.show",
-    "gc": "dbp.show",
-    "export": "dbp.export",
-    "import": "dbp.importing",
-    "uids": "dbp.uids",
-    "parts": "dbp.parts_verb",
-    "prefetch": "dbp.prefetch",
-    "rehearse": "dbp.rehearse",
-    "tune": "dbp.tuning",
-    "init": "dbp.init",
+    "show": "dbp.verbs.show",
+    "why": "dbp.verbs.show",
+    "ls": "dbp.verbs.show",
+    "gc": "dbp.verbs.show",
+    "export": "dbp.verbs.export",
+    "import": "dbp.verbs.importing",
+    "uids": "dbp.verbs.uids",
+    "parts": "dbp.verbs.parts",
+    "prefetch": "dbp.verbs.prefetch",
+    "rehearse": "dbp.verbs.rehearse",
+    "tune": "dbp.verbs.tune",
+    "init": "dbp.verbs.init",
     "compat": "dbp.compat",
 }
 LIGHT = (
@@ -131,8 +131,8 @@ def _run(verb: str, rest: list[str]) -> int:
     logging.getLogger().setLevel(logging.WARNING)
     if verb == "import":
         return importlib.import_module(module_name).main(verb, rest) or 0
-    from dbp.command_line import overrides
     from dbp.config import compose
+    from dbp.verbs.command_line import overrides
 
     folders, print_only, keys = _flags(rest)
     if verb in ("sweep", "parts", "rehearse", "bench"):
@@ -196,7 +196,7 @@ def _help(verb: str) -> str:
     about = ast.get_docstring(ast.parse(path.read_text())) or ABOUT[verb]
     if verb in (*LIGHT, "parts", "import", "rehearse", "bench"):
         return about
-    from dbp.command_line import help_text
+    from dbp.verbs.command_line import help_text
 
     return help_text(verb, about)
 

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
+from dbp.engine.paths import config_folder
 from dbp.errors import ConfigError, nearest
 from dbp.names import place_of
-from dbp.paths import config_folder
 
 T = TypeVar("T")
 

@@ -19,15 +19,21 @@ from dbp.data.pool import Pool
 from dbp.dedup.borders import BorderLoss
 from dbp.encoders.base import Encoder
 from dbp.encoders.embed import Embed
+from dbp.engine.runners import PartsSettings
+from dbp.engine.stage import Node
+from dbp.engine.store import Store
 from dbp.errors import ConfigError
 from dbp.narrowing import Narrowing
 from dbp.offers import Made, Offers
 from dbp.planning.rate import rate
-from dbp.runners import PartsSettings
 from dbp.settings import NO_CAPTIONER, Curation, read
-from dbp.stage import Node
-from dbp.store import Store
-from dbp.until import UNTIL, wanted_nodes
+
+# Where a curation may stop.
+UNTIL = (
+    *("index", "embed", "dedup", "score", "filter", "centroids", "cluster", "borders", "select"),
+    "matches",
+    *("captioner", "codes", "captions"),
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,25 @@ def _no_codes() -> Node:
     raise ConfigError(f"select=tldr clusters codes, {NO_CAPTIONER}")
 
 
+def wanted_nodes(nodes: dict[str, Node], until: str) -> list[Node]:
+    """The nodes that `until` names; for `embed` every encoding that the keep list rests on.
+
+    Raises:
+        ConfigError: This recipe makes no such artifact.
+    """
+    if until == "embed":
+        every = [*nodes["select"].lineage(), *nodes["cluster"].lineage()]
+        return list(dict.fromkeys(node for node in every if isinstance(node.stage, Embed)))
+    if until == "matches" and until in nodes["select"].inputs:
+        return [nodes["select"].inputs[until]]
+    if until not in nodes:
+        raise ConfigError(
+            f"until={until}: this recipe makes none. centroids need cluster=kmeans, borders dedup=semdedup, "
+            "codes captioner=paper, captions caption=refined beside, matches select=metaclip with a budget."
+        )
+    return [nodes[until]]
+
+
 def open_store(config: Any, say: Any = print) -> Store:
     """The store that a config names."""
     runner = build(config.parts, PartsSettings, "parts").build() if "parts" in config else None
@@ -162,6 +187,6 @@ def run(config: Any) -> KeepList | None:
 
 
 if __name__ == "__main__":
-    from dbp.command_line import hydra_main
+    from dbp.verbs.command_line import hydra_main
 
     hydra_main("curate", run)

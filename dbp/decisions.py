@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from dbp.data.keep_list import KeepList
+from dbp.engine.stage import rebuild
+from dbp.engine.store import Store
 from dbp.errors import StoreError
 from dbp.lineage import open_keep_list
 from dbp.narrowing import Narrowing
-from dbp.stage import rebuild
-from dbp.store import Store
 
 
 def explained(store: Store, key: str) -> KeepList:

@@ -2,8 +2,8 @@
 
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
+from dbp.engine.store import Entry, Store
 from dbp.errors import StoreError
-from dbp.store import Entry, Store
 
 
 def lineage(store: Store, entry: Entry) -> list[Entry]:

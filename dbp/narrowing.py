@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dbp.data.keep_list import KeepList
-from dbp.stage import Stage
-from dbp.work import Work
+from dbp.engine.stage import Stage
+from dbp.engine.work import Work
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ not needed is never built; what is not offered is refused before any work.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from dbp.engine.stage import Node, Stage
 from dbp.errors import ConfigError
-from dbp.stage import Node, Stage
 
 Made = Node | Callable[[], Node] | None  # none for what is known and left out here
 

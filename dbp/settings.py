@@ -6,10 +6,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from dbp.config import build, locate
 from dbp.encoders.base import Encoder
+from dbp.engine.runners import PartsSettings
+from dbp.engine.stage import Node, Stage
 from dbp.errors import ConfigError
-from dbp.runners import PartsSettings
 from dbp.selection.base import NoSelection
-from dbp.stage import Node, Stage
 
 NO_CAPTIONER = (
     "and captioner=none makes none. Say captioner=paper to train one (captioner=glyphs on the glyphs pool), or "

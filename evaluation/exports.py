@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from dbp.disk import replacing
+from dbp.engine.disk import replacing
 from dbp.errors import ConfigError, WorldError
-from evaluation import fine
+from evaluation.metrics import fine
 from evaluation.results import Result
 from evaluation.tasks import find_task, load_tasks
 

@@ -17,18 +17,18 @@ import numpy as np
 from jaxtyping import Float
 
 from dbp.config import require
-from dbp.data.glyphs import GlyphPlan
+from dbp.engine.stage import runtime
 from dbp.errors import ConfigError
-from dbp.stage import runtime
-from evaluation.data import EvaluationSet
-from evaluation.encode import Towers, encode_pictures
-from evaluation.prepare import Asked, Prepared, prepare
+from dbp.pools.glyphs import GlyphPlan
 from evaluation.results import Failure
+from evaluation.running.encode import Towers, encode_pictures
+from evaluation.running.prepare import Asked, Prepared, prepare
+from evaluation.sets.data import EvaluationSet
+from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.suites import resolve_suite
-from evaluation.tar_index import EvaluationDataError
-from training.ranks import Ranks
-from training.watch import Evaluator
-from training.watched import Measure, Watched
+from training.resume.ranks import Ranks
+from training.watching.watch import Evaluator
+from training.watching.watched import Measure, Watched
 
 log = logging.getLogger("dbp")
 
@@ -100,7 +100,7 @@ class Suite(Evaluator):
             return Path(self.root)
         folder = run.folder / "glyphs"
         if run.ranks.is_first and not folder.exists():
-            from dbp.data.glyph_tasks import render_tasks
+            from dbp.pools.glyph_tasks import render_tasks
 
             beside = run.folder / f".glyphs-{id(self)}"
             render_tasks(self.plan or GlyphPlan(), beside)

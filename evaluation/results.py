@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dbp.disk import replacing
+from dbp.engine.disk import replacing
 from dbp.errors import WorldError
 
 # What makes two results the same measurement.

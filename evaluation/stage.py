@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dbp.config import build, require
+from dbp.engine.progress import progress
+from dbp.engine.stage import Node, Stage, runtime
+from dbp.engine.store import Store
+from dbp.engine.work import Work
 from dbp.errors import ConfigError
 from dbp.names import name_of
-from dbp.progress import progress
-from dbp.stage import Node, Stage, runtime
-from dbp.store import Store
-from dbp.work import Work
-from evaluation.places import set_files
-from evaluation.prepare import VERSION
 from evaluation.results import Failure, Result, load_results, save_results
+from evaluation.running.prepare import VERSION
+from evaluation.sets.places import set_files
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Evaluate(Stage):
             require(holds, name, getattr(self, name), must)
 
     def run(self, work: Work, checkpoint: Any, sets: Any) -> dict[str, Any]:
-        from evaluation.runner import evaluate_checkpoints
+        from evaluation.running.runner import evaluate_checkpoints
 
         failures: list[Failure] = []
         work.begin()
@@ -177,14 +177,14 @@ class Evaluate(Stage):
 
     def asked(self) -> Any:
         """What is measured, as the runner takes it."""
-        from evaluation.prepare import Asked
+        from evaluation.running.prepare import Asked
 
         return Asked(seed=self.seed, limit=self.limit, max_templates=self.max_templates)
 
     def shared_work(self) -> dict[str, Any]:
         """Where pictures are encoded and how that is shown, as the runner takes it."""
         from dbp.device import pick_device
-        from evaluation.devices import list_devices
+        from evaluation.running.devices import list_devices
 
         return {
             "crops": Path(self.crops) if self.crops else None,
@@ -206,7 +206,7 @@ class Evaluate(Stage):
 
     def towers(self, loaded: Any, name: str, device: str) -> Any:
         """A loaded model with what feeds it."""
-        from evaluation.encode import Towers
+        from evaluation.running.encode import Towers
 
         return Towers(
             loaded.model, loaded.preprocess, loaded.tokenizer, name, loaded.digest,
@@ -223,7 +223,7 @@ def encode_together(store: Store, evaluations: Sequence[Node], vectors: Path) ->
         evaluations: Nodes of `Evaluate`; those that read the same pictures in the same way are joined.
         vectors: Where the vectors are kept, for `Evaluate.vectors`.
     """
-    from evaluation.runner import encode_for
+    from evaluation.running.runner import encode_for
 
     groups: dict[tuple[Any, ...], list[tuple[Evaluate, Any]]] = {}
     for node in evaluations:
@@ -259,8 +259,8 @@ def sets_node(config: Any) -> Node:
         ConfigError: No folder is named.
     """
     if config.root == "glyphs":
-        from dbp.data.glyph_pool import GlyphPool, RenderTasks
-        from dbp.data.glyphs import GlyphPlan
+        from dbp.pools.glyph_pool import GlyphPool, RenderTasks
+        from dbp.pools.glyphs import GlyphPlan
 
         rendered = name_of(str(config.pool.get("_target_", ""))) == name_of(GlyphPool)
         plan = build(config.pool.plan, GlyphPlan, "pool.plan") if rendered else GlyphPlan()

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dbp.command_line import USES
-from dbp.command_line import overrides as spelled_out
 from dbp.config import compose, groups
 from dbp.curate import read, recipe
+from dbp.engine.stage import Node
 from dbp.errors import ConfigError, nearest
-from dbp.stage import Node
+from dbp.verbs.command_line import USES
+from dbp.verbs.command_line import overrides as spelled_out
 
 LINK = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
 

@@ -7,8 +7,8 @@ An encoder is half trained and its weights differ by processor, so it is a part 
 from collections.abc import Mapping
 from pathlib import Path
 
+from dbp.engine.store import Store
 from dbp.planning.plan import flat
-from dbp.store import Store
 from slurm.composer import Composer, stages
 from slurm.plan import SEED, Point, expand
 from slurm.settings import Grid, SweepSettings

@@ -15,10 +15,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from dbp.engine.processes import begin_worker, visible_gpus
+from dbp.engine.stage import Node
+from dbp.engine.store import Store
 from dbp.errors import DbpError
-from dbp.processes import begin_worker, visible_gpus
-from dbp.stage import Node
-from dbp.store import Store
 from slurm.composer import stages
 from slurm.plan import Plan, Point
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dbp.config import groups
+from dbp.engine.stage import Node
+from dbp.engine.store import Store
 from dbp.errors import ConfigError, nearest
 from dbp.planning.plan import flat
-from dbp.stage import Node
-from dbp.store import Store
 from slurm.composer import Composer, SharedStages, has
 
 SEED = "seed"

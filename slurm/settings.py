@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dbp.config import require
+from dbp.engine.processes import visible_gpus
 from dbp.errors import ConfigError
 from dbp.planning.plan import flat
-from dbp.processes import visible_gpus
 
 
 @dataclass(frozen=True)

@@ -19,22 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from dbp.clustering.together import assign_together
-from dbp.command_line import USES
-from dbp.command_line import overrides as spelled_out
 from dbp.config import build, compose
 from dbp.curate import open_store
+from dbp.engine.store import Store
 from dbp.errors import ConfigError, DbpError, nearest
 from dbp.names import word_of
-from dbp.store import Store
-from slurm.arms import write_arms
+from dbp.verbs.command_line import USES
+from dbp.verbs.command_line import overrides as spelled_out
+from slurm.cluster.jobs import Sweep
+from slurm.cluster.launcher import Launcher
 from slurm.composer import Composer
 from slurm.encoder import encoder_points, known_encoders, train_encoders, untrained
-from slurm.jobs import Sweep
-from slurm.launcher import Launcher
 from slurm.local import run_here
 from slurm.plan import Plan, check_compute, distinct, expand, require_sets
+from slurm.results.arms import write_arms
+from slurm.results.summary import tell
 from slurm.settings import Grid, SweepSettings
-from slurm.summary import tell
 from slurm.task import leave_on_signals
 
 VERBS = ("plan", "run", "status", "cancel")

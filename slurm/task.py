@@ -17,18 +17,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dbp.disk import replace_json
+from dbp.engine.disk import replace_json
+from dbp.engine.parts import Parted, make_here
+from dbp.engine.runners import Slurm
+from dbp.engine.stage import Node
+from dbp.engine.store import Store
+from dbp.engine.work import Part, Work
 from dbp.errors import DbpError
-from dbp.parts import Parted, make_here
 from dbp.planning.rate import rate
-from dbp.runners import Slurm
-from dbp.stage import Node
-from dbp.store import Store
-from dbp.work import Part, Work
+from slurm.cluster.launcher import Launcher
+from slurm.cluster.manifest import failure_file, read_points
 from slurm.composer import SharedStages
-from slurm.launcher import Launcher
-from slurm.manifest import failure_file, read_points
-from training.signals import SIGNALS
+from training.resume.signals import SIGNALS
 
 Points = Sequence[tuple[str, dict[str, Any]]]
 
@@ -56,7 +56,7 @@ def leave_on_signals() -> None:
 
     def leave(number: int, frame: Any) -> None:
         # Here and below: it loads Lightning, which takes seconds that a command of a person has not.
-        from training.preemption import requeue
+        from training.resume.preemption import requeue
 
         how = "" if number == signal.SIGTERM else requeue()
         if frame is None:  # called by training, which has saved and says so itself
@@ -100,7 +100,7 @@ def attempt(work: Callable[[], Any]) -> str | None:
     try:
         work()
     except DbpError as error:
-        from training.preemption import Preempted
+        from training.resume.preemption import Preempted
 
         if isinstance(error, Preempted):
             raise SystemExit(str(error)) from error
@@ -198,7 +198,7 @@ def arm(folder: Path, points: Points) -> dict[str, str | None]:
 
     Of several ranks the first alone says how it ended.
     """
-    from training.ranks import joined
+    from training.resume.ranks import joined
     from training.run import follow
 
     [(key, config)] = points

@@ -30,8 +30,8 @@ FEW = 256  # pairs that the parts are measured on
 
 def main(keys: list[str], folders: list[str], print_only: bool) -> int:
     """Run `dbp bench`."""
-    from dbp.command_line import overrides
     from dbp.config import compose
+    from dbp.verbs.command_line import overrides
 
     if not keys or keys[0] not in VERBS:
         said = "".join(key for key in keys[:1] if "=" not in key)
@@ -152,7 +152,7 @@ def run(config: Any, what: str, steps: int = 20) -> LoaderTimes | TrainTimes:
     """
     from dbp.curate import open_store, read, recipe
     from dbp.planning.plan import check_budget, require_upstream
-    from training.subset import Subset
+    from training.feed.subset import Subset
     from training.train import stage_of
 
     stage, nodes = stage_of(config), recipe(read(config))
@@ -166,7 +166,7 @@ def run(config: Any, what: str, steps: int = 20) -> LoaderTimes | TrainTimes:
 
 def measure(stage: Any, subset: Any, what: str, steps: int) -> LoaderTimes | TrainTimes:
     """Measure a training stage on a subset; the arguments of `run`, built."""
-    from training.ranks import Ranks
+    from training.resume.ranks import Ranks
     from training.run import prepare
 
     stage = replace(stage, samples_seen=steps * stage.batch_size, epochs=None)
@@ -179,7 +179,7 @@ def measure(stage: Any, subset: Any, what: str, steps: int) -> LoaderTimes | Tra
 
 def loader_times(prepared: Any, pairs: Any) -> LoaderTimes:
     """The parts of the loader's work one by one in this process, then the loader alone."""
-    from training.data import make_loader
+    from training.feed.data import make_loader
 
     feed, stage = prepared.feed, prepared.feed.stage
     parts, num_bytes = part_times(pairs, feed.order)
@@ -200,9 +200,9 @@ def part_times(pairs: Any, order: Any) -> tuple[dict[str, float], float]:
     `collate` is what a batch takes beyond the parts: drawing, moving, putting together. Shards that
     the system has cached are read in the time of calls and copies.
     """
-    from training.data import read_pairs
-    from training.decoding import resize
-    from training.order import Slice, draws
+    from training.feed.data import read_pairs
+    from training.feed.decoding import resize
+    from training.feed.order import Slice, draws
 
     recipe, subset = pairs.augmentation, pairs.subset
     taken = Slice(0, *order.at(np.arange(min(FEW, len(subset)), dtype=np.int64)))
@@ -230,7 +230,7 @@ def part_times(pairs: Any, order: Any) -> tuple[dict[str, float], float]:
 
 def _decoded(pairs: Any, content: bytes, numbers: Any) -> Any:
     from dbp.data.images import Undecodable
-    from training.decoding import decode
+    from training.feed.decoding import decode
 
     recipe, most = pairs.augmentation, pairs.subset.pool.max_pixels
     try:
@@ -245,7 +245,7 @@ def train_times(prepared: Any, pairs: Any, loader: LoaderTimes) -> TrainTimes:
     """Train on one batch again and again, then on what the loader gives."""
     from torch.utils.data import DataLoader
 
-    from training.data import make_loader
+    from training.feed.data import make_loader
 
     feed, device, precision = prepared.feed, prepared.device, prepared.precision
     prepared.module.trims = (
@@ -267,7 +267,7 @@ def step_seconds(module: Any, feed: Any, device: str, precision: str) -> float:
     import torch
     from lightning.pytorch import Callback
 
-    from training.fit import make_trainer, quiet
+    from training.step.fit import make_trainer, quiet
 
     steps = module.horizon.steps
     warm = max(1, steps // 4)

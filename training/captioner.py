@@ -19,14 +19,14 @@ from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.device import pick_device
 from dbp.encoders.base import Encoder, Tower
+from dbp.engine.progress import progress
+from dbp.engine.stage import Stage, runtime
+from dbp.engine.work import Work
 from dbp.errors import ConfigError
-from dbp.progress import progress
-from dbp.stage import Stage, runtime
-from dbp.work import Work
-from training.augmentation import Augmentation
+from training.account.horizon import plan_horizon, whole_steps
 from training.config import Optimiser, Precision, resolve_precision
-from training.horizon import plan_horizon, whole_steps
-from training.subset import Subset
+from training.feed.augmentation import Augmentation
+from training.feed.subset import Subset
 
 log = logging.getLogger("dbp")
 
@@ -107,14 +107,14 @@ def train(stage: TrainCaptioner, work: Work, subset: Subset) -> dict[str, Any]:
         Diverged: The loss is not finite.
         Preempted: A signal came; the run goes on when it is started again.
     """
+    from training.account.metrics import METRICS, metrics_file, read_metrics
     from training.captioning import CaptioningStep, Record
-    from training.data import PairData, Pairs
-    from training.fit import fit
-    from training.metrics import METRICS, metrics_file, read_metrics
-    from training.order import Batches, Order
-    from training.preemption import Guard
-    from training.ranks import Ranks
-    from training.resume import Checkpoints
+    from training.feed.data import PairData, Pairs
+    from training.feed.order import Batches, Order
+    from training.resume.preemption import Guard
+    from training.resume.ranks import Ranks
+    from training.resume.resumable import Checkpoints
+    from training.step.fit import fit
 
     used, held = split(subset, stage.held_out)
     check_codebook(stage.network.num_codes, used)
@@ -173,7 +173,7 @@ def train(stage: TrainCaptioner, work: Work, subset: Subset) -> dict[str, Any]:
 
 def split(subset: Subset, share: float) -> tuple[Subset, Subset]:
     """What is trained on, and what is held out of it by uid."""
-    from training.watched import is_held_out
+    from training.watching.watched import is_held_out
 
     if not share:
         return subset, subset.of(subset.rows[:0])
@@ -228,7 +228,7 @@ def measure(module: Any, pairs: Any, stage: TrainCaptioner) -> dict[str, Any]:
     """Loss, codes used and perplexity on pictures that were held out; nothing where none were."""
     import torch
 
-    from training.order import Slice
+    from training.feed.order import Slice
 
     device = pick_device(stage.device)
     module = module.to(device).eval()

@@ -13,12 +13,12 @@ from dbp.captioning.codes import perplexity
 from dbp.captioning.model import Captioning
 from dbp.captioning.network import Network
 from dbp.encoders.base import Tower
+from training.account.horizon import Horizon
+from training.account.metrics import Write
 from training.config import Optimiser
-from training.horizon import Horizon
-from training.metrics import Write
-from training.module import Diverged
-from training.optim import make_optimiser, set_learning_rate
-from training.order import step_seed
+from training.feed.order import step_seed
+from training.step.module import Diverged
+from training.step.optim import make_optimiser, set_learning_rate
 
 
 class CaptioningStep(LightningModule):

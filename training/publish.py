@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dbp.disk import replace_json
+from dbp.engine.disk import replace_json
+from dbp.engine.stage import Node
+from dbp.engine.store import Entry, Store
 from dbp.lineage import lineage
-from dbp.stage import Node
-from dbp.store import Entry, Store
-from training.metrics import Wandb
+from training.account.metrics import Wandb
 
 OF_CHECKPOINT = ("weights.pt", "open_clip_config.json", "manifest.json")
 TOLD = (

@@ -10,31 +10,31 @@ from typing import Any, NamedTuple
 from dbp.data.captions import Captions
 from dbp.device import pick_device
 from dbp.encoders.openclip import LoadedClip
+from dbp.engine.part_jobs import open_job
+from dbp.engine.progress import progress
+from dbp.engine.stage import parameters
+from dbp.engine.work import Work
 from dbp.errors import ConfigError
-from dbp.part_jobs import open_job
-from dbp.progress import progress
-from dbp.stage import parameters
-from dbp.work import Work
-from training.checkpoint import save_checkpoint
+from training.account.cost import CountFlops, Gauge, at_any_length, hardware_flops
+from training.account.counts import tally_of
+from training.account.horizon import Horizon
+from training.account.metrics import METRICS, Row, Write, metrics_file, read_metrics
+from training.account.recorder import Recorder
 from training.config import resolve_precision
-from training.cost import CountFlops, Gauge, at_any_length, hardware_flops
-from training.counts import tally_of
-from training.data import PairData
-from training.feed import Feed, image_size, make_feed
-from training.fit import fit, fresh_model
-from training.horizon import Horizon
-from training.metrics import METRICS, Row, Write, metrics_file, read_metrics
-from training.module import Contrastive
-from training.preemption import Guard
-from training.ranks import Ranks
-from training.recompute import recompute_blocks
-from training.recorder import Recorder
-from training.resume import Checkpoints
+from training.feed.assemble import Feed, image_size, make_feed
+from training.feed.data import PairData
+from training.feed.subset import Subset
+from training.resume.checkpoint import save_checkpoint
+from training.resume.preemption import Guard
+from training.resume.ranks import Ranks
+from training.resume.resumable import Checkpoints
 from training.settings import TrainSettings
-from training.subset import Subset
-from training.trimming import can_trim
-from training.validation import EVALUATIONS, Validation
-from training.watched import Watched
+from training.step.fit import fit, fresh_model
+from training.step.module import Contrastive
+from training.step.recompute import recompute_blocks
+from training.step.trimming import can_trim
+from training.watching.validation import EVALUATIONS, Validation
+from training.watching.watched import Watched
 
 log = logging.getLogger("dbp")
 

@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 
 from dbp.config import require
-from dbp.stage import runtime
-from training.augmentation import Augmentation
-from training.captions import CaptionMix
+from dbp.engine.stage import runtime
+from training.account.horizon import check_budget_kind, whole_steps
+from training.account.metrics import Logger
 from training.config import Model, Optimiser, Precision
-from training.horizon import check_budget_kind, whole_steps
-from training.metrics import Logger
-from training.streaming import Streaming
-from training.watch import Watch
-from training.weights import Mixture
+from training.feed.augmentation import Augmentation
+from training.feed.captions import CaptionMix
+from training.feed.streaming import Streaming
+from training.feed.weights import Mixture
+from training.watching.watch import Watch
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 from dbp.data.captions import Captions
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
-from dbp.part_jobs import write_job
-from dbp.stage import Stage
-from dbp.work import Work
-from training.checkpoint import Checkpoint
+from dbp.engine.part_jobs import write_job
+from dbp.engine.stage import Stage
+from dbp.engine.work import Work
 from training.config import resolve_precision
-from training.ranks import here
+from training.feed.subset import Subset
+from training.resume.checkpoint import Checkpoint
+from training.resume.ranks import here
 from training.settings import TrainSettings
-from training.subset import Subset
 
 
 @dataclass(frozen=True)

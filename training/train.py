@@ -14,12 +14,12 @@ from typing import Any
 
 from dbp.config import build
 from dbp.curate import open_store, read, recipe
+from dbp.engine.stage import Node
 from dbp.planning.plan import check_budget, print_plan, require_upstream
-from dbp.stage import Node
-from training.checkpoint import Checkpoint
 from training.config import Model
 from training.publish import publish_run
-from training.ranks import joined
+from training.resume.checkpoint import Checkpoint
+from training.resume.ranks import joined
 from training.stage import Train
 
 # Field of `train` -> the group of the config that it takes in.
@@ -81,6 +81,6 @@ def lead(config: Any) -> Checkpoint | None:
 
 
 if __name__ == "__main__":
-    from dbp.command_line import hydra_main
+    from dbp.verbs.command_line import hydra_main
 
     hydra_main("train", run)

@@ -17,9 +17,9 @@ from dbp.data.images import Undecodable, decode_rgb
 from dbp.data.missing import Missing
 from dbp.data.pool import Pool
 from dbp.encoders.embed import contents_of, end_of, parts_of
-from dbp.parts import Parted
-from dbp.stage import runtime
-from dbp.work import Part, Work
+from dbp.engine.parts import Parted
+from dbp.engine.stage import runtime
+from dbp.engine.work import Part, Work
 
 Kind = Literal["histogram", "mean", "published"]
 BLOCK = 512  # rows whose vectors are made together: 0.6 GB for 197 places of 768 numbers

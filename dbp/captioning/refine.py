@@ -18,10 +18,10 @@ from dbp.data.captions import Captions, write_captions
 from dbp.data.codes import Codes
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
+from dbp.engine.parts import Parted
+from dbp.engine.stage import runtime
+from dbp.engine.work import Part, Work
 from dbp.exact.order import keyed_hash
-from dbp.parts import Parted
-from dbp.stage import runtime
-from dbp.work import Part, Work
 
 log = logging.getLogger("dbp")
 

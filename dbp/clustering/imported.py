@@ -13,11 +13,11 @@ from dbp.data.clusters import Clusters
 from dbp.data.keep_list import KeepList
 from dbp.data.missing import Missing
 from dbp.data.pool import Pool, hash_64
-from dbp.data.sorted_clusters import Members, SortedClusters, find_centroids, load_centroids
+from dbp.engine.progress import progress
+from dbp.engine.stage import Stage, runtime
+from dbp.engine.work import Work
 from dbp.errors import WorldError
-from dbp.progress import progress
-from dbp.stage import Stage, runtime
-from dbp.work import Work
+from dbp.formats.sorted_clusters import Members, SortedClusters, find_centroids, load_centroids
 
 RUN = 2_000_000  # members joined at once: about 400 MB of keys, theirs and the pool's
 ROUNDING = 1e-3  # how far a distance may lie outside [0, 2]

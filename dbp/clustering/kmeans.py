@@ -17,14 +17,14 @@ from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.data.vectors import Vectors, in_blocks
 from dbp.device import pick_device
-from dbp.disk import link_or_copy
+from dbp.engine.disk import link_or_copy
+from dbp.engine.parts import Parted
+from dbp.engine.progress import log
+from dbp.engine.stage import Node, Offered, Stage, runtime
+from dbp.engine.work import Part, Work
 from dbp.errors import ConfigError
 from dbp.exact.products import BLOCK, Assigner, side_by_side
 from dbp.offers import other_side
-from dbp.parts import Parted
-from dbp.progress import log
-from dbp.stage import Node, Offered, Stage, runtime
-from dbp.work import Part, Work
 
 RUNS_ABOVE = 4e9  # bytes of vectors that a small machine keeps at hand, so that reading here and there is fast
 

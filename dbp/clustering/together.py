@@ -11,11 +11,11 @@ import numpy as np
 from dbp.clustering.kmeans import KMeans
 from dbp.data.vectors import Vectors, in_blocks
 from dbp.device import pick_device
+from dbp.engine.progress import progress
+from dbp.engine.stage import Node
+from dbp.engine.store import Store
+from dbp.engine.work import Part, Work
 from dbp.exact.products import Assigner
-from dbp.progress import progress
-from dbp.stage import Node
-from dbp.store import Store
-from dbp.work import Part, Work
 
 
 def with_others(cluster: Node, sizes: Sequence[int], fit: Node) -> list[Node]:

@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from dbp.clustering.geometry import complexity, d_inter, d_intra, softmax
-from dbp.data.sorted_clusters import SortedClusters, find_centroids, load_centroids
-from dbp.disk import replacing
+from dbp.engine.disk import replacing
+from dbp.engine.progress import progress
 from dbp.errors import ConfigError, WorldError
-from dbp.progress import progress
+from dbp.formats.sorted_clusters import SortedClusters, find_centroids, load_centroids
 
 UNIT = 1e-3  # centroids this near to length 1 give the script's numbers, too
 NOISE = (

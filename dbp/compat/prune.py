@@ -19,9 +19,9 @@ from dbp.compat.distances import (
     save_npy,
 )
 from dbp.compat.quotas import Quotas, exact_quotas, reference_quotas
-from dbp.data.sorted_clusters import SortedClusters
+from dbp.engine.progress import progress
 from dbp.errors import ConfigError, WorldError
-from dbp.progress import progress
+from dbp.formats.sorted_clusters import SortedClusters
 
 PAPER = {"temperature": 0.1, "cls_bal_ratio": 0.0}  # what the paper used where the script has 0.5
 

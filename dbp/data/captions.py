@@ -23,9 +23,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int, Int64, UInt8
 
-from dbp.data.names import Texts, hashes_64, texts_of
 from dbp.data.pool import Pool
 from dbp.errors import ConfigError, StoreError, WorldError, nearest
+from dbp.formats.uid_pairs import Texts, hashes_64, texts_of
 
 compute: Any = pc  # its functions are made at import, so no type checker sees them
 BLOCK = 1 << 16  # rows of the Parquet file at a time

@@ -14,8 +14,8 @@ from PIL import Image
 
 from dbp.data.columns import Columns
 from dbp.data.images import decode_rgb
+from dbp.engine.paths import is_remote
 from dbp.errors import PoolError
-from dbp.paths import is_remote
 
 SCHEMA = pa.schema(
     [

@@ -21,9 +21,9 @@ from dbp.data.embeddings import Embeddings
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.data.vectors import Vectors, in_blocks
+from dbp.engine.parts import Parted
+from dbp.engine.work import Part, Work
 from dbp.exact.products import BLOCK, widened
-from dbp.parts import Parted
-from dbp.work import Part, Work
 
 EPSILONS = (0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
 

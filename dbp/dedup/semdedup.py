@@ -20,10 +20,10 @@ from dbp.data.keep_list import KeepList
 from dbp.dedup.borders import Borders
 from dbp.dedup.pairs import nearest_earlier as nearest_earlier  # the notebook's name for it
 from dbp.dedup.similar import Keep, Match, NearestEarlier, SimilarRows
+from dbp.engine.stage import Node, Offered, runtime
 from dbp.errors import BudgetError, ConfigError
 from dbp.exact.order import ascending, first
 from dbp.narrowing import Narrowing
-from dbp.stage import Node, Offered, runtime
 
 Rule = Literal["chain", "greedy"]
 

@@ -20,11 +20,11 @@ from dbp.data.scores import Scores
 from dbp.data.vectors import Vectors
 from dbp.dedup.pairs import nearest_earlier, similar_pairs
 from dbp.device import pick_device
+from dbp.engine.parts import Parted
+from dbp.engine.stage import runtime
+from dbp.engine.work import Part, Work
 from dbp.exact.order import keyed_hash
 from dbp.offers import other_side
-from dbp.parts import Parted
-from dbp.stage import runtime
-from dbp.work import Part, Work
 
 Keep = Literal["hard", "easy", "random", "score", "largest"]
 Match = Literal["image", "text", "joint", "both", "either"]

@@ -10,15 +10,15 @@ import numpy as np
 
 from dbp.data.embeddings import Embeddings, save_part
 from dbp.data.images import Undecodable, decode_rgb
-from dbp.data.index import part_name
 from dbp.data.pool import Pool, caption_from
-from dbp.data.tars import SAMPLE_FORMATS, image_of, samples
 from dbp.encoders.base import Encoder, Tower
+from dbp.engine.parts import Parted
+from dbp.engine.paths import is_remote
+from dbp.engine.stage import runtime
+from dbp.engine.work import Part, Work
 from dbp.errors import ConfigError, PoolError
-from dbp.parts import Parted
-from dbp.paths import is_remote
-from dbp.stage import runtime
-from dbp.work import Part, Work
+from dbp.formats.tars import SAMPLE_FORMATS, image_of, samples
+from dbp.pools.index import part_name
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from dbp.data.columns import Columns
-from dbp.data.datacomp import metadata_files
-from dbp.data.names import Names, hashes_64
 from dbp.data.pool import Pool
 from dbp.encoders.base import Encoder
 from dbp.encoders.precomputed import Reads, content_digest, open_vectors
+from dbp.engine.progress import log
+from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError, nearest
-from dbp.progress import log
-from dbp.stage import runtime
+from dbp.formats.uid_pairs import Names, hashes_64
+from dbp.pools.datacomp import metadata_files
 
 Side = Literal["image", "text"]
 

@@ -11,8 +11,8 @@ from jaxtyping import Float32
 from dbp.device import pick_device
 from dbp.encoders.base import Encoder, Tower, file_digest
 from dbp.encoders.tokens import tokens_of
+from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError, nearest
-from dbp.stage import runtime
 
 # A word of `preprocess_cfg` in a model's JSON -> open_clip's argument for it.
 PREPROCESS = {

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 
 from dbp.data.pool import Pool
 from dbp.encoders.base import Encoder, Tower, file_digest
+from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError
-from dbp.stage import runtime
 
 REMEMBERED = 1 << 24  # bytes from which a file's digest is kept for the next process
 SETTLED = 2.0  # seconds without a change before it is

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from dbp.data.pool import Pool
-from dbp.data.rehearsal import RehearsalPool
 from dbp.encoders.base import Encoder, Tower
-from dbp.stage import runtime
+from dbp.engine.stage import runtime
+from dbp.pools.rehearsal import RehearsalPool
 
 
 @dataclass(frozen=True)

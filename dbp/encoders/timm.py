@@ -9,8 +9,8 @@ from jaxtyping import Float32
 from dbp.device import pick_device
 from dbp.encoders.base import Encoder, Tower, file_digest
 from dbp.encoders.tokens import tokens_of
+from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError, nearest
-from dbp.stage import runtime
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from dbp.config import require
 from dbp.data.keep_list import KeepList
+from dbp.engine.stage import Stage
 from dbp.narrowing import Narrowing
-from dbp.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,20 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int
 
 from dbp.config import require
-from dbp.data.datacomp import score_column
 from dbp.data.embeddings import Embeddings
-from dbp.data.exchange import digest_of
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
+from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError
 from dbp.exact.order import first, score_keys
 from dbp.filtering.combine import Chain
 from dbp.filtering.language import Language, NamesObject
 from dbp.filtering.rules import Rules
 from dbp.filtering.threshold import by_score
+from dbp.formats.exchange import digest_of
 from dbp.narrowing import Narrowing
-from dbp.stage import runtime
+from dbp.pools.datacomp import score_column
 
 PRODUCTS = 1 << 24  # inner products held at once: 64 MB
 UNDECIDED = 1e-4  # products this near to the largest are compared again in float64

@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import Bool
 
 from dbp.config import require
-from dbp.data.exchange import digest_of
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
+from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError, nearest
+from dbp.formats.exchange import digest_of
 from dbp.narrowing import Narrowing
-from dbp.stage import runtime
 
 BLOCK = 1 << 16  # captions held at once
 DETECTORS = ("column:NAME", "fasttext:FILE", "cld3", "langid")

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from dbp.config import require
 from dbp.data.entries import Entries, cleaned
+from dbp.engine.stage import Stage, parameters
+from dbp.engine.work import Work
 from dbp.errors import WorldError
-from dbp.stage import Stage, parameters
-from dbp.work import Work
 
 
 @dataclass(frozen=True)

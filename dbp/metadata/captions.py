@@ -9,10 +9,10 @@ import numpy as np
 from dbp.config import require
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
+from dbp.engine.progress import progress
 from dbp.exact.order import first, keyed_hash
 from dbp.metadata.base import EntrySource
 from dbp.metadata.ngrams import NGrams
-from dbp.progress import progress
 
 CAPTIONS = 4096  # held at once
 

@@ -16,10 +16,10 @@ from dbp.data.entries import Entries
 from dbp.data.keep_list import KeepList
 from dbp.data.matches import Matches
 from dbp.data.pool import Pool
+from dbp.engine.parts import Parted
+from dbp.engine.work import Part, Work
 from dbp.errors import WorldError
 from dbp.metadata.rules import Rule, caption_text, entry_text
-from dbp.parts import Parted
-from dbp.work import Part, Work
 
 ROWS = 65_536  # rows of a part: seconds of work, a few MB
 CAPTIONS = 4096  # captions held at once

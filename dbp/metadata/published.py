@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from dbp.engine.stage import runtime
 from dbp.errors import ConfigError
 from dbp.metadata.base import EntrySource, Joined, Numbers
 from dbp.metadata.wikipedia import Pairs, Place, Titles, Words
 from dbp.metadata.wordnet import WordNet
-from dbp.stage import runtime
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from dbp.config import require
-from dbp.data.exchange import digest_of
+from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError
+from dbp.formats.exchange import digest_of
 from dbp.metadata.base import EntrySource
 from dbp.metadata.ngrams import NGrams, by_count, mutual_information
-from dbp.stage import runtime
 
 Place = Literal["first", "last"]
 

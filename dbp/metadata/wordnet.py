@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dbp.data.exchange import digest_of
+from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError
+from dbp.formats.exchange import digest_of
 from dbp.metadata.base import EntrySource
-from dbp.stage import runtime
 
 PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
 

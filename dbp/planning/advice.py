@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from dbp.clustering.kmeans import semdedup_num_clusters
+from dbp.engine.stage import Node
 from dbp.planning.amounts import bytes_text, flops_text, seconds_text
 from dbp.planning.effort import Effort, Number, vector_bytes
 from dbp.planning.efforts import effort_of
 from dbp.planning.machine import Machine
 from dbp.planning.outlook import Outlook
-from dbp.stage import Node
 
 PART_BYTES = (8e6, 256e6)  # of a part's vectors: seconds of work, and far from any memory's bound
 PARTS_OF_WORKER = 4  # so that workers end together

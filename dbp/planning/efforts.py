@@ -13,6 +13,7 @@ from dbp.clustering import lloyd
 from dbp.clustering.kmeans import RUNS_ABOVE
 from dbp.dedup.pairs import COLUMNS, ROWS
 from dbp.dedup.similar import PART_ROWS
+from dbp.engine.stage import Stage
 from dbp.exact.products import BLOCK
 from dbp.filtering.datacomp import PRODUCTS
 from dbp.names import name_of
@@ -29,7 +30,6 @@ from dbp.planning.effort import (
     over_columns,
     vector_bytes,
 )
-from dbp.stage import Stage
 
 
 def effort_of(stage: Stage, sizes: Sizes) -> Effort | None:

@@ -13,15 +13,15 @@ from dbp.clustering.kmeans import semdedup_num_clusters
 from dbp.data.clusters import Clusters
 from dbp.data.embeddings import Embeddings
 from dbp.data.pool import Pool
+from dbp.engine.parts import Parted
+from dbp.engine.stage import Node, canonical, parameters
+from dbp.engine.store import Entry, Store
 from dbp.errors import BudgetError, ConfigError
 from dbp.narrowing import Narrowing, PassAll
-from dbp.parts import Parted
 from dbp.planning.effort import UNEVENNESS, Effort, Number, Sizes
 from dbp.planning.efforts import effort_of
 from dbp.planning.machine import Machine, probe
 from dbp.planning.pool_size import pool_size
-from dbp.stage import Node, canonical, parameters
-from dbp.store import Entry, Store
 
 HEADER = 128  # bytes of a .npy before its numbers
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from dbp.data.embeddings import Embeddings
 from dbp.data.keep_list import KeepList
+from dbp.engine.stage import Node, parameters
+from dbp.engine.store import Entry, Store
 from dbp.errors import BudgetError, StoreError
 from dbp.planning.advice import advice
 from dbp.planning.amounts import bytes_text, count_text, flops_text, seconds_text
 from dbp.planning.effort import Effort, Timing, vector_bytes
 from dbp.planning.outlook import Outlook, needed_for, same_once
-from dbp.stage import Node, parameters
-from dbp.store import Entry, Store
 
 PROBE = 2.0  # seconds that measuring the machine may take, and as much again if stages differ in threads
 HEAD = ("stage", "key", "state", "rows", "read", "written", "FLOP", "time", "memory", "bound by")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dbp.engine.paths import is_remote
+from dbp.engine.stage import Node
 from dbp.errors import DbpError
-from dbp.paths import is_remote
-from dbp.stage import Node
 
 SCANNED = 20_000  # samples of the first shard that are counted, at most
 TRIED = 200  # samples that are read as the index reads them, at most
@@ -63,7 +63,7 @@ def pool_size(node: Node) -> PoolSize | None:
 def _of_metadata(stage: Any) -> PoolSize:
     import pyarrow.parquet as pq
 
-    from dbp.data.datacomp import metadata_files
+    from dbp.pools.datacomp import metadata_files
 
     files = metadata_files(stage.metadata)
     rows = sum(pq.read_metadata(file).num_rows for file in files)
@@ -72,7 +72,7 @@ def _of_metadata(stage: Any) -> PoolSize:
 
 
 def _of_sorted_clusters(path: str) -> PoolSize:
-    from dbp.data.sorted_clusters import SortedClusters
+    from dbp.formats.sorted_clusters import SortedClusters
 
     clusters = SortedClusters.open(path, setting="pool.path")
     sizes = (clusters.path(j).stat().st_size for j in range(clusters.num_clusters))
@@ -108,7 +108,7 @@ def _of_tars(stage: Any) -> PoolSize | None:
 def _count(shard: str) -> tuple[int, int, bool]:
     """Samples at the front of a tar, the bytes that hold them, and whether that is all of it."""
     from dbp.data.images import IMAGE_FORMATS
-    from dbp.data.tar_headers import Damaged, spans, split
+    from dbp.formats.tar_headers import Damaged, spans, split
 
     wanted = {kind.encode() for kind in (*IMAGE_FORMATS, "txt", "json")}
     handle = os.open(shard, os.O_RDONLY)
@@ -138,7 +138,7 @@ def _row_seconds(stage: Any, shard: str) -> float | None:
     Members, hashes and picture headers are read as in earnest. The first call is not counted, since it
     loads what reads pictures.
     """
-    from dbp.data.tars import SAMPLE_FORMATS, samples
+    from dbp.formats.tars import SAMPLE_FORMATS, samples
 
     began, count = 0.0, -1
     try:

@@ -4,13 +4,13 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 
+from dbp.engine.runners import Slurm
+from dbp.engine.stage import Node
+from dbp.engine.store import Entry, Store
 from dbp.errors import DbpError
 from dbp.planning.amounts import bytes_text
 from dbp.planning.effort import PRODUCT, READING, SENDING, WRITING, Effort
 from dbp.planning.outlook import Outlook
-from dbp.runners import Slurm
-from dbp.stage import Node
-from dbp.store import Entry, Store
 
 LONG = 2.0  # seconds from which a stage's rate is worth a measurement
 PROBE = 0.6  # seconds that measuring the machine may take, once in a process

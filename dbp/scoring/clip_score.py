@@ -11,10 +11,10 @@ from dbp.data.embeddings import Embeddings
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
 from dbp.data.vectors import Vectors, in_blocks
+from dbp.engine.parts import Parted
+from dbp.engine.work import Part, Work
 from dbp.errors import ConfigError
 from dbp.exact.products import BLOCK, widened
-from dbp.parts import Parted
-from dbp.work import Part, Work
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dbp.data.datacomp import score_column
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
-from dbp.stage import Stage
-from dbp.work import Work
+from dbp.engine.stage import Stage
+from dbp.engine.work import Work
+from dbp.pools.datacomp import score_column
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from dbp.data.clusters import Clusters
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
+from dbp.engine.stage import Node, Offered, runtime
 from dbp.errors import BudgetError
 from dbp.exact.order import Members, first, score_keys
 from dbp.selection.base import Selection, by_quota, candidates
 from dbp.selection.quotas import allocate
-from dbp.stage import Node, Offered, runtime
 
 
 @dataclass(frozen=True)

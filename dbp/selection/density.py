@@ -22,10 +22,10 @@ from dbp.config import require
 from dbp.data.clusters import Clusters
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
+from dbp.engine.work import Work
 from dbp.exact.order import Members
 from dbp.selection.base import Selection, by_quota, candidates
 from dbp.selection.quotas import allocate
-from dbp.work import Work
 
 Complexity = Literal["product", "d_intra", "d_inter", "size", "equal"]
 

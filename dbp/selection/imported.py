@@ -7,13 +7,13 @@ import numpy as np
 from jaxtyping import Bool
 
 from dbp.config import require
-from dbp.data.exchange import digest_of, kind_of, read_texts, read_uid_file
 from dbp.data.keep_list import KeepList
-from dbp.data.names import BLOCK, Names, hashes_64, hex_bytes, match_pairs
 from dbp.data.pool import Pool
+from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError
+from dbp.formats.exchange import digest_of, kind_of, read_texts, read_uid_file
+from dbp.formats.uid_pairs import BLOCK, Names, hashes_64, hex_bytes, match_pairs
 from dbp.narrowing import Narrowing
-from dbp.stage import runtime
 
 
 @dataclass(frozen=True)

@@ -18,20 +18,20 @@ import numpy as np
 from jaxtyping import Bool
 
 from dbp.config import require
-from dbp.data.entry_table import write_entry_table
 from dbp.data.keep_list import KeepList
 from dbp.data.matches import Matches
 from dbp.data.pool import Pool
+from dbp.engine.stage import Node, Offered
+from dbp.engine.work import Work
 from dbp.errors import BudgetError
 from dbp.exact.order import keyed_hash, ranks
 from dbp.metadata.base import EntrySource
+from dbp.metadata.entry_table import write_entry_table
 from dbp.metadata.matching import Matching
 from dbp.metadata.rules import Rule
 from dbp.narrowing import Narrowing
 from dbp.selection.balance import Balance, Combine, Languages, counted
 from dbp.selection.base import Selection
-from dbp.stage import Node, Offered
-from dbp.work import Work
 
 NONE, UNLUCKY, LUCKY = "no entry matches", "not drawn", "drawn"
 

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Float32
 
-from evaluation.data import EvaluationSet
+from evaluation.sets.data import EvaluationSet
 
 Outcomes = Mapping[str, np.ndarray]
 EncodeTexts = Callable[[Sequence[str]], Float[np.ndarray, "t d"]]
@@ -63,7 +63,7 @@ class Scorer(ABC):
     def fine(
         self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, logit_scale: float
     ) -> Outcomes:
-        """Finer measures of each sample, by the names of `evaluation/fine.py`; none for most kinds."""
+        """Finer measures of each sample, by the names of `evaluation/metrics/fine.py`; none for most kinds."""
         return {}
 
     def measure(

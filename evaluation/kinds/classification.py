@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from evaluation import fine, zero_shot
-from evaluation.data import EvaluationSet
 from evaluation.kinds.base import EncodeTexts, Outcomes, Scored, Scorer, choose_rows
+from evaluation.metrics import fine, zero_shot
+from evaluation.sets.data import EvaluationSet
 
 
 class Classification(Scorer):

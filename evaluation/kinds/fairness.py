@@ -10,13 +10,13 @@ from functools import partial
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from evaluation import groups, zero_shot
-from evaluation.data import NAMES_FILE, TEMPLATES_FILE, EvaluationSet, open_set
-from evaluation.groups import Measure
 from evaluation.kinds.base import EncodeTexts, Kind, Outcomes, Scored, Scorer, choose_rows
 from evaluation.kinds.wilds import InGroups, in_groups, is_right
-from evaluation.metadata import read_fields
-from evaluation.tar_index import EvaluationDataError
+from evaluation.metrics import groups, zero_shot
+from evaluation.metrics.groups import Measure
+from evaluation.sets.data import NAMES_FILE, TEMPLATES_FILE, EvaluationSet, open_set
+from evaluation.sets.metadata import read_fields
+from evaluation.sets.tar_index import EvaluationDataError
 
 
 class DollarStreet(InGroups):

@@ -11,12 +11,12 @@ from functools import partial
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Shaped
 
-from evaluation import zero_shot
-from evaluation.data import EvaluationSet, open_set
 from evaluation.kinds.base import EncodeTexts, Kind, Outcomes, Scored, Scorer, choose_rows
-from evaluation.metadata import read_vectors
-from evaluation.significance import picture_draws
-from evaluation.tar_index import EvaluationDataError
+from evaluation.metrics import zero_shot
+from evaluation.sets.data import EvaluationSet, open_set
+from evaluation.sets.metadata import read_vectors
+from evaluation.sets.tar_index import EvaluationDataError
+from evaluation.statistics.significance import picture_draws
 
 METRIC = "mean_average_precision"
 

@@ -2,14 +2,14 @@
 
 from functools import partial
 
-from evaluation import retrieval, winogavil, zero_shot
-from evaluation.data import open_set
-from evaluation.hub import open_captioned, open_winogavil
 from evaluation.kinds import fairness, multilabel, wilds
 from evaluation.kinds.base import Kind
 from evaluation.kinds.classification import Classification
 from evaluation.kinds.retrieval import Retrieval
 from evaluation.kinds.winogavil import Winogavil
+from evaluation.metrics import retrieval, winogavil, zero_shot
+from evaluation.sets.data import open_set
+from evaluation.sets.hub import open_captioned, open_winogavil
 
 KINDS: dict[str, Kind] = {
     "classification": Kind(

@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import Float
 
-from evaluation import fine, retrieval, zero_shot
-from evaluation.data import EvaluationSet
 from evaluation.kinds.base import EncodeTexts, Outcomes, Scored, Scorer, choose_rows
+from evaluation.metrics import fine, retrieval, zero_shot
+from evaluation.sets.data import EvaluationSet
 
 
 class Retrieval(Scorer):

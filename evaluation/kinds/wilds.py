@@ -12,14 +12,14 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from evaluation import groups, zero_shot
-from evaluation.data import EvaluationSet, open_set
-from evaluation.groups import Measure
 from evaluation.kinds.base import EncodeTexts, Kind, Outcomes, Scored
 from evaluation.kinds.classification import Classification
-from evaluation.metadata import read_fields
-from evaluation.significance import mean_replicates
-from evaluation.tar_index import EvaluationDataError
+from evaluation.metrics import groups, zero_shot
+from evaluation.metrics.groups import Measure
+from evaluation.sets.data import EvaluationSet, open_set
+from evaluation.sets.metadata import read_fields
+from evaluation.sets.tar_index import EvaluationDataError
+from evaluation.statistics.significance import mean_replicates
 
 
 class WithMetadata(Classification):

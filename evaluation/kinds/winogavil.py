@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import Float
 
-from evaluation import winogavil
-from evaluation.data import EvaluationSet
 from evaluation.kinds.base import EncodeTexts, Scored, Scorer, choose_rows
+from evaluation.metrics import winogavil
+from evaluation.sets.data import EvaluationSet
 
 
 class Winogavil(Scorer):

@@ -33,10 +33,10 @@ import torch
 from dbp.clustering import lloyd
 from dbp.clustering.kmeans import assign_rows, write_run
 from dbp.data.embeddings import Embeddings, save_part
-from dbp.data.rehearsal import RehearsalPool
 from dbp.data.vectors import Vectors
 from dbp.dedup.pairs import nearest_earlier
 from dbp.exact.products import BLOCK, side_by_side
+from dbp.pools.rehearsal import RehearsalPool
 from dbp.selection.quotas import allocate
 
 Say = Callable[..., None]
@@ -374,9 +374,9 @@ def temperature(options: Any) -> None:
     """A new temperature on scalar columns: DBP's whole stage, files written, as `dbp curate` does it."""
     from dbp.data.clusters import Clusters
     from dbp.data.keep_list import KeepList, everything
+    from dbp.engine.work import Work
     from dbp.selection.budget import Budget
     from dbp.selection.density import Density
-    from dbp.work import Work
 
     n, k = options.rows, options.clusters
     folder = options.folder / f"scalars-{n}"

@@ -48,7 +48,7 @@ def jpeg(rng: np.random.Generator, width: int, height: int, colour: np.ndarray) 
 
 def write(folder: Path, num: int, seed: int, size: tuple[int, int]) -> None:
     """One set of classification in DataComp's layout, in two tars."""
-    from evaluation.miniature import write_set
+    from evaluation.sets.miniature import write_set
 
     rng = np.random.default_rng(seed)
     colours = rng.integers(256, size=(len(NAMES), 3))
@@ -148,11 +148,11 @@ def pictures(options: argparse.Namespace, folder: Path) -> None:
     import torch
 
     from dbp.encoders.openclip import load_openclip
-    from evaluation.data import open_set
-    from evaluation.encode import Chunk, Towers, encode_chunks
-    from evaluation.pixels import Pictures, Transform
-    from evaluation.prepare import Asked
-    from evaluation.runner import evaluate_checkpoints
+    from evaluation.running.encode import Chunk, Towers, encode_chunks
+    from evaluation.running.prepare import Asked
+    from evaluation.running.runner import evaluate_checkpoints
+    from evaluation.sets.data import open_set
+    from evaluation.sets.pixels import Pictures, Transform
 
     write(folder / "sets" / "wds_food101_test", options.pictures, 0, (500, 375))
     most = max(options.checkpoints)

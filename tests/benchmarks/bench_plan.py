@@ -18,20 +18,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dbp.command_line import overrides
 from dbp.config import build, compose
 from dbp.curate import open_store
-from dbp.stage import Node
-from dbp.store import Store
+from dbp.engine.stage import Node
+from dbp.engine.store import Store
+from dbp.verbs.command_line import overrides
+from slurm.cluster.jobs import Sweep
+from slurm.cluster.launcher import Launcher
+from slurm.cluster.manifest import Job, Manifest, read_points, write_round
+from slurm.cluster.watching import Queue, Queued, states
 from slurm.composer import Composer, stages
-from slurm.jobs import Sweep
-from slurm.launcher import Launcher
-from slurm.manifest import Job, Manifest, read_points, write_round
 from slurm.plan import Plan
 from slurm.settings import Grid, SweepSettings
 from slurm.sweep import divide
 from slurm.task import open_points
-from slurm.watching import Queue, Queued, states
 
 GOAL = 20.0
 VIT = {

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 from report_toys import shown, synthetic
 
-from evaluation.page.pictures import Pictures
-from evaluation.page.write import page
+from evaluation.report.page.pictures import Pictures
+from evaluation.report.page.write import page
 
 
 class Photographs:

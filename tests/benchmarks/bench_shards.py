@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dbp.contains import UIDS, Keep, KeptKeys, KeptRows
-from dbp.data.index import Index
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
-from dbp.data.range_copy import TarPlan, locate, write_tar
-from dbp.store import Store
-from dbp.write_shards import write_shards
+from dbp.engine.store import Store
+from dbp.formats.contains import UIDS, Keep, KeptKeys, KeptRows
+from dbp.formats.range_copy import TarPlan, locate, write_tar
+from dbp.formats.write_shards import write_shards
+from dbp.pools.index import Index
 
 
 def make_tars(folder: Path, num_samples: int, num_bytes: int, shard_size: int) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.special import digamma, ndtri, polygamma, stdtrit
 
-from evaluation.arms import family_level, pooled_variance
+from evaluation.statistics.arms import family_level, pooled_variance
 
 SPREADS = {
     "equal": np.ones(6),

@@ -6,7 +6,7 @@
 
 Makes JPEGs of 512 x 384 at quality 85 (noise of a natural spectrum, 73 KiB each) with captions and
 uids in tars, then trains one network by both programs, a process each, as many workers for both. The
-rival streams the tars; at a keep fraction it drops by uid before it decodes (`dbp/contains.py` in its
+rival streams the tars; at a keep fraction it drops by uid before it decodes (`dbp/formats/contains.py` in its
 pipeline, as docs/loaders.md says) or reads tars that hold the kept pairs alone. The network is tiny
 (width 64, two layers a tower, 16 patches at 224 px), so that feeding is measured; since even that costs a
 core some milliseconds a pair, feeding is measured without any network, too. Then ViT-B/32. `trimmed` cuts
@@ -112,7 +112,7 @@ def train_rival(given: dict[str, Any]) -> list[float]:
 
     if given["keep"]:
         spec = importlib.util.spec_from_file_location(
-            "contains", HERE.parents[2] / "dbp/contains.py"
+            "contains", HERE.parents[2] / "dbp/formats/contains.py"
         )
         assert spec is not None
         assert spec.loader is not None
@@ -157,18 +157,18 @@ def train_ours(given: dict[str, Any]) -> list[float]:
     """The parts of `dbp train`, put together; the times at which its steps end."""
     from lightning.pytorch import Callback
 
-    from dbp.contains import Keep
-    from dbp.data.index import Index
     from dbp.data.keep_list import everything
-    from dbp.store import Store
-    from training.augmentation import RandomResizedCrop
+    from dbp.engine.store import Store
+    from dbp.formats.contains import Keep
+    from dbp.pools.index import Index
+    from training.account.horizon import Horizon
     from training.config import Model, Optimiser
-    from training.data import PairData, Pairs, make_loader
-    from training.fit import fresh_model, make_trainer
-    from training.horizon import Horizon
-    from training.module import Contrastive
-    from training.order import Batches, Order
-    from training.subset import Subset
+    from training.feed.augmentation import RandomResizedCrop
+    from training.feed.data import PairData, Pairs, make_loader
+    from training.feed.order import Batches, Order
+    from training.feed.subset import Subset
+    from training.step.fit import fresh_model, make_trainer
+    from training.step.module import Contrastive
 
     shards = [str(path) for path in sorted(Path(given["tars"]).glob("*.tar"))]
     index = Index(uid="json:uid", caption="txt", max_pixels=10**9, shards=shards)

@@ -18,15 +18,15 @@ import numpy as np
 from PIL import Image
 
 from dbp.clustering.kmeans import KMeans
-from dbp.command_line import overrides
 from dbp.config import compose
 from dbp.curate import open_store, recipe
 from dbp.dedup import similar
 from dbp.dedup.similar import NearestEarlier
 from dbp.encoders.embed import Embed
+from dbp.engine.stage import Node, Stage
+from dbp.engine.work import Part
 from dbp.settings import read
-from dbp.stage import Node, Stage
-from dbp.work import Part
+from dbp.verbs.command_line import overrides
 
 NUM_SHARDS, PER_SHARD, WIDTH = 16, 200, 64
 NUM_ROWS = NUM_SHARDS * PER_SHARD

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from training.account.horizon import Horizon
 from training.config import Model, Optimiser
-from training.fit import fresh_model, make_trainer, quiet
-from training.horizon import Horizon
-from training.module import Contrastive
-from training.ranks import joined
+from training.resume.ranks import joined
+from training.step.fit import fresh_model, make_trainer, quiet
+from training.step.module import Contrastive
 
 TINY = {
     "embed_dim": 32,

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dbp.decisions import explained
-from dbp.store import Store
+from dbp.engine.store import Store
 
 NUM_ROWS = 90
 FOLDER = "pool {0..3} = [a,b] (é), ü"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from forty import write_model
 
-from dbp.command_line import overrides
 from dbp.config import compose
-from evaluation.miniature import write_classification
+from dbp.verbs.command_line import overrides
+from evaluation.sets.miniature import write_classification
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,7 +40,7 @@ ONLY_COMPOSED = {
     "torchrun": "test_training_ranks.py runs several processes",
     "srun": "test_slurm_training.py runs it on a real SLURM",
     "bench ": "it measures; test_bench_verb.py runs it",
-    "slurm/temperature.sh": "test_studies.py runs the scripts",
+    "slurm/studies/temperature.sh": "test_studies.py runs the scripts",
 }
 TINY_ENCODER = [
     "encoder=local_clip",

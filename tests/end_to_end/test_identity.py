@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dbp.store import Store
+from dbp.engine.store import Store
 
 HERE = str(Path(__file__).parent)
 if HERE not in sys.path:
@@ -69,7 +69,7 @@ def test_threads_blocks_and_runs_sorted_by_cluster_change_nothing(
 @pytest.mark.slow
 def test_two_workers_change_nothing(pool: Path, tmp_path: Path, reference: dict[str, Any]) -> None:
     settings = graph.settings(pool, tmp_path / "store")
-    made = graph.curate([*settings, "parts.runner=pool", "parts.workers=2"])
+    made = graph.curate([*settings, "parts.runner=processes", "parts.workers=2"])
     assert made["digest"] == reference["digest"]
     assert_same_values(made, reference)
 
@@ -78,8 +78,12 @@ def test_two_workers_change_nothing(pool: Path, tmp_path: Path, reference: dict[
 @pytest.mark.parametrize(
     ("runner", "block", "rows"),
     [
-        (["parts.runner=pool", "parts.workers=1", "dedup.runs=yes"], 8192, graph.ROWS_OF_VECTORS),
-        (["parts.runner=pool", "parts.workers=5", "parts.threads=2"], 1000, FEW),
+        (
+            ["parts.runner=processes", "parts.workers=1", "dedup.runs=yes"],
+            8192,
+            graph.ROWS_OF_VECTORS,
+        ),
+        (["parts.runner=processes", "parts.workers=5", "parts.threads=2"], 1000, FEW),
         ([*LOCAL, "parts.workers=2", "parts.threads=2"], 1000, FEW),
         pytest.param(
             [*LOCAL, "parts.workers=5", "dedup.runs=yes"],
@@ -127,7 +131,7 @@ def values(store: Path) -> dict[str, Path]:
 ORDER = """
 import hashlib
 import numpy as np
-from training.order import Order, mix
+from training.feed.order import Order, mix
 order = Order(mix(np.arange(5000, dtype=np.uint64)), 7)
 print(hashlib.sha256(np.concatenate([order.epoch(n) for n in range(3)]).tobytes()).hexdigest())
 """
@@ -166,7 +170,7 @@ def test_the_kernels_of_other_processors_change_no_row_no_quota_and_no_order(
 
 def start(pool: Path, store: Path) -> "subprocess.Popen[str]":
     """Begin a curation with two workers, all of them in a process group of their own."""
-    said = [*graph.settings(pool, store), "parts.runner=pool", "parts.workers=2"]
+    said = [*graph.settings(pool, store), "parts.runner=processes", "parts.workers=2"]
     return subprocess.Popen(
         [sys.executable, f"{HERE}/identity_graph.py", *said],
         text=True,

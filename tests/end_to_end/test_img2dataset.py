@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dbp.data.index import Index
-from dbp.store import Store
+from dbp.engine.store import Store
+from dbp.pools.index import Index
 
 pytestmark = pytest.mark.slow
 

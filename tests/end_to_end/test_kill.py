@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dbp.store import Store
+from dbp.engine.store import Store
 
 NUM_SHARDS, PER_SHARD = 24, 20
 

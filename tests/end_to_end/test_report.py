@@ -13,7 +13,7 @@ from report_toys import CHROMIUM, EVIL, RIGHT_TO_LEFT, shown, synthetic
 
 from dbp.__main__ import main
 from dbp.data.pool import Pool
-from evaluation.page.write import page
+from evaluation.report.page.write import page
 from slurm.sweep import main as sweep
 
 SMALL = [
@@ -336,7 +336,7 @@ def test_bars_tell_unit_total_and_rate_and_heed_no_color(no_color, tmp_path):
         "import os, pty, sys\n"
         "if os.environ.get('INNER'):\n"
         "    import time\n"
-        "    from dbp.progress import progress\n"
+        "    from dbp.engine.progress import progress\n"
         "    with progress('embedding', 40, 'rows') as bar:\n"
         "        for _ in range(40): bar.advance(); time.sleep(0.02)\n"
         "else:\n"
@@ -356,7 +356,7 @@ def test_bars_tell_unit_total_and_rate_and_heed_no_color(no_color, tmp_path):
 
 
 def test_a_pipe_gets_no_bar_but_a_line_now_and_then_with_the_time_left(caplog, monkeypatch):
-    import dbp.progress as told
+    import dbp.engine.progress as told
 
     now = iter([0.0, 61.0])
     monkeypatch.setattr(told.time, "monotonic", lambda: next(now))

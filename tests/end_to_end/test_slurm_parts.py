@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dbp.engine.runners import Slurm
+from dbp.engine.store import Store
 from dbp.errors import WorldError
-from dbp.runners import Slurm
-from dbp.store import Store
 
 HERE = Path(__file__).parent
 for folder in (HERE, HERE.parent / "unit"):
@@ -165,7 +165,7 @@ def test_a_partition_that_does_not_exist_is_named_with_the_setting(tmp_path: Pat
     assert (
         "Settings are under parts.slurm (partition=nosuch, timeout_min=10, cpus_per_task=1)" in said
     )
-    assert said.endswith("parts.runner=pool works on this machine.")
+    assert said.endswith("parts.runner=processes works on this machine.")
 
 
 def test_a_task_that_always_fails_ends_after_its_rounds_with_the_last_line_of_its_log(
@@ -202,8 +202,8 @@ def drive(slurm: Any, tmp_path: Path, word: str) -> "subprocess.Popen[str]":
         "import sys\n"
         f"sys.path.append({str(HERE.parent / 'unit')!r})\n"
         "from parted_toys import Spell, Write\n"
-        "from dbp.runners import Slurm\n"
-        "from dbp.store import Store\n"
+        "from dbp.engine.runners import Slurm\n"
+        "from dbp.engine.store import Store\n"
         "node = Spell(act='wait', seconds=3.0).bind(word=Write(sys.argv[1]).bind())\n"
         f"print(Store(sys.argv[2], runner=Slurm(2, {SETTINGS!r})).get(node).text)\n"
     )

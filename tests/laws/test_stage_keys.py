@@ -23,28 +23,28 @@ from dbp.captioning.codes import CodeVectors, Encode
 from dbp.captioning.refine import Refine
 from dbp.config import build, groups
 from dbp.curate import ValidRows
-from dbp.data.glyph_pool import RenderGlyphs, RenderTasks
-from dbp.data.index import Index
 from dbp.dedup.borders import Borders
 from dbp.encoders.base import Encoder
 from dbp.encoders.embed import Embed
 from dbp.encoders.openclip import OpenClip
 from dbp.encoders.precomputed import Precomputed
+from dbp.engine.paths import config_folder
+from dbp.engine.stage import Stage, canonical, key_of, parameters, plain, runtime
 from dbp.metadata.base import Combined, Numbers
 from dbp.metadata.wikipedia import Pairs, Titles, Words
 from dbp.metadata.wordnet import WordNet
-from dbp.paths import config_folder
+from dbp.pools.glyph_pool import RenderGlyphs, RenderTasks
+from dbp.pools.index import Index
 from dbp.selection.budget import Budget
 from dbp.selection.metadata import Balancing
-from dbp.stage import Stage, canonical, key_of, parameters, plain, runtime
 from evaluation.stage import Evaluate, Sets
-from training.captions import CaptionMix
+from training.account.metrics import Csv
 from training.config import Model
-from training.metrics import Csv
+from training.feed.captions import CaptionMix
+from training.feed.streaming import Streaming
+from training.feed.weights import BySource
 from training.stage import Train
-from training.streaming import Streaming
-from training.watch import Watch
-from training.weights import BySource
+from training.watching.watch import Watch
 
 # Fields that cannot change alone, and what must change beside them.
 TOGETHER = {

@@ -22,11 +22,11 @@ import pytest
 from PIL import Image
 
 from dbp.curate import ValidRows
-from dbp.data.index import Index
+from dbp.engine.stage import Node, Stage
+from dbp.engine.store import Store
+from dbp.engine.work import Work
 from dbp.errors import StoreError
-from dbp.stage import Node, Stage
-from dbp.store import Store
-from dbp.work import Work
+from dbp.pools.index import Index
 
 DEAD = 2**22 + 1  # above the largest process number of Linux
 
@@ -318,9 +318,9 @@ import sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
-from dbp.stage import Stage, runtime
-from dbp.store import Store
-from dbp.work import Work
+from dbp.engine.stage import Stage, runtime
+from dbp.engine.store import Store
+from dbp.engine.work import Work
 
 @dataclass(frozen=True)
 class Made:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from dbp.command_line import overrides
 from dbp.config import build, compose, groups
-from dbp.paths import config_folder
+from dbp.engine.paths import config_folder
+from dbp.verbs.command_line import overrides
 
 CHOICES = [(group, option) for group, options in groups().items() for option in options]
 

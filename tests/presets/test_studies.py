@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from dbp.command_line import overrides
 from dbp.config import build, compose, groups
 from dbp.dedup.semdedup import SemDeDup
+from dbp.engine.store import Store
 from dbp.selection.base import NoSelection
 from dbp.selection.uniform import Uniform
-from dbp.store import Store
+from dbp.verbs.command_line import overrides
 from slurm.plan import SEED, Composer, Plan, Point, check_compute, distinct, expand
 from slurm.settings import Grid, SweepSettings
 
@@ -267,7 +267,7 @@ def test_the_work_of_a_pair_is_what_is_counted(model):
     import open_clip
     import torch
 
-    from training.cost import hardware_flops
+    from training.account.cost import hardware_flops
 
     with torch.device("meta"):
         towers = open_clip.CLIP(**open_clip.get_model_config(model))  # type: ignore[attr-defined]

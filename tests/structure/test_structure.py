@@ -40,10 +40,10 @@ KNOWS_ALL = {"dbp/curate.py", "dbp/settings.py", "dbp/planning/efforts.py"}
 # Verbs stay short: a reviewer reads them from top to bottom.
 VERBS = {
     "dbp/curate.py",
-    "dbp/show.py",
+    "dbp/verbs/show.py",
     "training/train.py",
-    "evaluation/evaluate.py",
-    "evaluation/report_verb.py",
+    "evaluation/verbs/evaluate.py",
+    "evaluation/verbs/report.py",
     "slurm/sweep.py",
 }
 
@@ -215,7 +215,7 @@ def test_help_names_every_verb_and_works_as_a_module() -> None:
 def test_the_mathematics_loads_neither_hydra_nor_torch() -> None:
     code = (
         "import sys, dbp.clustering.geometry, dbp.selection.quotas, dbp.dedup.semdedup\n"
-        "import dbp.data.exchange\n"
+        "import dbp.formats.exchange\n"
         "print(*(name for name in sys.modules if '.' not in name))"
     )
     assert not set(run_in_a_fresh_python(code)) & HEAVY

@@ -12,13 +12,13 @@ from dbp.captioning.captioner import Network
 from dbp.captioning.codes import Encode
 from dbp.captioning.refine import Refine
 from dbp.curate import ValidRows
-from dbp.data.index import Index
 from dbp.encoders.openclip import OpenClip
-from dbp.stage import Node
-from dbp.store import Store
-from training.augmentation import Shift
+from dbp.engine.stage import Node
+from dbp.engine.store import Store
+from dbp.pools.index import Index
 from training.captioner import TrainCaptioner
 from training.config import Optimiser
+from training.feed.augmentation import Shift
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 220), "white": (240,) * 3}
 SHAPES = ("disc", "bar")

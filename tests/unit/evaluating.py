@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from evaluation.encode import Towers
-from evaluation.prepare import Asked
 from evaluation.results import Result
-from evaluation.runner import evaluate_checkpoints
+from evaluation.running.encode import Towers
+from evaluation.running.prepare import Asked
+from evaluation.running.runner import evaluate_checkpoints
 
 OF_ASKED = ("protocols", "seed", "limit", "max_templates")
 OF_RUN = ("progress", "failures", "on_results", "keep", "crops", "known")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.miniature import write_set
+from evaluation.sets.miniature import write_set
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 24,

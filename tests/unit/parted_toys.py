@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dbp.engine.parts import Parted
+from dbp.engine.stage import Stage, runtime
+from dbp.engine.work import Part, Work
 from dbp.errors import PoolError
-from dbp.parts import Parted
-from dbp.stage import Stage, runtime
-from dbp.work import Part, Work
 
 
 @dataclass(frozen=True)

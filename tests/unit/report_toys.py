@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.page.pictures import CELL, COLUMNS, ON_A_SHEET
+from evaluation.report.page.pictures import CELL, COLUMNS, ON_A_SHEET
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser") if (p := shutil.which(n))), None)
 EVIL = "<script>alert(1)</script>"

@@ -11,13 +11,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from dbp.config import build, compose
+from dbp.engine.stage import Node, Stage
+from dbp.engine.store import Store
 from dbp.errors import StoreError
-from dbp.stage import Node, Stage
-from dbp.store import Store
+from slurm.cluster.jobs import Sweep
+from slurm.cluster.launcher import Launcher
+from slurm.cluster.manifest import Manifest
 from slurm.composer import Composer
-from slurm.jobs import Sweep
-from slurm.launcher import Launcher
-from slurm.manifest import Manifest
 from slurm.plan import Plan, Point
 from slurm.settings import Grid, SweepSettings
 
@@ -167,6 +167,6 @@ END = (
     "NumCPUs=1 NumTasks=1 CPUs/Task=1 ReqB:S:C:T=0:0:*:* TRES=cpu=1,mem=480G,node=1,billing=1 "
     "Socks/Node=* NtasksPerN:B:S:C=0:0:*:1 CoreSpec=* MinCPUsNode=1 MinMemoryNode=480G MinTmpDiskNode=0 "
     "Features=(null) DelayBoot=00:00:00 OverSubscribe=OK Contiguous=0 Licenses=(null) Network=(null) "
-    "Command=/clone/slurm/job.sbatch /runs/setup.sh 1 python -m slurm.task WorkDir=/home StdErr=/log "
+    "Command=/clone/slurm/cluster/job.sbatch /runs/setup.sh 1 python -m slurm.task WorkDir=/home StdErr=/log "
     "StdIn=/dev/null StdOut=/log Power=\n"
 )

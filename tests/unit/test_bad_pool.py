@@ -16,14 +16,14 @@ from PIL import Image
 from dbp.clustering.kmeans import KMeans
 from dbp.curate import ValidRows
 from dbp.data.images import Undecodable, decode_rgb, header
-from dbp.data.index import DAMAGED, DOTTED, Index
 from dbp.dedup.semdedup import SemDeDup
 from dbp.encoders.base import Encoder, Tower
 from dbp.encoders.embed import Embed
 from dbp.encoders.precomputed import Precomputed
+from dbp.engine.store import Store
 from dbp.errors import ConfigError, PoolError, WorldError
+from dbp.pools.index import DAMAGED, DOTTED, Index
 from dbp.scoring.clip_score import ClipScore
-from dbp.store import Store
 
 LIMIT = 178_956_970
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dbp.data.index import Index
+from dbp.engine.store import Store
 from dbp.errors import ConfigError, PoolError
-from dbp.store import Store
+from dbp.pools.index import Index
 from training.bench import LoaderTimes, TrainTimes, main
-from training.data import read_pairs
+from training.feed.data import read_pairs
 
 PARTS = {"read": 0.1, "decode": 2.0, "resize": 1.0, "tokenise": 0.1, "collate": 0.1}
 
@@ -136,12 +136,14 @@ def test_pairs_are_read_as_the_pool_reads_them_in_fewer_calls(
     calls = []
     pread = os.pread
     monkeypatch.setattr(os, "pread", lambda *given: calls.append(given) or pread(*given))
-    monkeypatch.setattr("training.data.NEAR", 1200)  # a picture's neighbour, not the next but one
+    monkeypatch.setattr(
+        "training.feed.data.NEAR", 1200
+    )  # a picture's neighbour, not the next but one
     read = read_pairs(pool, rows)
     assert (read.pictures, read.captions) == expected
     assert len(calls) == 4  # rows 0, 2, 7, 11; each picture with its caption
     assert read.num_bytes == sum(length for _, length, _ in calls)
-    monkeypatch.setattr("training.data.NEAR", 65_536)
+    monkeypatch.setattr("training.feed.data.NEAR", 65_536)
     calls.clear()
     assert read_pairs(pool, rows).captions == expected[1]
     assert len(calls) == 1

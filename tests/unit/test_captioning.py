@@ -21,10 +21,10 @@ from dbp.config import build
 from dbp.data.codes import Codes
 from dbp.data.keep_list import KeepList
 from dbp.encoders.timm import Timm
+from dbp.engine.stage import Stage
+from dbp.engine.work import Work
 from dbp.errors import ConfigError, StoreError, WorldError
-from dbp.stage import Stage
-from dbp.work import Work
-from training.metrics import read_metrics
+from training.account.metrics import read_metrics
 
 
 @pytest.fixture(autouse=True)

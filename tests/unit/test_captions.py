@@ -14,11 +14,11 @@ from dbp.config import build
 from dbp.data.captions import Captions, import_captions, write_captions
 from dbp.data.columns import Columns
 from dbp.data.pool import Pool, hash_64
+from dbp.engine.stage import parameters
 from dbp.errors import ConfigError, StoreError, WorldError
-from dbp.stage import parameters
-from training.captions import CaptionMix, MixedCaptions
-from training.order import copy_keys
-from training.ranks import Ranks
+from training.feed.captions import CaptionMix, MixedCaptions
+from training.feed.order import copy_keys
+from training.resume.ranks import Ranks
 
 UIDS = ["a", "b", "c", "d", "e", "c", "f"]  # two rows share a uid
 REFINED = {"c": "a red cat", "a": "Zürich 東京", "x": "of another pool", "e": "", "f": None}
@@ -156,7 +156,7 @@ def test_the_file_is_imported_once_and_again_when_its_content_changes(
         calls.append(folder.name)
         return import_captions(folder, *rest)
 
-    monkeypatch.setattr("training.captions.import_captions", counted)
+    monkeypatch.setattr("training.feed.captions.import_captions", counted)
     for _ in range(2):
         assert asked(opened(tmp_path, pool, file, "replace"), [2]) == ["a red cat"]
     table_of(Path(file), ["c"], ["a blue dog"])

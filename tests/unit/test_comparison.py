@@ -11,13 +11,13 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from dbp.errors import ConfigError
-from evaluation import retrieval, zero_shot
-from evaluation.analysis import analyse, compare
-from evaluation.arms import family_level, pooled_variance, seed_share
-from evaluation.comparison import MEAN, Arm, Cell, Run, mean_pair, pair
-from evaluation.planted import area_under_roc, duplicate_quality
+from evaluation.checks.planted import area_under_roc, duplicate_quality
+from evaluation.metrics import retrieval, zero_shot
 from evaluation.results import Result
-from evaluation.significance import picture_draws
+from evaluation.statistics.analysis import analyse, compare
+from evaluation.statistics.arms import family_level, pooled_variance, seed_share
+from evaluation.statistics.comparison import MEAN, Arm, Cell, Run, mean_pair, pair
+from evaluation.statistics.significance import picture_draws
 
 
 def result(correct: np.ndarray, task: str = "glyphs/letters", digest: str = "d") -> Result:
@@ -277,7 +277,7 @@ def test_two_checkpoints_are_paired_on_samples_and_means_over_tasks():
 
 
 def test_the_quick_way_for_mean_recall_is_the_way_of_every_metric(monkeypatch):
-    import evaluation.comparison
+    import evaluation.statistics.comparison
 
     generator = np.random.default_rng(2)
     sides = []
@@ -291,7 +291,7 @@ def test_the_quick_way_for_mean_recall_is_the_way_of_every_metric(monkeypatch):
         sides.append(replace(result(labels < 9), metrics=values, outcomes=outcomes))
     asked: dict[str, Any] = {"seed": 0, "num_exchanges": 4_000, "num_resamples": 4_000}
     quick = pair("mean_per_class_recall", *sides, **asked)
-    monkeypatch.setattr(evaluation.comparison, "_weights", lambda *_: None)
+    monkeypatch.setattr(evaluation.statistics.comparison, "_weights", lambda *_: None)
     slow = pair("mean_per_class_recall", *sides, **asked)
     assert quick.difference == slow.difference
     assert quick.p == pytest.approx(slow.p, abs=0.03)

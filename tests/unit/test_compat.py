@@ -21,8 +21,8 @@ from sklearn.neighbors import NearestNeighbors
 from dbp import compat
 from dbp.compat.options import Option, read_options
 from dbp.compat.quotas import exact_quotas, reference_quotas, reference_shares
-from dbp.contains import Keep
 from dbp.errors import BudgetError, ConfigError, WorldError
+from dbp.formats.contains import Keep
 
 K, N = 24, 1500
 

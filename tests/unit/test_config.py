@@ -10,11 +10,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dbp.command_line import overrides, short_forms, to_hydra
 from dbp.config import build, compose, groups, require
+from dbp.engine.paths import expand_shards
 from dbp.errors import BudgetError, ConfigError, PoolError, nearest
-from dbp.paths import expand_shards
 from dbp.selection.budget import Budget
+from dbp.verbs.command_line import overrides, short_forms, to_hydra
 
 # build
 

@@ -19,10 +19,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dbp import contains
-from dbp.contains import HASHES, UIDS, Keep
-from dbp.data.exchange import write_uid_file
 from dbp.data.keep_list import KeepList
+from dbp.formats import contains
+from dbp.formats.contains import HASHES, UIDS, Keep
+from dbp.formats.exchange import write_uid_file
 
 UID = "139e4a9b22a614771f06c700a8ebe150"
 # pickle.dumps of a pygtrie 2.5.0 StringTrie with the three keys, value 1, protocol 4

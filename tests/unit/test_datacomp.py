@@ -17,26 +17,26 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dbp import importing
-from dbp.command_line import overrides
 from dbp.config import build, compose
-from dbp.data import metadata_rows
-from dbp.data.datacomp import Metadata
 from dbp.data.keep_list import everything
-from dbp.data.names import uids_to_pairs
 from dbp.data.pool import digest_16, hash_64
 from dbp.encoders.embed import Embed
 from dbp.encoders.features import Laion, Npz
 from dbp.encoders.precomputed import MemoryMap, Precomputed, content_digest
+from dbp.engine.stage import key_of
+from dbp.engine.store import Store
 from dbp.errors import ConfigError, PoolError, WorldError
 from dbp.filtering import datacomp as filters
 from dbp.filtering.combine import All
 from dbp.filtering.language import Language, NamesObject
 from dbp.filtering.rules import Rules
+from dbp.formats import metadata_rows
+from dbp.formats.uid_pairs import uids_to_pairs
+from dbp.pools.datacomp import Metadata
 from dbp.scoring.column import ColumnScore
 from dbp.selection.imported import ImportedList
-from dbp.stage import key_of
-from dbp.store import Store
+from dbp.verbs import importing
+from dbp.verbs.command_line import overrides
 
 FILES, PER_FILE = 4, 200
 WORDS = ["a", "photo", "of", "the", "red", "dog", "cat", "on", "big", "small", "table", "near"]

@@ -12,13 +12,12 @@ import pytest
 from scipy.stats import binomtest, spearmanr
 
 from dbp.__main__ import main as dbp
-from dbp.data.glyph_tasks import SCRIPTS
 from dbp.data.keep_list import KeepList
+from dbp.engine.store import Store
 from dbp.errors import ConfigError, StoreError, WorldError
-from dbp.store import Store
-from evaluation import retrieval, zero_shot
-from evaluation.compare import main
-from evaluation.concepts import (
+from dbp.pools.glyph_tasks import SCRIPTS
+from evaluation.metrics import retrieval, zero_shot
+from evaluation.report.concepts import (
     class_recalls,
     concepts_of_runs,
     count_labelled,
@@ -26,9 +25,10 @@ from evaluation.concepts import (
     glyph_labels,
     join,
 )
-from evaluation.miniature import noise_png
 from evaluation.results import Result, load_results, save_results
+from evaluation.sets.miniature import noise_png
 from evaluation.suites import groups
+from evaluation.verbs.compare import main
 
 RETRIEVAL = "retrieval/flickr_1k_test_image_text_retrieval"
 
@@ -222,8 +222,8 @@ def test_metrics_that_are_no_plain_share_are_tested_by_exchanges(tmp_path, capsy
 
 def test_more_harm_is_worse(tmp_path, capsys):
     # A measure of harm that some kind of task may report, here over what every kind has.
-    from evaluation.compare import Row
-    from evaluation.comparison import Paired
+    from evaluation.statistics.comparison import Paired
+    from evaluation.verbs.compare import Row
 
     up = Paired(0.1, 0.3, np.full(9, 0.2), np.zeros(9), 0.001)
     assert Row("FairFace", "toxicity_crime_avg", up, "fairness/fairface", 0.01).verdict == "worse"
@@ -427,11 +427,11 @@ def test_planted_labels_stand_in_for_captions_where_they_are_known(store):
 
 
 def test_large_pools_are_read_only_when_asked(store, monkeypatch):
-    import evaluation.concepts
+    import evaluation.report.concepts
 
     entries = (store.find("02"), store.find("12"))
     results = tuple(load_results(entry.folder / "results.jsonl") for entry in entries)
-    monkeypatch.setattr(evaluation.concepts, "MOST_CAPTIONS", 103)
+    monkeypatch.setattr(evaluation.report.concepts, "MOST_CAPTIONS", 103)
     assert concepts_of_runs(store, entries, results) == {}
     assert concepts_of_runs(store, entries, results, limited=False) != {}
 

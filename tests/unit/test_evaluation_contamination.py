@@ -7,8 +7,8 @@ import pytest
 
 from dbp.data.embeddings import Embeddings, save_part
 from dbp.errors import ConfigError
-from evaluation import contamination, groups, retrieval, winogavil, zero_shot
-from evaluation.contamination import (
+from evaluation.checks import contamination
+from evaluation.checks.contamination import (
     HEADING,
     find_matches,
     flag_samples,
@@ -16,8 +16,9 @@ from evaluation.contamination import (
     table_rows,
     with_and_without,
 )
+from evaluation.metrics import groups, retrieval, winogavil, zero_shot
 from evaluation.results import Result
-from evaluation.tar_index import EvaluationDataError
+from evaluation.sets.tar_index import EvaluationDataError
 
 
 def write_pool(folder, vectors, rows, ends=()):

@@ -10,12 +10,12 @@ import torch
 from evaluating import evaluate_one
 from omegaconf import OmegaConf
 
-from dbp.command_line import overrides
 from dbp.config import compose
 from dbp.errors import ConfigError
-from evaluation.evaluate import run
-from evaluation.miniature import write_classification
+from dbp.verbs.command_line import overrides
 from evaluation.results import Result, load_results
+from evaluation.sets.miniature import write_classification
+from evaluation.verbs.evaluate import run
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 16,

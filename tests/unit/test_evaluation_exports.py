@@ -7,9 +7,9 @@ import pytest
 
 from dbp.errors import ConfigError, WorldError
 from evaluation.exports import export_clip_benchmark, export_datacomp
+from evaluation.report.run_table import average
 from evaluation.results import Result
 from evaluation.suites import groups
-from evaluation.table import average
 from evaluation.tasks import find_task, load_tasks
 
 FLICKR = "retrieval/flickr_1k_test_image_text_retrieval"

@@ -6,8 +6,8 @@ import pytest
 
 from dbp.errors import ConfigError
 from evaluation.kinds import fairness
-from evaluation.miniature import write_set
-from evaluation.tar_index import EvaluationDataError
+from evaluation.sets.miniature import write_set
+from evaluation.sets.tar_index import EvaluationDataError
 
 FACES = fairness.KINDS["faces"]
 COUNTS = {"race": 7, "gender": 2, "age": 9, "toxic": 21}

@@ -10,9 +10,9 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from test_comparison import result
 
-from evaluation import fine
-from evaluation.analysis import analyse
-from evaluation.comparison import MEAN, Arm, Run
+from evaluation.metrics import fine
+from evaluation.statistics.analysis import analyse
+from evaluation.statistics.comparison import MEAN, Arm, Run
 
 
 def sample(seed: int, n: int = 400, k: int = 7) -> tuple[np.ndarray, np.ndarray]:

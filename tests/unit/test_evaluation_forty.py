@@ -43,10 +43,10 @@ from scipy.special import log_softmax
 from sklearn.metrics import balanced_accuracy_score, f1_score, jaccard_score, recall_score
 
 from dbp.encoders.openclip import load_openclip
-from evaluation.encode import Towers
+from evaluation.report.run_table import group_means
 from evaluation.results import Failure, Result
-from evaluation.runner import evaluate_checkpoints
-from evaluation.table import group_means
+from evaluation.running.encode import Towers
+from evaluation.running.runner import evaluate_checkpoints
 from evaluation.tasks import load_tasks
 
 WINOGAVIL = "misc/winogavil"

@@ -6,10 +6,10 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 
-from evaluation import groups, zero_shot
 from evaluation.kinds import fairness, wilds
-from evaluation.miniature import write_set
-from evaluation.tar_index import EvaluationDataError
+from evaluation.metrics import groups, zero_shot
+from evaluation.sets.miniature import write_set
+from evaluation.sets.tar_index import EvaluationDataError
 
 KINDS = wilds.KINDS | fairness.KINDS
 PROTOCOLS = ("corrected", "datacomp")

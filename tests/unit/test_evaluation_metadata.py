@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.data import EvaluationSet
-from evaluation.metadata import read_fields, read_vectors
-from evaluation.tar_index import EvaluationDataError, Sample
+from evaluation.sets.data import EvaluationSet
+from evaluation.sets.metadata import read_fields, read_vectors
+from evaluation.sets.tar_index import EvaluationDataError, Sample
 
 FIELDS = ("region", "year", "y")
 

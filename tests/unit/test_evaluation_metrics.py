@@ -4,9 +4,9 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from dbp.errors import ConfigError
-from evaluation import retrieval, zero_shot
-from evaluation.similarity import distinct_rows, score
-from evaluation.tar_index import EvaluationDataError
+from evaluation.metrics import retrieval, zero_shot
+from evaluation.metrics.similarity import distinct_rows, score
+from evaluation.sets.tar_index import EvaluationDataError
 
 
 def unit(generator, n, d):

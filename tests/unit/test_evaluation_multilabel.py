@@ -9,8 +9,8 @@ from sklearn.metrics import average_precision_score
 
 from evaluation.kinds import multilabel
 from evaluation.kinds.multilabel import METRIC, average_precision
-from evaluation.miniature import write_set
-from evaluation.tar_index import EvaluationDataError
+from evaluation.sets.miniature import write_set
+from evaluation.sets.tar_index import EvaluationDataError
 
 KIND = multilabel.KINDS["multilabel"]
 NAMES = ["cat", "dog", "", "horse", "bird"]

@@ -16,16 +16,16 @@ import torch
 from PIL import Image
 
 import training.train
-from dbp.command_line import overrides
 from dbp.config import compose
 from dbp.data.keep_list import everything
+from dbp.engine.store import Store
 from dbp.errors import ConfigError, StoreError
 from dbp.lineage import lineage
-from dbp.store import Store
-from evaluation.evaluate import run
-from evaluation.miniature import write_set
-from evaluation.near_copies import find_trained, trained_rows
+from dbp.verbs.command_line import overrides
+from evaluation.checks.near_copies import find_trained, trained_rows
 from evaluation.results import load_results
+from evaluation.sets.miniature import write_set
+from evaluation.verbs.evaluate import run
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 16,
@@ -189,7 +189,7 @@ def test_another_epsilon_encodes_no_picture_again(world, monkeypatch):
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("a picture is encoded")
 
-    monkeypatch.setattr("evaluation.near_copies._Pictures.encode_image", refuse)
+    monkeypatch.setattr("evaluation.checks.near_copies._Pictures.encode_image", refuse)
     assert world.evaluate(f"checkpoint={world.train.key}", "contamination=1.0") == 0
     (told,) = json.loads((world.results / "contamination.json").read_text())
     assert told["metrics"][0]["num_flagged"] > 2

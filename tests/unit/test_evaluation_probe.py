@@ -5,9 +5,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from evaluation import probe
-from evaluation.probe import PENALTIES, Part, fit, hold_out, search
-from evaluation.tar_index import EvaluationDataError
+from evaluation.checks import probe
+from evaluation.checks.probe import PENALTIES, Part, fit, hold_out, search
+from evaluation.sets.tar_index import EvaluationDataError
 
 
 def made_up(num_samples, seed, num_classes=6, width=16, noise=1.0):

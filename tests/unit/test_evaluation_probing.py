@@ -10,17 +10,17 @@ import open_clip
 import pytest
 import torch
 
-from dbp.command_line import overrides
 from dbp.config import compose
 from dbp.encoders.openclip import load_openclip
-from evaluation.data import open_set
-from evaluation.encode import Towers, encode_pictures
-from evaluation.evaluate import run
-from evaluation.miniature import noise_png, write_set
-from evaluation.prepare import Asked
-from evaluation.probe import Part, hold_out, probe
-from evaluation.probing import probe_suite
+from dbp.verbs.command_line import overrides
+from evaluation.checks.linear_probes import probe_suite
+from evaluation.checks.probe import Part, hold_out, probe
 from evaluation.results import load_results
+from evaluation.running.encode import Towers, encode_pictures
+from evaluation.running.prepare import Asked
+from evaluation.sets.data import open_set
+from evaluation.sets.miniature import noise_png, write_set
+from evaluation.verbs.evaluate import run
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 16,
@@ -42,8 +42,8 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def three_penalties(monkeypatch):
     """The search has tests of its own; here every fit costs time."""
-    monkeypatch.setattr("evaluation.probe.PENALTIES", (1e-2, 1.0, 100.0))
-    monkeypatch.setattr("evaluation.probe._COARSE", 1)
+    monkeypatch.setattr("evaluation.checks.probe.PENALTIES", (1e-2, 1.0, 100.0))
+    monkeypatch.setattr("evaluation.checks.probe._COARSE", 1)
 
 
 def write_split(folder: Path, split: str, num_samples: int, seed: int) -> None:
@@ -150,7 +150,7 @@ def test_a_rerun_encodes_and_fits_nothing_and_a_new_train_split_does(tmp_path, s
 
     encode = model.model.encode_image
     monkeypatch.setattr(type(model.model), "encode_image", count)
-    monkeypatch.setattr("evaluation.probing.probe", refuse)
+    monkeypatch.setattr("evaluation.checks.linear_probes.probe", refuse)
     _, again = probed(tmp_path, model)
     assert pictures == []
     assert again == first
@@ -158,7 +158,7 @@ def test_a_rerun_encodes_and_fits_nothing_and_a_new_train_split_does(tmp_path, s
     (tmp_path / "out/probe.jsonl").unlink()
     with pytest.raises(RuntimeError, match="a fit"):
         probed(tmp_path, model)
-    monkeypatch.setattr("evaluation.probing.probe", probe)
+    monkeypatch.setattr("evaluation.checks.linear_probes.probe", probe)
     assert probed(tmp_path, model)[1] == first
     assert pictures == []
     shutil.rmtree(sets / "wds_mnist_test" / "train")

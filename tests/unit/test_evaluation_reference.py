@@ -11,10 +11,10 @@ from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 from evaluating import evaluate_one
 from sklearn.metrics import balanced_accuracy_score
 
-from evaluation import fine
-from evaluation.data import open_set
-from evaluation.encode import Towers, encode_pictures
-from evaluation.miniature import write_classification, write_retrieval
+from evaluation.metrics import fine
+from evaluation.running.encode import Towers, encode_pictures
+from evaluation.sets.data import open_set
+from evaluation.sets.miniature import write_classification, write_retrieval
 
 TOKENIZER = open_clip.SimpleTokenizer(context_length=20)
 PREPROCESS = open_clip.image_transform(32, is_train=False, mean=(0.4, 0.5, 0.6), std=(0.2,) * 3)
@@ -121,7 +121,7 @@ def test_classification_equals_clip_benchmark(model, root, key):
 
 
 def test_every_logit_equals_clip_benchmarks(model, root):
-    from evaluation.zero_shot import build_classifier, compute_logits
+    from evaluation.metrics.zero_shot import build_classifier, compute_logits
 
     folder = root / "wds_cifar10_test"
     expected_classifier, expected, _ = reference_logits(model, folder)

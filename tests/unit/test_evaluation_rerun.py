@@ -16,11 +16,11 @@ import torch
 
 from dbp.encoders.openclip import load_openclip
 from dbp.errors import ConfigError
-from evaluation.encode import Towers
-from evaluation.miniature import write_classification, write_retrieval
-from evaluation.prepare import Asked
 from evaluation.results import Failure, Result, load_results, save_results
-from evaluation.runner import evaluate_checkpoints
+from evaluation.running.encode import Towers
+from evaluation.running.prepare import Asked
+from evaluation.running.runner import evaluate_checkpoints
+from evaluation.sets.miniature import write_classification, write_retrieval
 
 FLICKR = "retrieval/flickr_1k_test_image_text_retrieval"
 SUITE = f"mnist,stl10,{FLICKR}"
@@ -190,9 +190,9 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {unit!r})
 from test_evaluation_rerun import SUITE, towers
-from evaluation import encode
+from evaluation.running import encode
 from evaluation.results import save_results
-from evaluation.runner import evaluate_checkpoints
+from evaluation.running.runner import evaluate_checkpoints
 encode.CHUNK = 16
 model = towers(Path({folder!r}))
 forward = model.model.encode_image
@@ -209,7 +209,7 @@ evaluate_checkpoints([model], SUITE, home / "sets", keep=home / "vectors",
 def test_a_suite_killed_in_the_middle_of_a_task_goes_on_to_the_results_of_an_undisturbed_run(
     root, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("evaluation.encode.CHUNK", 16)
+    monkeypatch.setattr("evaluation.running.encode.CHUNK", 16)
     undisturbed = evaluate_checkpoints([towers(tmp_path)], SUITE, root)
     unit = str(Path(__file__).parent)
     program = CHILD.format(unit=unit, folder=str(tmp_path))

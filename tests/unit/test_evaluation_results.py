@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from dbp.errors import WorldError
-from evaluation import zero_shot
-from evaluation.measures import metric_intervals
+from evaluation.metrics import zero_shot
+from evaluation.metrics.measures import metric_intervals
+from evaluation.report.run_table import average, format_results, group_means
 from evaluation.results import Failure, Result, load_results, outcomes_path, save_results
 from evaluation.suites import groups
-from evaluation.table import average, format_results, group_means
 from evaluation.tasks import find_task
 
 

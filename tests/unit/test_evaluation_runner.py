@@ -9,13 +9,13 @@ from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
 from dbp.errors import ConfigError, WorldError
-from evaluation.data import open_set
-from evaluation.encode import Towers, encode_pictures
 from evaluation.kinds.base import choose_rows
-from evaluation.miniature import noise_png, write_classification, write_set
-from evaluation.prepare import Asked
-from evaluation.runner import evaluate_checkpoints
-from evaluation.tar_index import EvaluationDataError
+from evaluation.running.encode import Towers, encode_pictures
+from evaluation.running.prepare import Asked
+from evaluation.running.runner import evaluate_checkpoints
+from evaluation.sets.data import open_set
+from evaluation.sets.miniature import noise_png, write_classification, write_set
+from evaluation.sets.tar_index import EvaluationDataError
 
 
 class TinyClip(nn.Module):

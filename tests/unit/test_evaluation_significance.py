@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm, ttest_ind
 
-from evaluation import groups, retrieval, zero_shot
-from evaluation.measures import metric_intervals, metric_replicates
-from evaluation.significance import (
+from evaluation.metrics import groups, retrieval, zero_shot
+from evaluation.metrics.measures import metric_intervals, metric_replicates
+from evaluation.statistics.significance import (
     ALPHA,
     TwoNoises,
     class_recall_replicates,

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from dbp.errors import WorldError
-from evaluation.data import set_digest
 from evaluation.kinds.registry import KINDS
-from evaluation.miniature import (
+from evaluation.sets.data import set_digest
+from evaluation.sets.miniature import (
     TEMPLATES,
     noise_png,
     write_classification,
     write_retrieval,
     write_set,
 )
+from evaluation.sets.verify import verify_set, verify_suite
 from evaluation.tasks import find_task
-from evaluation.verify import verify_set, verify_suite
 
 FLICKR = "retrieval/flickr_1k_test_image_text_retrieval"
 

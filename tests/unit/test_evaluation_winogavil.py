@@ -3,11 +3,18 @@ import pytest
 from sklearn.metrics import jaccard_score
 
 from dbp.errors import ConfigError
-from evaluation import winogavil
-from evaluation.hub import open_winogavil
 from evaluation.kinds.winogavil import Winogavil
-from evaluation.miniature import noise_png, write_set
-from evaluation.winogavil import METRICS, jaccard_scores, metrics, on_draws, prompt, replicates
+from evaluation.metrics import winogavil
+from evaluation.metrics.winogavil import (
+    METRICS,
+    jaccard_scores,
+    metrics,
+    on_draws,
+    prompt,
+    replicates,
+)
+from evaluation.sets.hub import open_winogavil
+from evaluation.sets.miniature import noise_png, write_set
 
 SIZES = (5, 6, 10, 12)
 

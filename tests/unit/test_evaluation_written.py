@@ -4,8 +4,8 @@ import pyarrow as pa
 import pytest
 
 from dbp.captioning.vocabulary import Vocabulary
-from dbp.data.glyph_fonts import CAPTIONS
-from evaluation.written import name_in, repairs, same_name, script_in, script_quality
+from dbp.pools.glyph_fonts import CAPTIONS
+from evaluation.checks.written import name_in, repairs, same_name, script_in, script_quality
 
 ALPHA, BETA, A, ARROW = 0x3B1, 0x3B2, ord("A"), 0x2192
 NAMES = {

@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbp.data import exchange, names
-from dbp.data.exchange import kind_of, read_texts, read_uid_file, write_uid_file, writing_uids
-from dbp.data.names import (
+from dbp.data.pool import digest_16, hash_64
+from dbp.errors import ConfigError, WorldError
+from dbp.formats import exchange
+from dbp.formats import uid_pairs as names
+from dbp.formats.exchange import kind_of, read_texts, read_uid_file, write_uid_file, writing_uids
+from dbp.formats.uid_pairs import (
     UID_DTYPE,
     Names,
     digests,
@@ -26,8 +29,6 @@ from dbp.data.names import (
     sort_pairs,
     uids_to_pairs,
 )
-from dbp.data.pool import digest_16, hash_64
-from dbp.errors import ConfigError, WorldError
 
 EXAMPLE = "139e4a9b22a614771f06c700a8ebe150"  # of DataComp: its two halves as numbers stand below
 NUMBERS = st.integers(0, 2**128 - 1) | st.integers(0, 5) | st.sampled_from([2**64, 2**64 + 1])

@@ -12,8 +12,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from dbp.data.glyph_fonts import all_glyphs, base_letter, look_alikes
-from dbp.data.glyph_tasks import (
+from dbp.errors import ConfigError, StoreError
+from dbp.pools.glyph_fonts import all_glyphs, base_letter, look_alikes
+from dbp.pools.glyph_tasks import (
     TASKS,
     class_names,
     render_tasks,
@@ -21,8 +22,7 @@ from dbp.data.glyph_tasks import (
     task_folder,
     templates,
 )
-from dbp.data.glyphs import GlyphPlan, render_pool, split_glyphs
-from dbp.errors import ConfigError, StoreError
+from dbp.pools.glyphs import GlyphPlan, render_pool, split_glyphs
 
 PLAN = GlyphPlan(num_pairs=701, samples_per_shard=300, task_pictures=400)
 

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from dbp.__main__ import main
-from dbp.command_line import overrides
 from dbp.config import compose
 from dbp.errors import ConfigError, PoolError
-from dbp.init import place, suggest, trials
-from dbp.looking import _spread, lines_of, look
+from dbp.verbs.command_line import overrides
+from dbp.verbs.init import place, suggest, trials
+from dbp.verbs.looking import _spread, lines_of, look
 
 Sample = dict[str, bytes]
 
@@ -263,7 +263,7 @@ def test_once_clusters_exist_the_file_tells_what_temperatures_would_do(folder, t
     ],
 )
 def test_settings_that_cannot_be_used_are_told(folder, words, said):
-    from dbp.init import main as init
+    from dbp.verbs.init import main as init
 
     with pytest.raises(ConfigError, match=said):
         init("init", [str(folder) if word == "FOLDER" else word for word in words])

@@ -16,11 +16,11 @@ from dbp.data.columns import Columns
 from dbp.data.keep_list import DECISIONS, VALUES, KeepList, everything
 from dbp.data.pool import Pool
 from dbp.decisions import explained
+from dbp.engine.stage import Stage
+from dbp.engine.store import Store
+from dbp.engine.work import Work
 from dbp.errors import StoreError
 from dbp.narrowing import Narrowing
-from dbp.stage import Stage
-from dbp.store import Store
-from dbp.work import Work
 
 
 class Told:

@@ -18,9 +18,9 @@ from dbp.data.embeddings import Embeddings, save_part
 from dbp.data.keep_list import KeepList, everything
 from dbp.data.pool import Pool, hash_64
 from dbp.data.vectors import Vectors
+from dbp.engine.stage import Stage
+from dbp.engine.work import Work
 from dbp.errors import ConfigError
-from dbp.stage import Stage
-from dbp.work import Work
 
 FIT = {
     "num_iterations": 5,

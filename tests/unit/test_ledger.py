@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dbp.data.index import Index
 from dbp.data.keep_list import KeepList, everything
 from dbp.data.pool import Pool
-from dbp.stage import Stage
-from dbp.store import Store
-from dbp.work import Work
-from evaluation.ledger import Ledger, item_of, ledger_json, ledger_lines
-from training.augmentation import Shift
+from dbp.engine.stage import Stage
+from dbp.engine.store import Store
+from dbp.engine.work import Work
+from dbp.pools.index import Index
+from evaluation.report.ledger import Ledger, item_of, ledger_json, ledger_lines
 from training.config import Model, Optimiser
+from training.feed.augmentation import Shift
 from training.stage import Train
 
 

@@ -12,19 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from dbp.data.columns import Columns
-from dbp.data.entry_table import head_and_tail
 from dbp.data.keep_list import KeepList, everything
 from dbp.data.matches import MatchedRows, Matches
 from dbp.data.pool import Pool, hash_64
+from dbp.engine.work import Work
 from dbp.errors import BudgetError, ConfigError
 from dbp.exact.balancing import keyed_number
 from dbp.exact.order import keyed_hash
+from dbp.metadata.entry_table import head_and_tail
 from dbp.metadata.given import Given
 from dbp.metadata.matching import Finder
 from dbp.selection import balance
 from dbp.selection.budget import Budget
 from dbp.selection.metadata import MetaClip, MetaClipThreshold
-from dbp.work import Work
 
 # a pool worked by hand: 30 captions, 12 entries
 

@@ -20,6 +20,9 @@ from dbp.data.entries import Entries, cleaned
 from dbp.data.keep_list import everything
 from dbp.data.matches import Matches
 from dbp.data.pool import Pool, hash_64
+from dbp.engine.stage import describe, key_of, rebuild
+from dbp.engine.store import Store
+from dbp.engine.work import Work
 from dbp.errors import ConfigError, WorldError
 from dbp.metadata import matching, ngrams
 from dbp.metadata.base import Combined, EntrySource, Numbers
@@ -31,9 +34,6 @@ from dbp.metadata.rules import entry_text, folded, spaced
 from dbp.metadata.wikipedia import Pairs, Titles, Words
 from dbp.metadata.wordnet import WordNet
 from dbp.settings import read
-from dbp.stage import describe, key_of, rebuild
-from dbp.store import Store
-from dbp.work import Work
 
 
 def held(entry: str, caption: str, rule: Any = "reference") -> bool:

@@ -12,8 +12,8 @@ import pytest
 
 from dbp import names
 from dbp.config import locate
+from dbp.engine.stage import Stage, describe, key_of, rebuild
 from dbp.selection.density import Density
-from dbp.stage import Stage, describe, key_of, rebuild
 
 ROOT = Path(__file__).resolve().parents[2]
 # Written at commit d4aafc1 by the demo, one for each class: what made it, by dotted path, its inputs and its key.

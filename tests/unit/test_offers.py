@@ -7,17 +7,17 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from dbp.command_line import overrides
 from dbp.config import compose
 from dbp.curate import recipe
 from dbp.data.clusters import Clusters
 from dbp.data.embeddings import Embeddings
 from dbp.data.keep_list import KeepList
+from dbp.engine.stage import Node
+from dbp.engine.store import Store
 from dbp.errors import ConfigError
 from dbp.narrowing import Narrowing
 from dbp.settings import read
-from dbp.stage import Node
-from dbp.store import Store
+from dbp.verbs.command_line import overrides
 
 SMALL = (
     "pool=rehearsal", "encoder=rehearsal", "pool.rows=600", "pool.rows_per_file=300", "pool.width=16",

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from dbp.errors import ConfigError
-from evaluation import zero_shot
-from evaluation.paper import FORMATS, compare, render
-from evaluation.paper.catalogue import PAPERS, count, find_paper
-from evaluation.paper.match import arms_of, candidates, departures
-from evaluation.paper.published import NUMBERS, UNITS, mark_of, read_number, rows
-from evaluation.paper.render import summary
-from evaluation.paper.runs import OurRun, OurRuns
-from evaluation.paper.tables import FoundTable, PaperTables, Want
+from evaluation.metrics import zero_shot
+from evaluation.report.paper import FORMATS, compare, render
+from evaluation.report.paper.catalogue import PAPERS, count, find_paper
+from evaluation.report.paper.match import arms_of, candidates, departures
+from evaluation.report.paper.published import NUMBERS, UNITS, mark_of, read_number, rows
+from evaluation.report.paper.render import summary
+from evaluation.report.paper.runs import OurRun, OurRuns
+from evaluation.report.paper.tables import FoundTable, PaperTables, Want
 from evaluation.results import Result, save_results
 
 ROOT = Path(__file__).parents[2]
@@ -158,7 +158,7 @@ def test_every_number_that_is_held_can_be_read_and_has_a_source():
 
 
 def test_every_file_is_shown_somewhere_with_its_unit():
-    code = "".join(f.read_text() for f in (ROOT / "evaluation/paper/papers").glob("*.py"))
+    code = "".join(f.read_text() for f in (ROOT / "evaluation/report/paper/papers").glob("*.py"))
     for file in NUMBERS.glob("*.csv"):
         is_facts = re.search(rf'facts\(\s*"{file.stem}"', code) is not None
         assert f'"{file.stem}"' in code
@@ -190,7 +190,7 @@ def test_without_runs_each_cell_names_the_command_that_would_fill_it(ours):
     found = ours.beside("dbp")
     cell = cell_of(found, "figure1", "SemDeDup + DBP, 112M")
     assert (cell.state, cell.ours, cell.difference) == ("ours missing", None, None)
-    assert cell.command == "slurm/laion.sh pool.shards='LAION/*.tar' root=SETS"
+    assert cell.command == "slurm/studies/laion.sh pool.shards='LAION/*.tar' root=SETS"
     for table in found.tables:
         for row in table.rows:
             for cell in row.cells:
@@ -449,8 +449,8 @@ def sweeps() -> list[Any]:
 
 @pytest.mark.parametrize("command", sweeps())
 def test_a_sweep_that_would_fill_a_cell_composes(command, tmp_path, monkeypatch):
-    from dbp.command_line import overrides
     from dbp.config import build, compose
+    from dbp.verbs.command_line import overrides
     from slurm.plan import Composer, expand
     from slurm.settings import Grid, SweepSettings
     from slurm.sweep import divide
@@ -497,8 +497,8 @@ def test_a_table_that_is_not_held_may_be_added_with_what_makes_its_rows(ours, tm
     heading = "table,row,column,value,unit,steps,keep,keep_of,settings,command,model"
     file = write_own(
         tmp_path,
-        "temperatures,0.1,ImageNet,40.5,percent,dbp,0.6,pool,select.temperature=0.1,slurm/temperature.sh,ViT-B-32",
-        "temperatures,0.5,ImageNet,39.5,percent,dbp,0.6,pool,select.temperature=0.5,slurm/temperature.sh,ViT-B-32",
+        "temperatures,0.1,ImageNet,40.5,percent,dbp,0.6,pool,select.temperature=0.1,slurm/studies/temperature.sh,ViT-B-32",
+        "temperatures,0.5,ImageNet,39.5,percent,dbp,0.6,pool,select.temperature=0.5,slurm/studies/temperature.sh,ViT-B-32",
         heading=heading,
     )
     base = {"num_dedup": 50_000_000, "pool_rows": 50_000_000, "num_kept": 30_000_000}

@@ -20,25 +20,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dbp import parts_verb
 from dbp.__main__ import main
-from dbp.command_line import overrides
 from dbp.config import build, compose, groups
 from dbp.curate import recipe
-from dbp.data.index import Index
 from dbp.encoders.base import Encoder
 from dbp.encoders.embed import Embed
 from dbp.encoders.precomputed import Precomputed
+from dbp.engine.part_jobs import do_parts, open_job, write_job
+from dbp.engine.parts import make_one, make_parts, share_out, unfinished
+from dbp.engine.runners import PartsSettings, Processes, Slurm
+from dbp.engine.slurm_queue import last_words
+from dbp.engine.stage import Node, Stage, describe, rebuild
+from dbp.engine.store import Store
+from dbp.engine.work import Part, Work
 from dbp.errors import ConfigError, PoolError, WorldError
-from dbp.part_jobs import do_parts, open_job, write_job
-from dbp.parts import make_one, make_parts, share_out, unfinished
-from dbp.runners import PartsSettings, Pool, Slurm
+from dbp.pools.index import Index
 from dbp.selection.budget import Budget
 from dbp.settings import read
-from dbp.slurm_queue import last_words
-from dbp.stage import Node, Stage, describe, rebuild
-from dbp.store import Store
-from dbp.work import Part, Work
+from dbp.verbs import parts as parts_verb
+from dbp.verbs.command_line import overrides
 
 HERE = str(Path(__file__).parent)
 if HERE not in sys.path:
@@ -362,7 +362,7 @@ def test_every_preset_stage_is_rebuilt_as_it_was_from_its_description(number: in
 # processes of this machine
 
 
-@pytest.mark.parametrize("runner", [Pool(1), Pool(3), Slurm(2, LOCAL)])
+@pytest.mark.parametrize("runner", [Processes(1), Processes(3), Slurm(2, LOCAL)])
 def test_a_runner_makes_every_part_elsewhere_and_the_same_artifact(
     tmp_path: Path, witness: Path, runner: Any
 ) -> None:
@@ -374,7 +374,7 @@ def test_a_runner_makes_every_part_elsewhere_and_the_same_artifact(
 
 
 def test_a_single_part_is_made_here_by_the_pool(tmp_path: Path, witness: Path) -> None:
-    assert Store(tmp_path / "store", runner=Pool(2)).get(spelling(witness, "a")).text == "aa"
+    assert Store(tmp_path / "store", runner=Processes(2)).get(spelling(witness, "a")).text == "aa"
     assert makers(witness) == {os.getpid()}
 
 
@@ -383,7 +383,7 @@ def test_a_worker_that_dies_is_named_and_finished_parts_are_kept(
 ) -> None:
     # The costliest parts come first, so y, t and s are made before the letter n, where it dies.
     node = spelling(witness, act="die", at=2, seconds=0.5)
-    store = Store(tmp_path / "store", runner=Pool(2))
+    store = Store(tmp_path / "store", runner=Processes(2))
     with pytest.raises(WorldError) as death:
         store.get(node)
     left = 7 - len(list(store.root.glob(".partial/*/part-*")))
@@ -396,7 +396,10 @@ def test_a_worker_that_dies_is_named_and_finished_parts_are_kept(
     done = {folder.name for folder in store.root.glob(".partial/*/part-*")}
     for file in witness.iterdir():
         file.unlink()
-    assert Store(tmp_path / "store", runner=Pool(2)).get(spelling(witness)).text == "ddeennssiittyy"
+    assert (
+        Store(tmp_path / "store", runner=Processes(2)).get(spelling(witness)).text
+        == "ddeennssiittyy"
+    )
     assert made(witness) == sorted({*part_names(*range(7))} - done)
 
 
@@ -407,7 +410,7 @@ def test_what_a_worker_refuses_is_said_as_it_said_it_and_the_rest_is_not_begun(
         "y" + 100 * "a"
     )  # y costs most, so it is the first; the others take 25 seconds of one worker
     with pytest.raises(PoolError) as refusal:
-        Store(tmp_path / "store", runner=Pool(2)).get(
+        Store(tmp_path / "store", runner=Processes(2)).get(
             spelling(witness, word, act="refuse", at=0, seconds=0.25)
         )
     assert str(refusal.value) == "shard 0 is gone"
@@ -419,7 +422,7 @@ def test_workers_share_out_the_gpus_that_are_visible(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
     node = spelling(witness, 12 * "a", act="wait", seconds=0.2, device="auto")
-    Store(tmp_path / "store", runner=Pool(2)).get(node)
+    Store(tmp_path / "store", runner=Processes(2)).get(node)
     seen = {file.name.split()[1]: file.read_text().split(",")[0] for file in witness.iterdir()}
     assert sorted(seen.values()) == ["5", "7"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5, 7"
@@ -429,7 +432,7 @@ def test_workers_are_given_their_threads_before_they_load_anything(
     tmp_path: Path, witness: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    Store(tmp_path / "store", runner=Pool(2, threads=3)).get(spelling(witness))
+    Store(tmp_path / "store", runner=Processes(2, threads=3)).get(spelling(witness))
     assert {file.read_text().split(",")[1] for file in witness.iterdir()} == {"3"}
     assert "OMP_NUM_THREADS" not in os.environ
 
@@ -440,11 +443,11 @@ def test_workers_end_when_their_driver_is_killed(tmp_path: Path, witness: Path) 
         "import sys\n"
         f"sys.path.append({HERE!r})\n"
         "from parted_toys import Spell, Write\n"
-        "from dbp.runners import Pool\n"
-        "from dbp.store import Store\n"
+        "from dbp.engine.runners import Pool\n"
+        "from dbp.engine.store import Store\n"
         "if __name__ == '__main__':\n"
         "    node = Spell(sys.argv[1], act='wait', seconds=60.0).bind(word=Write('abcdef').bind())\n"
-        "    Store(sys.argv[2], runner=Pool(2)).get(node)\n"
+        "    Store(sys.argv[2], runner=Processes(2)).get(node)\n"
     )
     driver = subprocess.Popen([sys.executable, script, witness, tmp_path / "store"])
     try:
@@ -502,7 +505,7 @@ def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     said = str(refusal.value)
     assert said.startswith('SLURM took no jobs for spell: Could not detect "srun"')
     assert said.endswith(
-        "Settings are under parts.slurm (partition=gpu); parts.runner=pool works on this machine."
+        "Settings are under parts.slurm (partition=gpu); parts.runner=processes works on this machine."
     )
 
 

@@ -15,16 +15,16 @@ from PIL import Image
 
 from dbp.clustering.kmeans import assign, semdedup_num_clusters
 from dbp.clustering.lloyd import fit, on_grid
-from dbp.command_line import overrides
 from dbp.config import compose
 from dbp.curate import recipe
-from dbp.data.index import Index
 from dbp.dedup.pairs import COLUMNS, ROWS, nearest_earlier
 from dbp.encoders.base import Encoder, Tower
 from dbp.encoders.embed import Embed
 from dbp.encoders.openclip import OpenClip
 from dbp.encoders.precomputed import Precomputed
 from dbp.encoders.timm import Timm
+from dbp.engine.runners import Pool as Processes
+from dbp.engine.store import Store
 from dbp.errors import ConfigError, StoreError
 from dbp.planning import rate as rates
 from dbp.planning.advice import advice
@@ -46,10 +46,10 @@ from dbp.planning.outlook import Outlook, same_once
 from dbp.planning.plan import plan, print_plan
 from dbp.planning.pool_size import pool_size
 from dbp.planning.vector_width import usual_width
-from dbp.runners import Pool as Processes
+from dbp.pools.index import Index
 from dbp.settings import read
-from dbp.store import Store
-from dbp.tuning import (
+from dbp.verbs.command_line import overrides
+from dbp.verbs.tune import (
     by_clustering,
     by_temperature,
     clusterings,

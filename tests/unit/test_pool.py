@@ -13,15 +13,15 @@ import pytest
 from PIL import Image
 
 from dbp.data.images import IMAGE_FORMATS
-from dbp.data.index import Index
 from dbp.data.keep_list import KeepList
 from dbp.encoders.base import Encoder, Tower
 from dbp.encoders.embed import Embed
 from dbp.encoders.precomputed import Precomputed
+from dbp.engine.paths import expand_shards
+from dbp.engine.store import Store
 from dbp.errors import PoolError
 from dbp.filtering.rules import Rules
-from dbp.paths import expand_shards
-from dbp.store import Store
+from dbp.pools.index import Index
 
 TARS = {"pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT}
 
@@ -116,7 +116,7 @@ def test_each_shard_is_read_once_from_front_to_back(store, tmp_path, monkeypatch
         opened.append(path)
         return OneWay(path, mode)
 
-    monkeypatch.setattr("dbp.data.tars.open", only_once, raising=False)
+    monkeypatch.setattr("dbp.formats.tars.open", only_once, raising=False)
     assert open_pool(store, tmp_path / "a.tar").num_rows == 5
     assert opened == [str(tmp_path / "a.tar")]
 
@@ -183,7 +183,7 @@ def test_max_samples_takes_the_front_across_shards(store, tmp_path):
 
 
 def test_shards_stay_in_order_beyond_a_hundred_thousand():
-    from dbp.data.index import part_name
+    from dbp.pools.index import part_name
 
     names = [part_name(n) for n in (0, 9, 10, 99_999, 100_000, 100_001, 1_400_000)]
     assert sorted(names) == names

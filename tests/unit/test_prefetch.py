@@ -6,9 +6,9 @@ import open_clip
 import pytest
 import torch
 
-from dbp.command_line import overrides
 from dbp.config import compose
-from dbp.prefetch import run
+from dbp.verbs.command_line import overrides
+from dbp.verbs.prefetch import run
 
 CONFIG = {
     "embed_dim": 16,

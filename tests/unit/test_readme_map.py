@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dbp.command_line import overrides
 from dbp.config import compose
 from dbp.curate import recipe
+from dbp.engine.store import Store
 from dbp.settings import read
-from dbp.store import Store
+from dbp.verbs.command_line import overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = (

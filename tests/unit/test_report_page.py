@@ -18,17 +18,17 @@ from dbp.data.clusters import Clusters
 from dbp.data.images import Undecodable
 from dbp.data.keep_list import everything
 from dbp.data.pool import Pool
+from dbp.engine.store import Entry
 from dbp.errors import PoolError, WorldError
-from dbp.store import Entry
-from evaluation.comparison import Cell, Run
-from evaluation.page import tables
-from evaluation.page.concepts import members
-from evaluation.page.curation import Overlaps, fates, funnel
-from evaluation.page.pairs import _ends
-from evaluation.page.pictures import CELL, ON_A_SHEET, Pictures
-from evaluation.page.roster import NamedArm, NamedRun, Roster, from_keys, joined
-from evaluation.page.runs import Column, Group, Measured, group
-from evaluation.page.write import page
+from evaluation.report.page import tables
+from evaluation.report.page.concepts import members
+from evaluation.report.page.curation import Overlaps, fates, funnel
+from evaluation.report.page.pairs import _ends
+from evaluation.report.page.pictures import CELL, ON_A_SHEET, Pictures
+from evaluation.report.page.roster import NamedArm, NamedRun, Roster, from_keys, joined
+from evaluation.report.page.runs import Column, Group, Measured, group
+from evaluation.report.page.write import page
+from evaluation.statistics.comparison import Cell, Run
 
 
 class ToyPool(Pool):

@@ -19,15 +19,15 @@ from dbp.data.matches import Matches
 from dbp.data.missing import Missing
 from dbp.data.pool import Pool, hash_64
 from dbp.data.scores import Scores
+from dbp.engine.paths import config_folder
+from dbp.engine.work import Work
 from dbp.errors import BudgetError, ConfigError
 from dbp.narrowing import Narrowing
-from dbp.paths import config_folder
 from dbp.selection.budget import Budget
 from dbp.selection.density import Density
 from dbp.selection.prototypes import Prototypes
 from dbp.selection.top_score import TopScore
 from dbp.selection.uniform import Uniform
-from dbp.work import Work
 
 PRESETS = sorted(file.stem for file in (config_folder() / "select").glob("*.yaml"))
 KEPT = 41

@@ -25,11 +25,11 @@ from dbp.dedup.exact import ExactContent, first_equal
 from dbp.dedup.pairs import nearest_earlier, similar_pairs
 from dbp.dedup.semdedup import SemDeDup, keep_exactly, remove_greedily, remove_similar
 from dbp.dedup.similar import NearestEarlier, Pairs, SimilarRows, cluster_ranges
+from dbp.engine.stage import Node, Stage
+from dbp.engine.store import Store
+from dbp.engine.work import Work
 from dbp.errors import BudgetError, ConfigError
 from dbp.exact.order import keyed_hash
-from dbp.stage import Node, Stage
-from dbp.store import Store
-from dbp.work import Work
 
 TILES = [(3, 7), (8, 5), (1024, 4096)]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from dbp.command_line import overrides
 from dbp.config import compose
+from dbp.verbs.command_line import overrides
 from slurm.composer import Composer
 
 

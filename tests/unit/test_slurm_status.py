@@ -6,7 +6,7 @@ import pytest
 from slurm_toys import END, Home, Slurm, toy
 
 from slurm import task
-from slurm.watching import describe_end
+from slurm.cluster.watching import describe_end
 
 
 @pytest.fixture

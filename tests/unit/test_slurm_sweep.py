@@ -9,9 +9,9 @@ from slurm_toys import Home, Slurm, option, point, toy
 
 from dbp.errors import WorldError
 from slurm import task
-from slurm.jobs import Sweep
-from slurm.manifest import Manifest, read_points
-from slurm.submit import SCRIPT, code
+from slurm.cluster.jobs import Sweep
+from slurm.cluster.manifest import Manifest, read_points
+from slurm.cluster.submit import SCRIPT, code
 
 
 @pytest.fixture

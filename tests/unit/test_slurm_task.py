@@ -12,12 +12,12 @@ import pytest
 from slurm_toys import END, TRIED, Home, Slurm, launcher, point, toy
 
 from dbp.errors import ConfigError, StoreError
-from slurm import jobs as jobs_module
 from slurm import task
-from slurm.launcher import Launcher
-from slurm.manifest import failure_file
-from training.ranks import Ranks
-from training.signals import SIGNALS
+from slurm.cluster import jobs as jobs_module
+from slurm.cluster.launcher import Launcher
+from slurm.cluster.manifest import failure_file
+from training.resume.ranks import Ranks
+from training.resume.signals import SIGNALS
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_the_shared_job_tries_a_broken_stage_once_for_all_points(
     quiet = SimpleNamespace(
         Preempted=KeyboardInterrupt
     )  # as below: Lightning takes seconds to load
-    monkeypatch.setitem(sys.modules, "training.preemption", quiet)
+    monkeypatch.setitem(sys.modules, "training.resume.preemption", quiet)
     TRIED.clear()
     why = "StoreError: broken rows cannot be made"
     assert task.shared(home.record, list(points.items())) == {
@@ -73,7 +73,9 @@ def test_the_shared_job_tries_a_broken_stage_once_for_all_points(
 
 
 def test_a_run_that_was_asked_to_leave_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "training.preemption", SimpleNamespace(Preempted=StoreError))
+    monkeypatch.setitem(
+        sys.modules, "training.resume.preemption", SimpleNamespace(Preempted=StoreError)
+    )
 
     def leave() -> None:
         raise StoreError("left after step 8")
@@ -87,7 +89,7 @@ def test_a_signal_ends_a_stage_and_lets_training_end_itself(
 ) -> None:
     asked: list[str] = []
     quiet = SimpleNamespace(requeue=lambda: asked.append("requeue") or "it is requeued")
-    monkeypatch.setitem(sys.modules, "training.preemption", quiet)
+    monkeypatch.setitem(sys.modules, "training.resume.preemption", quiet)
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         task.leave_on_signals()
@@ -123,7 +125,7 @@ def test_a_rank_that_follows_does_not_say_how_the_arm_ended(
     def joined(folder: Path) -> Any:
         yield Ranks(rank=1, size=2)
 
-    monkeypatch.setattr("training.ranks.joined", joined)
+    monkeypatch.setattr("training.resume.ranks.joined", joined)
     quiet = SimpleNamespace(follow=lambda ranks: None)
     monkeypatch.setitem(sys.modules, "training.run", quiet)
     assert task.arm(tmp_path, [("key", {"paths": {"runs": str(tmp_path)}})]) == {}

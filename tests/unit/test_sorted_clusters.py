@@ -12,16 +12,16 @@ import pytest
 from dbp.__main__ import main
 from dbp.clustering import imported
 from dbp.clustering.imported import ABSENT, Imported, Join, Run, earlier_equals, runs
-from dbp.data import sorted_cluster_pool
 from dbp.data.clusters import Clusters
 from dbp.data.columns import Columns
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool, hash_64
-from dbp.data.sorted_cluster_pool import SortedClusterPool
-from dbp.data.sorted_clusters import SortedClusters, find_centroids, load_centroids
+from dbp.engine.store import Store
+from dbp.engine.work import Work
 from dbp.errors import ConfigError, PoolError, WorldError
-from dbp.store import Store
-from dbp.work import Work
+from dbp.formats.sorted_clusters import SortedClusters, find_centroids, load_centroids
+from dbp.pools import sorted_cluster_pool
+from dbp.pools.sorted_cluster_pool import SortedClusterPool
 
 Row = tuple[Any, int, float, int]
 

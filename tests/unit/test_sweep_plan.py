@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from dbp.command_line import overrides
 from dbp.config import build, compose
+from dbp.engine.stage import Node, Stage
+from dbp.engine.store import Store
 from dbp.errors import ConfigError
-from dbp.stage import Node, Stage
-from dbp.store import Store
+from dbp.verbs.command_line import overrides
 from slurm.local import DIED, run_points
 from slurm.plan import Composer, Plan, Point, check_compute, distinct, expand
 from slurm.settings import Grid, SweepSettings, add_controls

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dbp.command_line import overrides
 from dbp.config import build, compose
 from dbp.curate import recipe
 from dbp.data.clusters import Clusters
@@ -16,11 +15,12 @@ from dbp.data.columns import Columns
 from dbp.data.keep_list import KeepList, everything
 from dbp.data.pool import Pool, hash_64
 from dbp.data.scores import Scores
+from dbp.engine.stage import parameters
 from dbp.errors import BudgetError, ConfigError
 from dbp.selection.budget import Budget
 from dbp.selection.codebook import Tldr
 from dbp.settings import read
-from dbp.stage import parameters
+from dbp.verbs.command_line import overrides
 from training.train import node_of
 
 RNG = np.random.default_rng(0)
@@ -207,8 +207,8 @@ def test_a_run_reads_what_the_captioner_wrote_and_others_are_as_before() -> None
 )
 def test_the_mixing_rules_of_refined_captions(option: str, rule: str, tmp_path: Path) -> None:
     from dbp.data.captions import write_captions
-    from training.captions import CaptionMix
-    from training.ranks import Ranks
+    from training.feed.captions import CaptionMix
+    from training.resume.ranks import Ranks
 
     config = compose(
         "train", overrides([f"caption={option}", "pool.shards=x.tar", "captioner=smoke"])

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from dbp.config import build
+from dbp.engine.stage import parameters
 from dbp.errors import ConfigError
-from dbp.stage import parameters
-from training.augmentation import Augmentation, RandomResizedCrop, Shift
 from training.config import Optimiser
+from training.feed.augmentation import Augmentation, RandomResizedCrop, Shift
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_the_fast_recipe_is_another_key_and_the_reference_keeps_the_old_one() ->
     old = {"scale_low": 0.9, "scale_high": 1.0}
     assert parameters(RandomResizedCrop(0.9, 1.0)) == old
     assert parameters(RandomResizedCrop(0.9, 1.0, decode="fast")) == {"decode": "fast", **old}
-    node = {"_target_": "training.augmentation.Shift", "pixels": 2, "decode": "fats"}
+    node = {"_target_": "training.feed.augmentation.Shift", "pixels": 2, "decode": "fats"}
     with pytest.raises(ConfigError, match=r"augmentation\.decode='fats': Did you mean 'fast'\?"):
         build(node, path="train.augmentation")
 
@@ -95,8 +95,8 @@ def test_without_a_shift_pictures_are_those_of_the_evaluation(picture: Image.Ima
     import open_clip
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-    from training.horizon import Horizon
-    from training.module import Contrastive
+    from training.account.horizon import Horizon
+    from training.step.module import Contrastive
 
     recipe = Shift(0)
     batch = recipe.move(fitted(recipe, picture, np.zeros(2))[None].copy(), np.zeros((1, 2)))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.cost import PEAKS, Gauge, at_any_length, energy_counter, hardware_flops
-from training.recompute import recompute_blocks
+from training.account.cost import PEAKS, Gauge, at_any_length, energy_counter, hardware_flops
+from training.step.recompute import recompute_blocks
 
 GIGA = 1e9
 
@@ -113,7 +113,7 @@ def test_a_model_that_cannot_be_traced_has_no_count() -> None:
 
 def gauge(monkeypatch: pytest.MonkeyPatch, name: str, precision: str) -> Gauge:
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
-    monkeypatch.setattr("training.cost.energy_counter", lambda device: None)
+    monkeypatch.setattr("training.account.cost.energy_counter", lambda device: None)
     return Gauge("cuda:1", precision)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from dbp.config import build
 from dbp.errors import ConfigError
-from training.horizon import plan_horizon, whole_steps
+from training.account.horizon import plan_horizon, whole_steps
 from training.stage import Train
 
 TRAIN = {
@@ -20,7 +20,7 @@ TRAIN = {
         "schedule": "cosine",
         "warmup_samples": 1280,
     },
-    "augmentation": {"_target_": "training.augmentation.Shift", "pixels": 2},
+    "augmentation": {"_target_": "training.feed.augmentation.Shift", "pixels": 2},
     "seed": 0,
     "precision": "fp32",
     "samples_seen": 12_800,
@@ -104,7 +104,7 @@ def test_passes_are_samples_seen_over_the_kept_set() -> None:
         ({"precision": "fp16"}, "train.precision='fp16'"),
         ({"sampels_seen": 1}, "Did you mean 'samples_seen'?"),
         (
-            {"augmentation": {"_target_": "training.augmentation.Shift", "pixels": -1}},
+            {"augmentation": {"_target_": "training.feed.augmentation.Shift", "pixels": -1}},
             "train.augmentation.pixels=-1: it must be 0 or more",
         ),
     ],
@@ -116,7 +116,7 @@ def test_wrong_settings_stop_before_any_work(change: dict, said: str) -> None:
 
 
 def test_runtime_settings_stay_out_of_the_key_and_auto_is_resolved_into_it() -> None:
-    from dbp.stage import key_of
+    from dbp.engine.stage import key_of
 
     def key(**change: object) -> str:
         return key_of(build(TRAIN | change, Train), {"pool": "p", "keep": "k"})
@@ -132,7 +132,7 @@ def test_the_settings_are_importable_without_torch_or_lightning() -> None:
     import sys
 
     code = (
-        "import sys, training.train, training.config, training.checkpoint, training.metrics\n"
+        "import sys, training.train, training.config, training.resume.checkpoint, training.account.metrics\n"
         "heavy = {'torch', 'lightning', 'open_clip', 'torchvision', 'wandb'} & set(sys.modules)\n"
         "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)"
     )

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from dbp.errors import ConfigError
+from training.account.horizon import Horizon
 from training.config import Model, Optimiser
-from training.fit import fresh_model, make_trainer, quiet
-from training.horizon import Horizon
-from training.loss import clip_loss
-from training.module import Contrastive
-from training.ranks import Ranks
-from training.recompute import recompute_blocks
+from training.resume.ranks import Ranks
 from training.run import check_norms
+from training.step.fit import fresh_model, make_trainer, quiet
+from training.step.loss import clip_loss
+from training.step.module import Contrastive
+from training.step.recompute import recompute_blocks
 
 TINY = {
     "embed_dim": 32,

@@ -13,12 +13,12 @@ from dbp.config import build
 from dbp.data.columns import Columns
 from dbp.data.pool import Pool, hash_64
 from dbp.data.scores import Scores
+from dbp.engine.stage import parameters
 from dbp.errors import ConfigError, WorldError
-from dbp.stage import parameters
-from training.horizon import Horizon
-from training.mixture import MixedOrder, check_weights, mixed_horizon
-from training.order import Batches, Order, copy_keys, draws, sample_keys
-from training.weights import ByScore, BySource, ByUid, Mixture
+from training.account.horizon import Horizon
+from training.feed.mixture import MixedOrder, check_weights, mixed_horizon
+from training.feed.order import Batches, Order, copy_keys, draws, sample_keys
+from training.feed.weights import ByScore, BySource, ByUid, Mixture
 
 KEYS = np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64)
 FEW = KEYS[:200]
@@ -45,7 +45,7 @@ def one_by_one(order: MixedOrder, until: int) -> list[tuple[int, int, int]]:
 
 
 def _place(key: np.ndarray, seed: int, epoch: int) -> int:
-    from training.order import ORDER, mix, stream
+    from training.feed.order import ORDER, mix, stream
 
     return int(mix(key ^ stream(seed, np.array([epoch]), ORDER))[0])
 
@@ -300,7 +300,7 @@ def test_a_file_that_is_no_parquet_is_named(pool: Pool, tmp_path: Path) -> None:
 
 
 def test_a_mixture_is_named_in_the_config() -> None:
-    node = {"_target_": "training.weights.BySource", "sources": {"a/*": 2.0}, "otherwise": 1.0}
+    node = {"_target_": "training.feed.weights.BySource", "sources": {"a/*": 2.0}, "otherwise": 1.0}
     assert build(node, Mixture) == BySource({"a/*": 2.0}, 1.0)
     node["sources"] = {"a/*": "much"}
     with pytest.raises(ConfigError, match="'much': it must be a number from 0 to 255"):

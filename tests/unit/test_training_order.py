@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dbp.errors import ConfigError
-from training.horizon import Horizon
-from training.order import Batches, Order, draws, mix, sample_keys, step_seed
+from training.account.horizon import Horizon
+from training.feed.order import Batches, Order, draws, mix, sample_keys, step_seed
 
 KEYS = np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64)
 

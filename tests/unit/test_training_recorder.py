@@ -17,24 +17,24 @@ import torch
 from lightning.pytorch import Trainer
 
 from dbp.data.pool import Pool
+from dbp.engine.progress import Progress
 from dbp.errors import PoolError
-from dbp.progress import Progress
-from training.config import Optimiser
-from training.consumed import START, fed, link, planned_chain
-from training.cost import Gauge
-from training.counts import (
+from training.account.consumed import START, fed, link, planned_chain
+from training.account.cost import Gauge
+from training.account.counts import (
     Tally,
     content_groups,
     mark,
     num_repeated,
     uid_names,
 )
-from training.horizon import Horizon
-from training.metrics import Csv, metrics_file, read_metrics
-from training.module import Contrastive, Diverged
-from training.order import Batches, Order
-from training.ranks import Ranks
-from training.recorder import Recorder
+from training.account.horizon import Horizon
+from training.account.metrics import Csv, metrics_file, read_metrics
+from training.account.recorder import Recorder
+from training.config import Optimiser
+from training.feed.order import Batches, Order
+from training.resume.ranks import Ranks
+from training.step.module import Contrastive, Diverged
 
 BATCH, STEPS = 8, 10
 KEPT = np.arange(3, 63, 3)  # 20 rows of a pool of 64
@@ -349,7 +349,7 @@ def test_time_of_other_callbacks_is_neither_training_nor_waiting(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("training.recorder.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("training.account.recorder.time.perf_counter", lambda: now[0])
     world = World(Ranks(), tmp_path, every=2)
     recorder, arguments = world.recorder, (world.trainer, world.module)
     recorder.on_train_start(*arguments)
@@ -372,7 +372,7 @@ def test_gpu_hours_are_those_of_all_devices_of_all_tries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("training.recorder.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("training.account.recorder.time.perf_counter", lambda: now[0])
     recorder = World(Ranks(0, 4), tmp_path).recorder
     recorder.gauge.is_gpu = True
     recorder.load_state_dict(
@@ -418,7 +418,7 @@ def test_a_checkpoint_is_not_written_of_a_run_that_diverged(tmp_path: Path) -> N
 def test_too_many_substitutes_stop_all_ranks_with_rows_uids_and_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.counts.LEAST_SAMPLES", 40)
+    monkeypatch.setattr("training.account.counts.LEAST_SAMPLES", 40)
     broken = frozenset(int(row) for row in KEPT[[2, 5, 8, 11, 14, 17]])
     for problem in together(2, lambda r: World(r, tmp_path).train(broken=broken)):
         assert isinstance(problem, PoolError)
@@ -443,7 +443,7 @@ def test_few_samples_are_no_reason_to_stop_but_are_warned_of(
 def test_much_that_is_noted_is_settled_between_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.counts.MOST_PENDING", 16)
+    monkeypatch.setattr("training.account.counts.MOST_PENDING", 16)
     world = World(Ranks(), tmp_path, every=100).train(until=5)
     assert world.recorder.tally.steps == 4
     assert len(world.recorder.tally._words) == 1

@@ -16,22 +16,22 @@ import pytest
 import torch
 from PIL import Image
 
-from dbp.data.index import Index
 from dbp.data.keep_list import KeepList, everything
 from dbp.data.pool import Pool
+from dbp.engine.stage import Node, Stage
+from dbp.engine.store import Store
+from dbp.engine.work import Work
 from dbp.errors import ConfigError, PoolError, StoreError
-from dbp.stage import Node, Stage
-from dbp.store import Store
-from dbp.work import Work
-from training.augmentation import RandomResizedCrop, Shift
-from training.checkpoint import Checkpoint
+from dbp.pools.index import Index
+from training.account.horizon import Horizon
+from training.account.metrics import Csv, Logger, Wandb, read_metrics
 from training.config import Model, Optimiser
-from training.data import Pairs, make_loader
-from training.horizon import Horizon
-from training.metrics import Csv, Logger, Wandb, read_metrics
-from training.order import Batches, Order
+from training.feed.augmentation import RandomResizedCrop, Shift
+from training.feed.data import Pairs, make_loader
+from training.feed.order import Batches, Order
+from training.feed.subset import Subset
+from training.resume.checkpoint import Checkpoint
 from training.stage import Train
-from training.subset import Subset
 
 NUM_ROWS, BROKEN = 40, 7
 TINY = {

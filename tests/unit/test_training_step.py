@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from training.account.horizon import Horizon
 from training.config import Model, Optimiser
-from training.fit import fresh_model, make_trainer, quiet
-from training.horizon import Horizon
-from training.loss import clip_loss
-from training.module import Contrastive, Diverged
-from training.optim import learning_rate, make_optimiser, openclip3_groups
-from training.trimming import can_trim, groups_of, lengths_of, run_trimmed
+from training.step.fit import fresh_model, make_trainer, quiet
+from training.step.loss import clip_loss
+from training.step.module import Contrastive, Diverged
+from training.step.optim import learning_rate, make_optimiser, openclip3_groups
+from training.step.trimming import can_trim, groups_of, lengths_of, run_trimmed
 
 TINY = {
     "embed_dim": 32,
@@ -149,7 +149,7 @@ def test_one_long_caption_among_thousands_costs_its_group_alone() -> None:
 def test_places_behind_a_caption_move_no_feature_and_no_gradient(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("training.trimming.GROUP", 2)
+    monkeypatch.setattr("training.step.trimming.GROUP", 2)
     model = fresh_model(Model(config=TINY), seed=2).model.double()
     assert can_trim(model)
     images = torch.randn((7, 3, 32, 32), dtype=torch.double)
@@ -176,7 +176,7 @@ def test_places_behind_a_caption_move_no_feature_and_no_gradient(
 def test_a_run_on_trimmed_captions_ends_where_the_whole_ones_do(
     chunk: int | None, group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.trimming.GROUP", group)
+    monkeypatch.setattr("training.step.trimming.GROUP", group)
     fed = [b | {"tokens": captions([3, 5, 4, 7, 2, 3, 6, 8])} for b in batches(6)]
     ends, multiplied = [], []
     for trims in (False, True):

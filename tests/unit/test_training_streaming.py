@@ -20,18 +20,18 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from dbp.data.index import Index
 from dbp.data.keep_list import everything
 from dbp.data.pool import Pool
+from dbp.engine.stage import parameters
+from dbp.engine.store import Store
 from dbp.errors import ConfigError, PoolError
-from dbp.stage import parameters
-from dbp.store import Store
-from training.augmentation import Shift
-from training.data import Pairs
-from training.horizon import Horizon
-from training.mixture import MixedOrder
-from training.order import Batches, Order
-from training.shard_cache import (
+from dbp.pools.index import Index
+from training.account.horizon import Horizon
+from training.feed.augmentation import Shift
+from training.feed.data import Pairs
+from training.feed.mixture import MixedOrder
+from training.feed.order import Batches, Order
+from training.feed.shard_cache import (
     NoRoom,
     ShardCache,
     _is_free,
@@ -39,8 +39,8 @@ from training.shard_cache import (
     least_bytes,
     what_is_wrong,
 )
-from training.streaming import StreamedBatches, Streaming, Windows
-from training.subset import Subset
+from training.feed.streaming import StreamedBatches, Streaming, Windows
+from training.feed.subset import Subset
 
 NUM_SHARDS, ROWS = 7, 12
 

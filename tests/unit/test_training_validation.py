@@ -23,20 +23,20 @@ from torch.nn.functional import normalize
 from torchvision.transforms.functional import pil_to_tensor
 
 from dbp.config import build
-from dbp.data.index import Index
 from dbp.data.pool import Pool
+from dbp.engine.store import Store
 from dbp.errors import ConfigError
-from dbp.store import Store
-from evaluation.data import open_set
-from evaluation.encode import Towers, encode_pictures
+from dbp.pools.index import Index
 from evaluation.in_training import SharedTowers, Suite
-from evaluation.miniature import write_classification, write_retrieval, write_set
-from training.held_out import HeldOutLoss, num_hits
-from training.horizon import Horizon
-from training.ranks import Ranks
-from training.validation import Validation, observing
-from training.watch import Evaluator, HeldOut, Watch
-from training.watched import Measure, Watched, held_out_rows, is_held_out
+from evaluation.running.encode import Towers, encode_pictures
+from evaluation.sets.data import open_set
+from evaluation.sets.miniature import write_classification, write_retrieval, write_set
+from training.account.horizon import Horizon
+from training.resume.ranks import Ranks
+from training.watching.held_out import HeldOutLoss, num_hits
+from training.watching.validation import Validation, observing
+from training.watching.watch import Evaluator, HeldOut, Watch
+from training.watching.watched import Measure, Watched, held_out_rows, is_held_out
 
 NUM_ROWS, BROKEN = 60, 7
 
@@ -432,10 +432,10 @@ def test_a_held_out_loss_without_pairs_is_refused_at_the_start(pool: Pool, tmp_p
 
 def test_evaluators_are_named_in_the_config_and_checked() -> None:
     node = {
-        "_target_": "training.watch.Watch",
+        "_target_": "training.watching.watch.Watch",
         "every_samples": 100,
         "evaluators": [
-            {"_target_": "training.watch.HeldOut", "batch_size": 8, "num_samples": 16},
+            {"_target_": "training.watching.watch.HeldOut", "batch_size": 8, "num_samples": 16},
             {"_target_": "evaluation.in_training.Suite", "suite": "mnist", "root": None,
              "protocol": "corrected", "limit": None, "seed": 0, "precision": "fp32"},
         ],
@@ -459,7 +459,7 @@ def test_rendered_glyphs_are_made_once_by_the_first_rank(
         for name in ("wds_mnist_test", "wds_stl10_test"):
             (folder / name).symlink_to(root / name)
 
-    monkeypatch.setattr("dbp.data.glyph_tasks.render_tasks", render)
+    monkeypatch.setattr("dbp.pools.glyph_tasks.render_tasks", render)
     suite = Suite("mnist", "glyphs", "corrected", 10, 0, "fp32")
     found = Meeting(2).all(lambda ranks: suite.open(a_run(pool, tmp_path, ranks=ranks))())
     again = suite.open(a_run(pool, tmp_path))()

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbp import uids
-from dbp.data import uid_sets
-from dbp.data.names import UID_DTYPE, pairs_to_uids, sort_pairs, uids_to_pairs
-from dbp.data.uid_sets import combined, merged
+from dbp.engine.store import Store
 from dbp.errors import ConfigError, WorldError
-from dbp.store import Store
+from dbp.formats import uid_sets
+from dbp.formats.uid_pairs import UID_DTYPE, pairs_to_uids, sort_pairs, uids_to_pairs
+from dbp.formats.uid_sets import combined, merged
+from dbp.verbs import uids
 
 NUMBERS = st.integers(0, 12) | st.integers(0, 4).map(lambda n: n << 64)
 

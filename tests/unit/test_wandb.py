@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from wandb_files import read_offline
 
-from training.metrics import Wandb, read_metrics
+from training.account.metrics import Wandb, read_metrics
 from training.publish import once
 
 pytest.importorskip("wandb")

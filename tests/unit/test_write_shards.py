@@ -19,18 +19,18 @@ import pytest
 import webdataset
 from PIL import Image
 
-from dbp import write_shards as verb
-from dbp.data import range_copy
-from dbp.data.exchange import read_uid_file
-from dbp.data.index import Index
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import hash_64
-from dbp.data.shard_folder import alone_in
-from dbp.data.shard_order import arrange, set_apart
-from dbp.data.tar_headers import Damaged, spans
+from dbp.engine.store import Store
 from dbp.errors import ConfigError, PoolError, WorldError
-from dbp.store import Store
-from dbp.write_shards import write_shards
+from dbp.formats import range_copy
+from dbp.formats import write_shards as verb
+from dbp.formats.exchange import read_uid_file
+from dbp.formats.shard_folder import alone_in
+from dbp.formats.shard_order import arrange, set_apart
+from dbp.formats.tar_headers import Damaged, spans
+from dbp.formats.write_shards import write_shards
+from dbp.pools.index import Index
 
 FORMATS = {"pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT, "ustar": tarfile.USTAR_FORMAT}
 LONG = "k" * 150
@@ -547,8 +547,8 @@ def test_a_failure_midway_leaves_whole_shards_only(tmp_path, pool, monkeypatch):
 KILLED = """
 import os, pickle, signal, sys
 from pathlib import Path
-from dbp.data import range_copy
-from dbp.write_shards import write_shards
+from dbp.formats import range_copy
+from dbp.formats.write_shards import write_shards
 
 real, calls = range_copy._copy, []
 

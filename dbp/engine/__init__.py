@@ -1,0 +1,1 @@
+"""What runs stages: keys, store, parts, processes, schedulers. No science."""

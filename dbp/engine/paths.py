@@ -1,0 +1,94 @@
+"""Where things lie: the configs, and the shards that a path pattern names."""
+
+import glob
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+from dbp.errors import PoolError
+
+REMOTE = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
+
+
+def config_folder() -> Path:
+    """The folder of Hydra configs: inside the wheel, or beside the packages in a checkout."""
+    packaged = Path(__file__).parents[1] / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def is_remote(shard: str) -> bool:
+    """Whether a shard is a URL or a pipe, which can be streamed but not read at an offset."""
+    return bool(REMOTE.match(shard))
+
+
+def expand_shards(patterns: str | list[str] | tuple[str, ...]) -> list[str]:
+    """The shards that brace ranges, wildcards and plain paths name, in order.
+
+    The longest leading part of a path that exists as written is taken literally, so that folders
+    whose own names hold `{}`, `[]`, commas, spaces or accents arrive unchanged.
+
+    Raises:
+        PoolError: A shard is missing, or a pattern matches nothing; it names the first one.
+    """
+    shards: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else list(patterns):
+        if is_remote(pattern):
+            shards += _expand_braces(pattern)
+            continue
+        literal, rest = _literal_prefix(pattern)
+        if not rest:
+            shards.append(literal)
+            continue
+        found: list[str] = []
+        for name in _expand_braces(rest):
+            path = str(Path(literal) / name) if literal else name
+            if glob.has_magic(name) and not os.path.exists(path):
+                found += sorted(glob.glob(str(Path(glob.escape(literal)) / name)))
+            else:
+                found.append(path)
+        if not found:
+            raise PoolError(
+                f"no shard matches pool.shards={pattern!r}. Give the tars as a path, a brace range "
+                "such as 'folder/{00000..00099}.tar', or a wildcard such as 'folder/*.tar'."
+            )
+        shards += found
+    if not shards:
+        raise PoolError(
+            "pool.shards is an empty list. Name the tars, such as 'folder/{00000..00099}.tar'."
+        )
+    if folders := [s for s in shards if not is_remote(s) and os.path.isdir(s)]:
+        raise PoolError(
+            f"pool.shards names {folders[0]}, which is a folder. Name the tars in it, such as "
+            f"'{folders[0]}/*.tar'."
+        )
+    missing = [s for s in shards if not is_remote(s) and not os.path.isfile(s)]
+    if missing:
+        raise PoolError(
+            f"{len(missing):,} of {len(shards):,} shards are missing; the first is {missing[0]}. "
+            "Correct pool.shards (brace ranges include both ends), or fetch the missing shards."
+        )
+    if twice := next((s for s, count in Counter(shards).items() if count > 1), None):
+        raise PoolError(f"pool.shards names {twice} more than once. Name each shard once.")
+    return shards
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    from braceexpand import braceexpand
+
+    try:
+        return list(braceexpand(pattern))
+    except ValueError:  # its UnbalancedBracesError
+        raise PoolError(
+            f"pool.shards: {pattern!r} has a brace without its partner, and nothing of that name "
+            "exists. A brace range is written 'folder/{00000..00099}.tar'."
+        ) from None
+
+
+def _literal_prefix(pattern: str) -> tuple[str, str]:
+    parts = Path(pattern).parts
+    for count in range(len(parts), 0, -1):
+        prefix = Path(*parts[:count])
+        if os.path.exists(prefix):  # pathlib's raises where a name is too long
+            return str(prefix), str(Path(*parts[count:])) if count < len(parts) else ""
+    return "", pattern

@@ -1,0 +1,277 @@
+"""Samples of a tar as byte ranges: found by reading headers alone, copied without being opened.
+
+A sample is copied whole, with every member that has its key, headers and padding as they lie in the tar.
+The kernel moves the bytes; rates beside Python's tarfile are printed by
+`tests/benchmarks/bench_shards.py`.
+"""
+
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt64
+
+from dbp.data.pool import hash_64
+from dbp.engine.disk import write_json
+from dbp.engine.paths import is_remote
+from dbp.errors import PoolError, WorldError
+from dbp.formats.tar_headers import Damaged, Span, spans, split, text
+from dbp.formats.tars import SAMPLE_FORMATS
+
+END_OF_TAR = bytes(1024)
+# What copy_file_range says where a file system, or a pair of them, cannot do it.
+CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
+FORMATS = frozenset(extension.encode() for extension in SAMPLE_FORMATS)
+
+
+@dataclass(frozen=True)
+class Extents:
+    """Where samples lie in one tar, in the order in which they were asked for.
+
+    Most samples are one byte range. One whose members do not stand side by side is several: its
+    ranges follow each other in `starts` and `lengths`, `num_ranges` of them.
+    """
+
+    starts: Int[np.ndarray, " r"]
+    lengths: Int[np.ndarray, " r"]
+    num_ranges: Int[np.ndarray, " m"]
+    key_hashes: UInt64[np.ndarray, " m"]
+
+
+@dataclass(frozen=True)
+class TarPlan:
+    """One tar to write: samples as ranges of source shards, one after another."""
+
+    target: Path
+    shards: list[str]
+    shard: Int[np.ndarray, " r"]  # of each range, a place in `shards`
+    starts: Int[np.ndarray, " r"]
+    lengths: Int[np.ndarray, " r"]
+    first_range: Int[np.ndarray, " s"]  # of each sample
+    key_hashes: UInt64[np.ndarray, " s"]
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.lengths.sum()) + len(END_OF_TAR)
+
+
+def locate(
+    shard: str, offsets: Int[np.ndarray, " m"], sizes: Int[np.ndarray, " m"], keys: list[str]
+) -> Extents:
+    """Find samples in a shard by a member that the index knows.
+
+    Samples are those of `dbp.formats.tars.samples`. Members of other formats with a sample's key belong to
+    it, too: to the sample before them, or, if that has such an extension, to the one that follows.
+
+    Args:
+        shard: A path.
+        offsets: Where the data of one member of each sample begins.
+        sizes: That member's bytes.
+        keys: Each sample's key, as indexed.
+
+    Raises:
+        PoolError: The shard is missing, shorter than when it was indexed, or another file.
+    """
+    wanted = {offset: place for place, offset in enumerate(offsets.tolist())}
+    found: dict[int, list[int]] = {}  # place -> start, end, start, end, … of its ranges
+    damage = ""
+    current, place = b"", -1
+    ranges: list[int] = []
+    seen: set[bytes] = set()
+    early: dict[bytes, list[tuple[bytes, Span]]] = {}  # by key: of a sample that may follow
+    handle = open_to_read(shard)
+    try:
+        for span in spans(handle):
+            key, extension = split(span[0])
+            if not extension:
+                continue  # without a key or an extension, as in webdataset
+            if extension in FORMATS:
+                if key != current or extension in seen:
+                    current, place, ranges, seen = key, -1, [], set()
+                    for other, before in early.get(key, ()):
+                        seen.add(other)
+                        _add(ranges, before)
+                    early = {}
+                if (at := wanted.get(span[2])) is not None:
+                    if span[3] != sizes[at] or text(key) != keys[at]:
+                        raise Damaged(f"where the index knows {keys[at]!r} lies {text(span[0])!r}")
+                    place = at
+                    found[at] = ranges
+            elif key != current or extension in seen or key in early:
+                early.setdefault(key, []).append((extension, span))
+                continue
+            seen.add(extension)
+            _add(ranges, span)
+    except (Damaged, OSError) as error:
+        damage = f": {error}"
+        found.pop(place, None)  # its later members may lie behind the damage
+    finally:
+        os.close(handle)
+    if len(found) < len(keys):
+        lost = [key for at, key in enumerate(keys) if at not in found]
+        raise PoolError(
+            f"shard {shard} lacks {len(lost):,} of {len(keys):,} kept samples, the first being "
+            f"{lost[0]!r}, although the index knows them{damage}. Nothing was written from it. "
+            "Restore the shard, or curate again to index it anew."
+        )
+    flat = [found[at] for at in range(len(keys))]
+    edges = np.array([edge for ranges in flat for edge in ranges], np.int64)
+    return Extents(
+        edges[::2],
+        edges[1::2] - edges[::2],
+        np.array([len(ranges) // 2 for ranges in flat], np.int64),
+        np.array([hash_64(key.encode()) for key in keys], np.uint64),
+    )
+
+
+def write_tar(plan: TarPlan, verify: bool = True, sync: bool = True) -> bool:
+    """Write a tar beside its place, check it, and rename it; one that stands there whole stays.
+
+    Args:
+        verify: Read the headers again and compare with the plan; false trusts sizes alone.
+        sync: Wait for the disk before renaming.
+
+    Returns:
+        Whether it was written; false where it stood there.
+
+    Raises:
+        PoolError: A source shard is missing or has become shorter.
+        WorldError: The disk is full, or the written tar is not as planned.
+    """
+    target = plan.target
+    size = target.stat().st_size if target.is_file() else -1
+    if size == plan.num_bytes and not (verify and fault_of(target, plan)):
+        return False
+    beside = target.with_name(f".{target.name}.tmp")
+    try:
+        with open(beside, "wb+") as handle:
+            handle.truncate(plan.num_bytes)  # what is not copied over stays zero: the end mark
+            places = np.cumsum(plan.lengths) - plan.lengths
+            order = np.lexsort((plan.starts, plan.shard))  # each source is read once, forward
+            edges = np.searchsorted(plan.shard[order], np.arange(len(plan.shards) + 1))
+            for shard, path in enumerate(plan.shards):
+                at = order[edges[shard] : edges[shard + 1]]
+                copy_ranges(path, handle.fileno(), plan.starts[at], plan.lengths[at], places[at])
+            if sync:
+                os.fsync(handle.fileno())
+        if verify and (fault := fault_of(beside, plan)):
+            raise WorldError(
+                f"{target} was not written as planned ({fault}). Check the disk, and that nobody writes "
+                "to the source shards; run again."
+            )
+        stats = beside.with_name(f".{target.stem}_stats.tmp")
+        write_json(stats, {"successes": len(plan.key_hashes)})
+        stats.rename(target.with_name(f"{target.stem}_stats.json"))
+        beside.rename(target)
+    except OSError as error:
+        raise WorldError(
+            f"{target} cannot be written: {error.strerror}. Mend that and run again; finished shards "
+            "are kept."
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return True
+
+
+def fault_of(tar: Path, plan: TarPlan) -> str:
+    """In what a tar departs from its plan, by its headers: each sample once, in its place; "" for none.
+
+    A sample is a run of members with one key, as webdataset reads it.
+    """
+    places = (np.cumsum(plan.lengths) - plan.lengths)[plan.first_range]
+    starts, keys = [], []
+    handle = os.open(tar, os.O_RDONLY)
+    try:
+        for name, start, *_ in spans(handle):
+            key = split(name)[0]
+            if not keys or key != keys[-1]:
+                starts.append(start)
+                keys.append(key)
+    except Damaged as error:
+        return str(error)
+    finally:
+        os.close(handle)
+    if len(keys) != len(places):
+        return f"{len(keys):,} samples instead of {len(places):,}"
+    hashes = np.array([hash_64(text(key).encode()) for key in keys], np.uint64)
+    if len(wrong := np.flatnonzero((hashes != plan.key_hashes) | (starts != places))):
+        return f"sample {int(wrong[0]):,} is {text(keys[wrong[0]])!r} at byte {starts[wrong[0]]:,}"
+    return ""
+
+
+def open_to_read(shard: str) -> int:
+    """Open a shard that the index knows.
+
+    Raises:
+        PoolError: It is missing, may not be read, or is no file.
+    """
+    if is_remote(shard):
+        raise PoolError(
+            f"shard {shard} is streamed, and byte ranges cannot be copied from a stream. Copy the shards "
+            "to a file system and give their paths in pool.shards, or filter while loading "
+            "(docs/loaders.md)."
+        )
+    try:
+        return os.open(shard, os.O_RDONLY)
+    except OSError as error:
+        raise PoolError(
+            f"shard {shard} cannot be opened ({error.strerror}) although the index knows it. Restore the "
+            "shard, or correct pool.shards."
+        ) from error
+
+
+def copy_ranges(
+    shard: str,
+    target: int,
+    starts: Int[np.ndarray, " r"],
+    lengths: Int[np.ndarray, " r"],
+    places: Int[np.ndarray, " r"],
+) -> None:
+    """Copy byte ranges of a shard to their places in an open file.
+
+    The kernel copies where it can (and shares blocks where the file system can), else a buffer does.
+
+    Raises:
+        PoolError: The shard is missing, or ends before a range does.
+    """
+    ends = np.stack([starts + lengths, places + lengths])[:, :-1]
+    begins = np.flatnonzero(np.r_[True, (ends != [starts[1:], places[1:]]).any(axis=0)])
+    lengths = np.add.reduceat(lengths, begins)  # neighbours that stay neighbours are one range
+    starts, places = starts[begins], places[begins]
+    source = open_to_read(shard)
+    try:
+        for start, length, place in zip(
+            starts.tolist(), lengths.tolist(), places.tolist(), strict=True
+        ):
+            while length:
+                count = _copy(source, target, length, start, place)
+                if count == 0:
+                    raise PoolError(
+                        f"shard {shard} ends at byte {start:,}, within a kept sample: it became shorter "
+                        "while it was copied. Restore it and run again; finished shards are kept."
+                    )
+                start, place, length = start + count, place + count, length - count
+    finally:
+        os.close(source)
+
+
+def _copy(source: int, target: int, length: int, start: int, place: int) -> int:
+    if hasattr(os, "copy_file_range"):
+        try:
+            if count := os.copy_file_range(source, target, length, start, place):
+                return count
+        except OSError as error:
+            if error.errno not in CANNOT_COPY:
+                raise
+    # Also where the kernel copied nothing: some network file systems say so before the end of a file.
+    content = os.pread(source, min(length, 1 << 20), start)
+    return os.pwrite(target, content, place) if content else 0
+
+
+def _add(ranges: list[int], span: Span) -> None:
+    if ranges and ranges[-1] == span[1]:
+        ranges[-1] = span[4]
+    else:
+        ranges += (span[1], span[4])

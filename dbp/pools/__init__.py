@@ -1,0 +1,1 @@
+"""Pools: what each kind of source is indexed by."""

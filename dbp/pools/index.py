@@ -1,0 +1,297 @@
+"""The index of a pool: one row per sample, made in one sequential read of each shard.
+
+Kept as Parquet, one part per shard. A row says where image and caption lie, so that any sample is one
+`pread` away; whether the image's header is sound; and a hash of the image's bytes and of the caption,
+so that the pool's identity is its content and never its paths. Pixels are not decoded here: what
+fails to decode is found, and recorded, by the stage that decodes.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dbp.config import require
+from dbp.data.images import IMAGE_FORMATS, Undecodable, header
+from dbp.data.pool import SCHEMA, Pool, ShardFolder, caption_from, digest_16, hash_64
+from dbp.engine.parts import Parted
+from dbp.engine.paths import expand_shards, is_remote
+from dbp.engine.progress import log
+from dbp.engine.stage import Node, runtime
+from dbp.engine.work import Part, Work
+from dbp.errors import PoolError
+from dbp.formats.tars import SAMPLE_FORMATS, Member, TarSample, image_of, samples
+
+DOTTED = "pictures not read: a dot in the key"
+DAMAGED = "damaged shards"
+
+
+@dataclass(frozen=True)
+class Index(Parted):
+    """Read each shard once and write the pool's index.
+
+    Args:
+        shards: Paths, brace ranges, wildcards, URLs or pipes of webdataset tars.
+        uid: What names a sample at the border: `key` (the tar's), `json:FIELD`, or `hash` (of shard
+            and key, for pools whose keys repeat).
+        caption: `txt`, or `json:FIELD`.
+        max_pixels: Pictures with more pixels are invalid; a small file can expand to gigabytes.
+        max_samples: Use only so many samples, from the front; null for all.
+        broken_shards: `error`, or `keep_readable` to use a damaged shard's samples before the damage
+            and count the shard.
+    """
+
+    name: ClassVar[str] = "index"
+    version: ClassVar[int] = 1
+    needs: ClassVar[tuple[str, ...]] = ("folder",)
+    makes: ClassVar[type] = Pool
+    content_named: ClassVar[bool] = True
+    unit: ClassVar[str] = "shards"
+    keeps_parts: ClassVar[bool] = True
+    opens_with: ClassVar[tuple[str, ...]] = ("folder",)
+
+    uid: str
+    caption: str
+    max_pixels: int
+    broken_shards: Literal["error", "keep_readable"] = "error"
+    max_samples: int | None = None
+    shards: str | list[str] = runtime("")
+
+    def __post_init__(self) -> None:
+        for name in ("uid", "caption"):
+            value: str = getattr(self, name)
+            plain = ("key", "hash") if name == "uid" else ("txt",)
+            ok = value in plain or (value.startswith("json:") and len(value) > 5)
+            require(ok, name, value, f"one of {', '.join(plain)}, json:FIELD")
+        require(self.max_pixels > 0, "max_pixels", self.max_pixels, "above 0")
+        require(
+            self.max_samples is None or self.max_samples > 0,
+            "max_samples",
+            self.max_samples,
+            "above 0, or null for all",
+        )
+
+    def node(self) -> Node:
+        """This index as the pool that a config names."""
+        return self.bind(folder=None)
+
+    @property
+    def in_one_piece(self) -> bool:
+        # What is left for a shard is known when those before it are read.
+        return self.max_samples is not None
+
+    def paths(self, folder: ShardFolder | None) -> list[str]:
+        """The shards, in the order of their rows."""
+        if folder:
+            return folder.shards
+        if not self.shards:
+            raise PoolError(
+                "pool.shards names no shard. Name the tars: "
+                "pool.shards='folder/{00000..00099}.tar'."
+            )
+        return expand_shards(self.shards)
+
+    def source(self) -> dict[str, Any]:
+        """Names, sizes and times of the shards: a changed shard is read again, a path is no matter."""
+        if not self.shards:
+            return {}
+        described = []
+        for shard in self.paths(None):
+            stat = None if is_remote(shard) else Path(shard).stat()
+            described.append(
+                [Path(shard).name, stat.st_size, stat.st_mtime_ns] if stat else [shard]
+            )
+        return {"shards": hashlib.sha256(json.dumps(described).encode()).hexdigest()}
+
+    def parts(self, folder: ShardFolder | None = None) -> list[Part]:
+        """One for each shard."""
+        return [Part(part_name(n), n, _size(s)) for n, s in enumerate(self.paths(folder))]
+
+    def make(  # type: ignore[override]
+        self, part: Part, home: Path, /, folder: ShardFolder | None = None
+    ) -> dict[str, Any]:
+        shard = self.paths(folder)[part.number]
+        return self._index_shard(shard, part.number, home, self.max_samples)
+
+    def run(self, work: Work, folder: ShardFolder | None = None) -> dict[str, Any]:
+        if self.max_samples is None:
+            return super().run(work, folder=folder)
+        # How many samples are left for a shard is known when those before it are read.
+        counts: dict[str, dict[str, Any]] = {}
+        rows = 0
+        for part in self.parts(folder):
+            if rows >= self.max_samples:
+                break
+            counts[part.name] = work.part(
+                part.name,
+                lambda beside, n=part.number, most=self.max_samples - rows: self._index_shard(
+                    self.paths(folder)[n], n, beside, most
+                ),
+            )
+            rows += counts[part.name]["rows"]
+        return self.finish(work, counts, folder=folder)
+
+    def finish(
+        self,
+        work: Work,
+        counts: Mapping[str, dict[str, Any]],
+        folder: ShardFolder | None = None,
+    ) -> dict[str, Any]:
+        shards = self.paths(folder)
+        reasons: Counter[str] = Counter()
+        content = hashlib.sha256()
+        seen: list[np.ndarray] = []
+        for name, found in counts.items():
+            reasons.update(found["reasons"])
+            content.update(bytes.fromhex(found["digest"]))
+            file = work.shared / name / "index.parquet"
+            seen.append(pq.read_table(file, columns=["uid_hash"])["uid_hash"].to_numpy())
+        rows = sum(found["rows"] for found in counts.values())
+        if rows == 0:
+            raise PoolError(
+                f"no sample in {len(shards)} shards, the first being {shards[0]}. A sample is an image "
+                f"({', '.join(IMAGE_FORMATS)}) beside its caption under one key, which ends at the "
+                f"name's first dot.{_said(reasons)}"
+            )
+        if rows == reasons["no caption"] + reasons["no image"]:
+            raise PoolError(
+                f"none of the {rows:,} samples, the first in {shards[0]}, has both an image and a "
+                f"caption (pool.caption={self.caption}; without image: {reasons['no image']:,}, "
+                f"without caption: {reasons['no caption']:,}). Set pool.caption=json:FIELD if the "
+                "captions lie in a field of the json; an image and its caption must stand side by side "
+                "in the tar, under one key."
+            )
+        hashes = np.concatenate(seen)
+        hashes.sort()
+        return {
+            "digest": content.hexdigest(),
+            "rows": rows,
+            "shards": len(shards),
+            "repeated uids": int((hashes[1:] == hashes[:-1]).sum()),
+            **dict(sorted(reasons.items())),
+        }
+
+    def open(self, home: Path, folder: ShardFolder | None = None) -> Pool:  # type: ignore[override]
+        try:
+            shards = self.paths(folder)
+        except PoolError:  # the index answers although the shards are away
+            shards = [str(self.shards)]
+        return Pool.load(home, shards, self.caption, self.max_pixels)
+
+    def _index_shard(
+        self, shard: str, number: int, beside: Path, limit: int | None
+    ) -> dict[str, Any]:
+        rows: list[dict[str, Any]] = []
+        reasons: Counter[str] = Counter()
+        content = hashlib.sha256()
+
+        def wanted(extension: str) -> bool:
+            if "." in extension and extension.rpartition(".")[2] in IMAGE_FORMATS:
+                reasons[DOTTED] += 1
+            return extension in SAMPLE_FORMATS
+
+        def count_damage(message: str) -> None:
+            log.warning("%s", message)
+            reasons[DAMAGED] += 1
+
+        keep = self.broken_shards == "keep_readable"
+        for sample in samples(shard, wanted, count_damage if keep else None):
+            row = self._row(sample, shard, number)
+            if row["reason"]:
+                reasons[row["reason"]] += 1
+            if row["orientation"] != 1:
+                reasons["turned by EXIF"] += 1
+            if len(sample.members.keys() & set(IMAGE_FORMATS)) > 1:
+                reasons["several images under one key"] += 1
+            parts = [row["uid"].encode(), row["content_hash"], row["caption_hash"]]
+            if row[
+                "reason"
+            ]:  # max_pixels decides which rows are valid, and so must tell pools apart
+                parts.append(row["reason"].encode())
+            for part in parts:
+                content.update(len(part).to_bytes(4, "little") + part)
+            rows.append(row)
+            if len(rows) == limit:
+                break
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        pq.write_table(table, beside / "index.parquet", compression="zstd")
+        return {"rows": len(rows), "reasons": dict(reasons), "digest": content.hexdigest()}
+
+    def _row(self, sample: TarSample, shard: str, number: int) -> dict[str, Any]:
+        extension, image = image_of(sample)
+        caption = sample.members.get("json" if self.caption.startswith("json:") else "txt")
+        uid = self._uid(sample, shard)
+        row: dict[str, Any] = {
+            "uid": uid,
+            "uid_hash": hash_64(uid.encode()),
+            "key": sample.key,
+            "shard": number,
+            "image_offset": image.offset if image else 0,
+            "image_bytes": len(image.content) if image else 0,
+            "caption_offset": caption.offset if caption else 0,
+            "caption_bytes": len(caption.content) if caption else 0,
+            "format": extension,
+            "width": 0,
+            "height": 0,
+            "orientation": 1,
+            "reason": "",
+            "content_hash": digest_16(image.content if image else b""),
+            "caption_hash": digest_16(b""),
+        }
+        if image is None:
+            row["reason"] = "no image"
+        else:
+            try:
+                found = header(image.content, self.max_pixels)
+                row["format"], row["width"], row["height"], row["orientation"] = found
+            except Undecodable as problem:
+                row["reason"] = str(problem)
+        text = self._caption(caption)
+        if text is None:
+            row["reason"] = row["reason"] or "no caption"
+        else:
+            row["caption_hash"] = digest_16(text.encode("utf-8", "replace"))
+            row["caption_length"] = len(text)
+            if not text.strip():
+                row["reason"] = row["reason"] or "empty caption"
+        row.setdefault("caption_length", 0)
+        return row
+
+    def _caption(self, member: Member | None) -> str | None:
+        return None if member is None else caption_from(member.content, self.caption)
+
+    def _uid(self, sample: TarSample, shard: str) -> str:
+        if self.uid == "key":
+            return sample.key
+        if self.uid == "hash":
+            return hashlib.sha256(f"{Path(shard).name}\0{sample.key}".encode()).hexdigest()[:32]
+        wanted = self.uid.removeprefix("json:")
+        member = sample.members.get("json")
+        uid = None if member is None else caption_from(member.content, self.uid)
+        if not uid:
+            raise PoolError(
+                f"sample {sample.key!r} of shard {shard} has no field {wanted!r} in its json, which "
+                f"pool.uid={self.uid} needs. Set pool.uid=key or pool.uid=hash, or name another field."
+            )
+        return uid
+
+
+def _size(shard: str) -> float:
+    """Bytes of a shard: what reading it costs."""
+    return 1.0 if is_remote(shard) else float(Path(shard).stat().st_size)
+
+
+def part_name(shard: int) -> str:
+    """The name of a shard's part; seven digits, so that names sort as numbers."""
+    return f"part-{shard:07d}"
+
+
+def _said(reasons: Counter[str]) -> str:
+    return "".join(f" {reason}: {count:,}." for reason, count in sorted(reasons.items()))

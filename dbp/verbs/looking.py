@@ -1,0 +1,313 @@
+"""A folder of tars, looked at before anything is set: counts, sizes, captions, formats, what is broken.
+
+All shards are read where that takes seconds; otherwise some, spread over the folder, and what is said of
+the rest is an estimate from their sizes. Pictures are not decoded, only their headers read.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dbp.data.images import Undecodable, header
+from dbp.data.pool import caption_from
+from dbp.engine.progress import progress
+from dbp.errors import PoolError
+from dbp.formats.tars import SAMPLE_FORMATS, image_of, samples
+
+PATIENCE = 15.0  # seconds that reading may take
+FIELDS = (
+    "caption",
+    "text",
+    "alt",
+    "title",
+    "description",
+)  # of a json, in this order, else the longest
+MAX_PIXELS = 178_956_970
+RECORD = 512  # bytes that a tar's size is a multiple of
+
+
+@dataclass
+class Look:
+    """What was found in a folder.
+
+    Args:
+        shards: All tars, in order.
+        total_bytes: Of them.
+        broken: What is wrong, by shard; of shards that were not read only what their size tells.
+        num_read: Shards that were read.
+        read_bytes: Of those.
+        num_samples: In those.
+        captions: `txt`, `json:FIELD`, or none.
+        words: Words of each caption that was read.
+        characters: Characters of each.
+        formats: How many pictures of each format; other members go by their extension.
+        problems: Samples that cannot be used, by reason.
+        short_sides: Shorter side of each picture, in pixels.
+        picture_bytes: Size of each picture.
+        repeated_keys: Samples whose key came before.
+        has_uids: Whether each json has a `uid` of its own.
+    """
+
+    shards: list[Path]
+    total_bytes: int
+    broken: dict[Path, str] = field(default_factory=dict)
+    num_read: int = 0
+    read_bytes: int = 0
+    num_samples: int = 0
+    captions: str | None = None
+    words: list[int] = field(default_factory=list)
+    characters: list[int] = field(default_factory=list)
+    formats: Counter[str] = field(default_factory=Counter)
+    problems: Counter[str] = field(default_factory=Counter)
+    short_sides: list[int] = field(default_factory=list)
+    picture_bytes: list[int] = field(default_factory=list)
+    repeated_keys: int = 0
+    has_uids: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every shard was read."""
+        return self.num_read == len(self.shards)
+
+    @property
+    def rows(self) -> int:
+        """Samples of the folder, estimated by size where not all was read."""
+        if self.is_whole or not self.read_bytes:
+            return self.num_samples
+        return round(self.num_samples * self.total_bytes / self.read_bytes)
+
+    @property
+    def usable(self) -> int:
+        """Rows with a caption and a sound picture header, estimated likewise."""
+        bad = sum(self.problems.values()) / max(self.num_samples, 1)
+        return round(self.rows * (1 - bad))
+
+
+def find_tars(folder: Path) -> list[Path]:
+    """The tars of a folder, or of the folders right below it.
+
+    Raises:
+        PoolError: There is no such folder, it cannot be read, or no tar is in it.
+    """
+    if not folder.exists():
+        raise PoolError(f"{folder} does not exist. Name the folder that holds the tars.")
+    if not folder.is_dir():
+        raise PoolError(f"{folder} is a file. Name the folder that holds it: {folder.parent}.")
+    try:
+        inside = sorted(folder.iterdir())
+        for pattern in ("*.tar", "*/*.tar"):
+            if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
+                return found
+    except OSError as error:
+        raise PoolError(f"{folder} cannot be read: {error.strerror or error}.") from error
+    kinds = Counter(
+        path.suffix or ("folder" if path.is_dir() else "no extension") for path in inside
+    )
+    there = ", ".join(f"{number} x {kind}" for kind, number in kinds.most_common(5)) or "nothing"
+    if kinds[".parquet"]:
+        way_out = "A folder of DataComp's metadata is a pool of its own: pool=datacomp pool.metadata=FOLDER."
+    else:
+        way_out = (
+            "Make webdataset tars of pictures and captions first, as img2dataset does with "
+            "output_format=webdataset."
+        )
+    raise PoolError(
+        f"no tar lies in {folder} or in a folder right below it, but {there}. {way_out}"
+    )
+
+
+def look(folder: Path, patience: float = PATIENCE) -> Look:
+    """Look at a folder of tars.
+
+    Args:
+        folder: That holds them.
+        patience: Seconds after which no further shard is begun.
+
+    Raises:
+        PoolError: No tar is there, none can be read, or no sample has a picture or a caption.
+    """
+    shards = find_tars(folder)
+    found = Look(shards, sum(shard.stat().st_size for shard in shards))
+    keys: set[str] = set()
+    fields: Counter[str] = Counter()
+    texts: list[tuple[str | None, bytes | None]] = []
+    began = time.monotonic()
+    unread = set(shards)
+    with progress("look", len(shards), "shards") as bar:
+        for shard in _spread(shards):
+            if found.num_read and time.monotonic() - began > patience:
+                break
+            _read(found, shard, keys, fields, texts)
+            unread.discard(shard)
+            bar.advance()
+    for shard in sorted(unread):
+        if reason := _wrong_size(shard):
+            found.broken[shard] = reason
+    if not found.num_samples:
+        first = next(iter(found.broken.values()), "no member has a known extension")
+        raise PoolError(
+            f"no sample can be read from the {len(shards):,} tars in {folder}; the first: {first}"
+        )
+    if not found.picture_bytes:
+        kinds = ", ".join(sorted(found.formats)) or "none of a known kind"
+        raise PoolError(
+            f"the {found.num_samples:,} samples read from {folder} have no picture (members: {kinds}). "
+            "Pictures are jpg, jpeg, png, webp or gif."
+        )
+    _captions(found, folder, fields, texts)
+    return found
+
+
+def _spread(shards: Sequence[Path]) -> list[Path]:
+    """The shards in an order whose beginning is spread over all: first, last, middle, quarters, …"""
+    count = len(shards)
+    at = [0, count - 1]
+    step = count
+    while step > 1:
+        step = (step + 1) // 2
+        at += range(step, count, step)
+        if step == 1:
+            break
+    return [shards[i] for i in dict.fromkeys(at)]
+
+
+def _read(
+    found: Look,
+    shard: Path,
+    keys: set[str],
+    fields: Counter[str],
+    texts: list[tuple[str | None, bytes | None]],
+) -> None:
+    """Add a shard to what was found."""
+    damage: list[str] = []
+    for sample in samples(str(shard), SAMPLE_FORMATS.__contains__, damage.append):
+        found.num_samples += 1
+        found.repeated_keys += sample.key in keys
+        keys.add(sample.key)
+        kind, picture = image_of(sample)
+        if picture is None:
+            found.problems["no picture"] += 1
+        else:
+            _picture(found, kind, picture.content)
+        text, described = sample.members.get("txt"), sample.members.get("json")
+        fields.update(_text_fields(described.content) if described else ())
+        texts.append(
+            (None if text is None else caption_from(text.content, "txt"),
+             described.content if described else None)
+        )  # fmt: skip
+    found.num_read += 1
+    found.read_bytes += shard.stat().st_size
+    if damage:
+        found.broken[shard] = damage[0]
+
+
+def _picture(found: Look, kind: str, content: bytes) -> None:
+    found.picture_bytes.append(len(content))
+    try:
+        kind, width, height, _ = header(content, MAX_PIXELS)
+        found.short_sides.append(min(width, height))
+    except Undecodable as error:
+        found.problems[str(error)] += 1
+    found.formats[kind] += 1
+
+
+def _text_fields(content: bytes) -> list[str]:
+    """The names of a json's fields that hold text."""
+    try:
+        value = json.loads(content.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return []
+    return [k for k, v in value.items() if isinstance(v, str)] if isinstance(value, dict) else []
+
+
+def _captions(
+    found: Look,
+    folder: Path,
+    fields: Counter[str],
+    texts: Sequence[tuple[str | None, bytes | None]],
+) -> None:
+    """Choose where captions stand, and measure them."""
+    choices = ["txt", *(f"json:{name}" for name in FIELDS if name in fields)]
+    found.has_uids = _are_names([caption_from(c, "json:uid") if c else None for _, c in texts])
+
+    def of(choice: str) -> list[str | None]:
+        if choice == "txt":
+            return [text for text, _ in texts]
+        return [caption_from(content, choice) if content else None for _, content in texts]
+
+    counts = {choice: sum(bool(t and t.strip()) for t in of(choice)) for choice in choices}
+    best = max(choices, key=lambda choice: counts[choice])
+    if not counts[best]:
+        others = ", ".join(sorted(fields)) or "none"
+        raise PoolError(
+            f"the {found.num_samples:,} samples read from {folder} have no caption: no txt member with text, and "
+            f"no json field {', '.join(FIELDS)}. Text fields of the json: {others}. If one of them is the "
+            "caption, curate with pool.caption=json:FIELD."
+        )
+    found.captions = best
+    for text in of(best):
+        if text is None or not text.strip():
+            found.problems["no caption"] += 1
+        else:
+            found.words.append(len(text.split()))
+            found.characters.append(len(text))
+
+
+def _are_names(texts: Sequence[str | None]) -> bool:
+    """Whether every text is there and no two are equal."""
+    return all(texts) and len(set(texts)) == len(texts)
+
+
+def _wrong_size(shard: Path) -> str:
+    """What a shard's size says is wrong with it, if anything."""
+    size = shard.stat().st_size
+    if size == 0:
+        return f"shard {shard} is empty"
+    return f"shard {shard} has {size:,} bytes, no multiple of {RECORD}" if size % RECORD else ""
+
+
+def lines_of(found: Look) -> list[str]:
+    """What was found, for people."""
+    about = "" if found.is_whole else "about "
+    read = (
+        "all read"
+        if found.is_whole
+        else f"{found.num_read:,} of them read, the rest by their sizes"
+    )
+    lines = [
+        f"{len(found.shards):,} tars, {found.total_bytes / 1e6:,.1f} MB, {about}{found.rows:,} samples ({read})",
+        f"pictures: {_shares(found.formats)}; {_quantiles(found.picture_bytes, 'bytes')}; shorter side "
+        f"{_quantiles(found.short_sides, 'pixels')}",
+        f"captions in {found.captions}: {_quantiles(found.words, 'words')}; "
+        f"{_quantiles(found.characters, 'characters')}",
+    ]
+    if found.problems:
+        lines.append(f"not usable, of {found.num_samples:,} read: {_counts(found.problems)}")
+    if found.repeated_keys:
+        lines.append(f"{found.repeated_keys:,} samples have a key that came before")
+    if found.broken:
+        first = next(iter(found.broken.values()))
+        lines.append(f"{len(found.broken):,} tars are broken; the first: {first}")
+    return lines
+
+
+def _quantiles(values: Sequence[int], unit: str) -> str:
+    """Median and the middle 90 %."""
+    if not values:
+        return f"no {unit} known"
+    low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
+    return f"median {middle:,.0f} {unit} (5 to 95 %: {low:,.0f} to {high:,.0f})"
+
+
+def _shares(counts: Counter[str]) -> str:
+    total = sum(counts.values())
+    return ", ".join(f"{kind} {number / total:.0%}" for kind, number in counts.most_common())
+
+
+def _counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common())

@@ -1,0 +1,174 @@
+"""Look into the store.
+
+    dbp show KEY                  an artifact's manifest, lineage and counts
+    dbp why UID keep=KEY          why a sample stayed or went
+    dbp ls [stage=NAME]           what the store holds
+    dbp gc [delete=true]          what may go: half-written work of dead processes, unfinished parts,
+                                  and, with keep=KEY[,KEY], every artifact that none of these rests on
+
+`paths.store=FOLDER` and `paths.runs=FOLDER` say which store; keys may be shortened.
+"""
+
+import json
+import shutil
+from typing import Any
+
+from dbp.config import require
+from dbp.decisions import explained
+from dbp.engine.store import Store
+from dbp.errors import ConfigError, nearest
+from dbp.lineage import lineage, open_keep_list, open_pool_of
+
+SETTINGS = {
+    "show": ("paths.store", "paths.runs"),
+    "why": ("keep", "paths.store", "paths.runs"),
+    "ls": ("stage", "paths.store", "paths.runs"),
+    "gc": ("delete", "keep", "paths.store", "paths.runs"),
+}
+
+
+def main(verb: str, arguments: list[str]) -> None:
+    """Run one of the verbs show, why, ls, gc."""
+    settings, words = read_arguments(arguments, SETTINGS[verb])
+    store = Store(settings.get("paths.store", "./store"), settings.get("paths.runs", "./runs"))
+    if verb in ("ls", "gc") and words:
+        name = words[0].partition("=")[0]
+        raise ConfigError(f"{name} is not a setting of dbp {verb}. {nearest(name, SETTINGS[verb])}")
+    if verb in ("show", "why") and len(words) != 1:
+        raise ConfigError(
+            f"dbp {verb} takes one {'KEY' if verb == 'show' else 'UID'}; given: {words}"
+        )
+    if verb == "show":
+        show(store, words[0])
+    elif verb == "why":
+        if "keep" not in settings:
+            raise ConfigError(
+                "dbp why needs keep=KEY, the key of a keep list; `dbp ls stage=select` lists them"
+            )
+        why(store, words[0], settings["keep"])
+    elif verb == "ls":
+        ls(store, settings.get("stage"))
+    else:
+        require(
+            settings.get("delete", "false") in ("true", "false"),
+            "delete",
+            settings.get("delete"),
+            "true or false",
+        )
+        gc(store, settings.get("delete") == "true", settings.get("keep"))
+
+
+def read_arguments(
+    arguments: list[str], known: tuple[str, ...]
+) -> tuple[dict[str, str], list[str]]:
+    """Divide `key=value` settings from plain words; a word with an unknown key is a word."""
+    settings: dict[str, str] = {}
+    words: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if equals and name in known:
+            settings[name] = value
+        elif equals and "/" not in name and not words and len(arguments) > 1 and " " not in name:
+            raise ConfigError(f"{name} is not a setting here. {nearest(name, known)}")
+        else:
+            words.append(argument)
+    return settings, words
+
+
+def show(store: Store, key: str) -> None:
+    """Print an artifact's manifest and what it rests on."""
+    entry = store.find(key)
+    print(json.dumps(entry.manifest, indent=2))
+    print("\nlineage, inputs first:")
+    for upstream in lineage(store, entry):
+        made = upstream.manifest
+        print(
+            f"  {made['stage']:<10} {made['key']}  {made['seconds']:>8.1f} s  {_counts(made['counts'])}"
+        )
+    print(f"{entry.stage} {entry.key} in {entry.folder}")
+
+
+def why(store: Store, uid: str, keep: str) -> None:
+    """Print why a sample stayed or went."""
+    entry, _ = open_keep_list(store, keep)
+    pool = open_pool_of(store, entry)
+    row = pool.row_of(uid)
+    found = explained(store, entry.key).decision(row)
+    verdict = "stayed" if found["kept"] else "went"
+    print(f"{uid} (row {row:,}) {verdict} at {found['stage']}: {found['reason']}")
+    twin = found["related_row"]
+    if twin is not None and found["stage"] == "dedup":
+        name = pool.uids(_one(twin))[0]
+        similar = (
+            f" at similarity {found['value']:.6f}, above {found['limit']:.6f}"
+            if found["value"]
+            else ""
+        )
+        print(
+            f"  duplicate of {name} (row {twin:,}){similar}"
+            if not found["kept"]
+            else f"  nearest earlier row: {name} (row {twin:,}){similar.replace(', above', ', not above')}"
+        )
+    elif found["value"] is not None:
+        limit = f", limit {found['limit']:.6f}" if found["limit"] is not None else ""
+        what = "distance to centroid" if found["cluster"] is not None else "value"
+        print(f"  {what} {found['value']:.6f}{limit}")
+    if found["cluster"] is not None and found["rank"] is not None:
+        print(
+            f"  cluster {found['cluster']}, rank {found['rank']:,} (0 is taken first), quota {found['quota']:,}"
+        )
+    elif found["rank"] is not None:
+        print(f"  rank {found['rank']:,} (0 is taken first), {found['quota']:,} kept")
+
+
+def _one(row: int) -> Any:
+    import numpy as np
+
+    return np.array([row])
+
+
+def ls(store: Store, stage: str | None) -> None:
+    """Print a line for each artifact."""
+    every = list(store.entries())
+    entries = [e for e in every if stage is None or e.stage == stage]
+    if every and not entries:
+        print(f"no artifact of stage {stage}. {nearest(str(stage), {e.stage for e in every})}")
+    for entry in entries:
+        made = entry.manifest
+        print(
+            f"{made['stage']:<10} {made['key']}  {made['created'][:16]}  {entry.bytes / 1e6:>10,.1f} MB  "
+            f"{_counts(made['counts'])}"
+        )
+    total = sum(entry.bytes for entry in entries)
+    print(f"{len(entries)} artifacts, {total / 1e6:,.1f} MB, in {store.root} and {store.runs}")
+
+
+def gc(store: Store, delete: bool, keep: str | None) -> None:
+    """Say what may go, and remove it when told to."""
+    rubbish = [
+        f
+        for home in (store.root, store.runs)
+        for f in (*home.glob(".tmp/*"), *home.glob(".partial/*"))
+    ]
+    if keep:
+        needed = {e.key for key in keep.split(",") for e in lineage(store, store.find(key))}
+        rubbish += [entry.folder for entry in store.entries() if entry.key not in needed]
+    total = 0
+    for folder in rubbish:
+        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        total += size
+        print(f"{'removed' if delete else 'may go '}  {size / 1e6:>10,.1f} MB  {folder}")
+        if delete:
+            shutil.rmtree(folder, ignore_errors=True)
+    said = (
+        "removed" if delete else "may go (say delete=true to remove; not while a run is under way)"
+    )
+    print(f"{len(rubbish)} folders, {total / 1e6:,.1f} MB {said}")
+
+
+def _counts(counts: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{n} {v:,}" if isinstance(v, int) else f"{n} {v}"
+        for n, v in counts.items()
+        if not isinstance(v, dict)
+    )[:160]

@@ -1,0 +1,1 @@
+"""Beside the tasks: linear probes, contamination, and what curation did to injected noise."""

@@ -1,0 +1,179 @@
+"""From results to group means and a table of text.
+
+A mean over fewer tasks than its group has is another number than the group's: it is marked
+incomplete wherever it is shown, with the members that are missing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluation.metrics.measures import metric_replicates
+from evaluation.results import Failure, Result
+from evaluation.statistics.significance import NUM_RESAMPLES, percentile_interval
+from evaluation.suites import groups
+from evaluation.tasks import find_task
+
+
+@dataclass(frozen=True)
+class GroupMean:
+    """The plain mean of the main metrics of a group's tasks.
+
+    Args:
+        group: Name of the column.
+        value: Mean over the members at hand, in [0, 1]; none if there is none.
+        interval: 95 %, over test samples; none without per-sample outcomes of each member.
+        members: Keys of all tasks of the group.
+        missing: Those without a value here.
+        limited: Those that a limit cut to a part of their samples.
+    """
+
+    group: str
+    value: float | None
+    interval: tuple[float, float] | None
+    members: tuple[str, ...]
+    missing: tuple[str, ...]
+    limited: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is the group's mean, and neither a part of it nor an estimate."""
+        return not self.missing and not self.limited
+
+
+def average(
+    results: Sequence[Result],
+    group: str,
+    members: Sequence[str],
+    *,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+) -> GroupMean:
+    """Average the main metrics of some tasks, for one checkpoint under one protocol.
+
+    The interval comes from resampling each task's samples on its own: the tasks' test sets are
+    independent, so the r-th replicates of all tasks are averaged into the r-th of the mean.
+
+    Raises:
+        ValueError: A task has two results: they are of several checkpoints or protocols.
+    """
+    found = _by_task(results)
+    values: list[float] = []
+    replicates: list[np.ndarray] = []
+    missing: list[str] = []
+    for key in members:
+        task = find_task(key)
+        metric = task.main_metric
+        value = found[key].metrics.get(metric) if key in found and metric is not None else None
+        if value is None or metric is None:
+            missing.append(key)
+            continue
+        values.append(value)
+        if outcomes := found[key].outcomes:
+            replicates.append(
+                metric_replicates(task, metric, outcomes, seed=seed, num_resamples=num_resamples)
+            )
+    has_outcomes = bool(values) and len(replicates) == len(values)
+    return GroupMean(
+        group,
+        float(np.mean(values)) if values else None,
+        percentile_interval(np.mean(replicates, axis=0)) if has_outcomes else None,
+        tuple(members),
+        tuple(missing),
+        tuple(key for key in members if key in found and found[key].limit is not None),
+    )
+
+
+def group_means(
+    results: Sequence[Result], *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
+) -> list[GroupMean]:
+    """Average every group that has a member among the results, in the order of DataComp's table."""
+    means = (
+        average(results, group, members, seed=seed, num_resamples=num_resamples)
+        for group, members in groups().items()
+    )
+    return [mean for mean in means if mean.value is not None]
+
+
+def format_results(
+    results: Sequence[Result], failures: Sequence[Failure] = (), protocol: str = "corrected"
+) -> str:
+    """Lay the results of one checkpoint out as text: tasks, means with their members, failures.
+
+    Args:
+        results: Of one checkpoint, under one protocol or more.
+        failures: Tasks that gave no result, and why.
+        protocol: Which one to show; tasks whose main metric differs under another are named.
+    """
+    others = [result for result in results if result.protocol != protocol]
+    results = [result for result in results if result.protocol == protocol]
+    lines = [_row("task", "metric", "value", "95 % interval", "pictures")]
+    for result in results:
+        task = find_task(result.task)
+        metric, value = task.main_metric, _main(result)
+        interval = result.intervals.get(metric) if metric is not None else None
+        size = f"{result.num_samples:,}" + ("" if result.limit is None else " (estimate)")
+        lines.append(_row(task.name, metric or "-", _number(value), _interval(interval), size))
+    for mean in group_means(results):
+        lines += ["", *_describe(mean)]
+    lines += _differing(results, others)
+    lines += [f"failed: {find_task(one.task).name}: {one.reason}" for one in failures]
+    return "\n".join(lines)
+
+
+def _differing(shown: Sequence[Result], others: Sequence[Result]) -> list[str]:
+    values = {result.task: _main(result) for result in shown}
+    differing = [
+        f"under protocol={other.protocol}: {find_task(other.task).name} {_number(_main(other))}, "
+        f"not {_number(values[other.task])}"
+        for other in others
+        if other.task in values and _main(other) != values[other.task]
+    ]
+    return ["", *differing] if differing else []
+
+
+def _main(result: Result) -> float | None:
+    metric = find_task(result.task).main_metric
+    return None if metric is None else result.metrics.get(metric)
+
+
+def _describe(mean: GroupMean) -> list[str]:
+    present = [key for key in mean.members if key not in mean.missing]
+    size = f"{len(present)} of {len(mean.members)}"
+    name = mean.group if mean.is_complete else f"{mean.group} (INCOMPLETE)"
+    lines = [_row(name, "mean", _number(mean.value), _interval(mean.interval), size)]
+    lines.append(f"  mean of: {_names(present)}")
+    if mean.missing:
+        lines.append(f"  missing: {_names(mean.missing)}")
+    if mean.limited:
+        lines.append(f"  estimated from a part of the samples: {_names(mean.limited)}")
+    return lines
+
+
+def _by_task(results: Sequence[Result]) -> dict[str, Result]:
+    found = {result.task: result for result in results}
+    if len(found) < len(results):
+        keys = [result.task for result in results]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(
+            f"Cannot average: {twice} has {keys.count(twice)} results. Give those of one "
+            "checkpoint under one protocol at a time."
+        )
+    return found
+
+
+def _names(keys: Sequence[str]) -> str:
+    return ", ".join(find_task(key).name for key in keys)
+
+
+def _row(name: str, metric: str, value: str, interval: str, size: str) -> str:
+    return f"{name:<32} {metric:<22} {value:>6}  {interval:<16} {size}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"

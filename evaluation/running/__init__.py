@@ -1,0 +1,1 @@
+"""Runs a suite: encoding, devices, one task after the other."""

@@ -1,0 +1,129 @@
+"""From the tasks of a suite to sets that are indexed and annotations that are read.
+
+Everything wrong with a set's files stops its task here, before the first picture is decoded.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dbp.errors import ConfigError
+from evaluation.kinds.base import Scorer
+from evaluation.kinds.registry import KINDS
+from evaluation.metrics import zero_shot
+from evaluation.results import Failure
+from evaluation.sets.data import EvaluationSet
+from evaluation.sets.kept import rows_name
+from evaluation.sets.places import find_set
+from evaluation.sets.tar_index import EvaluationDataError
+from evaluation.tasks import Task
+
+# Of what is computed from a set's vectors: raise it when a number may change.
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured, apart from models and sets.
+
+    Args:
+        protocols: `corrected`, `datacomp`, or both, from the same vectors.
+        seed: Of the bootstrap, and of the choice of samples under `limit`.
+        limit: Take so many samples of each task, chosen by chance, for an estimate.
+        max_templates: Take so many prompts of each class, for a rehearsal; only with `limit`, which
+            marks the results as estimates.
+
+    Raises:
+        ConfigError: An unknown protocol, or a limit below 1.
+    """
+
+    protocols: Sequence[str] = zero_shot.PROTOCOLS
+    seed: int = 0
+    limit: int | None = None
+    max_templates: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(
+                f"limit={self.limit} leaves no sample. Give 1 or more, or none for all."
+            )
+        if self.max_templates is not None and (self.max_templates < 1 or self.limit is None):
+            raise ConfigError(
+                f"max_templates={self.max_templates} is for rehearsals: give 1 or more, and a limit "
+                "beside it, or none for all prompts."
+            )
+        for protocol in self.protocols:
+            zero_shot.check_protocol(protocol)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task whose set is indexed and whose annotations are read.
+
+    Args:
+        task: What is evaluated.
+        set: On disk.
+        scorer: Of its kind.
+        digest: Of the index: names, annotations, and where each picture lies in which files.
+    """
+
+    task: Task
+    set: EvaluationSet
+    scorer: Scorer
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """Of the chosen pictures, for what is kept of them."""
+        rows = rows_name(self.scorer.rows, len(self.set))
+        return f"{self.task.key.replace('/', '-')}-{self.digest[:16]}-{rows}"
+
+    def texts(self) -> list[str]:
+        """What is encoded for it, under any protocol."""
+        return [text for name in zero_shot.PROTOCOLS for text in self.scorer.texts(name)]
+
+
+def prepare(
+    tasks: Sequence[Task], root: Path, asked: Asked, failures: list[Failure]
+) -> list[Prepared]:
+    """Index the sets of some tasks and read their annotations.
+
+    Args:
+        tasks: What to evaluate.
+        root: Folder that holds the sets.
+        asked: Which samples.
+        failures: Filled with the tasks whose sets cannot be used.
+    """
+    found: list[Prepared] = []
+    for task in tasks:
+        kind = KINDS[task.kind]
+        try:
+            opened = kind.open(find_set(root, task))
+            scorer = kind.prepare(
+                opened, limit=asked.limit, seed=asked.seed, max_templates=asked.max_templates
+            )
+            ready = Prepared(task, opened, scorer, index_digest(opened, asked.max_templates))
+            ready.texts()  # a template that takes no name stops the task here
+        except EvaluationDataError as error:
+            failures.append(Failure(task.key, str(error)))
+            continue
+        found.append(ready)
+    return found
+
+
+def index_digest(evaluation_set: EvaluationSet, max_templates: int | None = None) -> str:
+    """Hash where each picture lies in which files, their sizes and times, and all annotations.
+
+    What is kept of a set is found by this; it reads no picture. Moving a folder changes nothing.
+    """
+    digest = hashlib.sha256(repr((VERSION, max_templates)).encode())
+    for lines in (evaluation_set.class_names, evaluation_set.templates):
+        digest.update(repr(lines).encode())
+    for shard in evaluation_set.shards:
+        stat = shard.stat()
+        digest.update(repr((shard.name, stat.st_size, stat.st_mtime_ns)).encode())
+    digest.update(repr(evaluation_set.instances).encode())
+    for sample in evaluation_set.samples:
+        digest.update(repr(sample).encode())
+    return digest.hexdigest()

@@ -1,0 +1,73 @@
+"""Where the set of a task lies under a root, in any of the layouts that can be read.
+
+wds_vtab-dtd_test/            DataComp's folders
+wds_vtab-dtd/                 CLIP_benchmark's
+flickr_1k_test_image_text_retrieval/                         a download from the Hub, or in hf_cache/
+datasets--nlphuji--flickr_1k_test_image_text_retrieval/      a cache of the Hub, or in hub/, hf_cache/
+hf_cache/nlphuji___flickr_1k_test_image_text_retrieval/      as DataComp's download_evalsets.py leaves it
+"""
+
+from pathlib import Path
+
+from evaluation.sets.tar_index import EvaluationDataError
+from evaluation.tasks import Task, load_tasks
+
+
+def find_set(root: Path, task: Task) -> Path:
+    """Find the folder of a task's set, in any layout that can be read; nothing is fetched.
+
+    Raises:
+        EvaluationDataError: It is in none of the places, which are all named, or the Hub's cache holds
+            several revisions.
+    """
+    for place in _places(root, task):
+        if place.is_dir():
+            return _snapshot(place) if (place / "snapshots").is_dir() else place
+    looked = ", ".join(str(place.relative_to(root)) for place in _places(root, task))
+    raise EvaluationDataError(
+        f"There is no set of {task.name} under {root}. Looked for the folders {looked}. Put the set in "
+        "one of them, or set root to the folder that holds it."
+    )
+
+
+def set_files(root: Path) -> list[Path]:
+    """List the files of all sets of known tasks under a root, to tell whether any has changed."""
+    places = (place for task in load_tasks().values() for place in _places(root, task))
+    return sorted({file for place in places for file in place.rglob("*") if file.is_file()})
+
+
+def _places(root: Path, task: Task) -> list[Path]:
+    """Where a set may lie, the first that is there counts.
+
+    Source:
+        DataComp's and CLIP_benchmark's names of folders; huggingface_hub's cache; the cache of the
+        `datasets` library in `hf_cache`, where DataComp's `download_evalsets.py` puts three sets.
+    """
+    names = [task.folder, task.folder.removesuffix("_test")]
+    if task.clip_benchmark is not None:
+        names.append("wds_" + task.clip_benchmark.removeprefix("wds/").replace("/", "-"))
+    if task.hub is not None:
+        owner, name = task.hub.split("/")
+        cache = f"datasets--{owner}--{name}"
+        names += [name, task.hub, cache, f"hub/{cache}"]
+        names += [
+            f"hf_cache/{place}" for place in (name, cache, f"hub/{cache}", f"{owner}___{name}")
+        ]
+    return [root / name for name in dict.fromkeys(names)]
+
+
+def _snapshot(cache: Path) -> Path:
+    """The files of the revision that a cache of the Hub calls main, or of its only one."""
+    main = cache / "refs" / "main"
+    if (
+        main.is_file()
+        and (named := cache / "snapshots" / main.read_text(encoding="utf-8").strip()).is_dir()
+    ):
+        return named
+    revisions = sorted(path for path in (cache / "snapshots").iterdir() if path.is_dir())
+    if len(revisions) == 1:
+        return revisions[0]
+    raise EvaluationDataError(
+        f"{cache / 'snapshots'} holds {len(revisions)} revisions and refs/main beside it names none of "
+        "them, so it is open which to read. Keep one, or fetch the set again."
+    )

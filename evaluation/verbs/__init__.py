@@ -1,0 +1,1 @@
+"""The verbs `evaluate`, `compare` and `report`."""

@@ -1,0 +1,199 @@
+"""Evaluate checkpoints on a suite of tasks: each picture decoded once, each task saved as it ends.
+
+    dbp evaluate checkpoint=FILE model.config=FILE suite=datacomp38 root=FOLDER
+    dbp evaluate checkpoint=[KEY1,KEY2] suite=glyphs root=glyphs         KEY: of a run of ours
+    dbp evaluate model.name=ViT-B-32 pretrained=openai suite=vtab root=FOLDER export.datacomp=FILE
+
+`checkpoint` is any open_clip state dict, or a list of them; the model comes from model.config (a JSON, bare
+or under `model_cfg`), from `open_clip_config.json` beside the weights, or from model.name. `root` holds a
+folder for each set in DataComp's layout: wds_<task>_test/{classnames.txt,
+zeroshot_classification_templates.txt, test/nshards.txt, test/0.tar, …}. DataComp's download_evalsets.py
+fetches them; Flickr, MSCOCO and WinoGAViL may lie there as the Hub's own folders. Results go to
+paths.runs/evaluations; a killed run goes on where it stopped, a finished task is not done again.
+probe=true adds linear probes (where train/ lies beside test/), contamination=EPSILON near copies.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dbp.errors import ConfigError
+from evaluation.results import Failure, Result, load_results, save_results
+from evaluation.running.encode import Towers
+from evaluation.running.prepare import Asked
+from evaluation.running.runner import evaluate_checkpoints
+from evaluation.suites import missing_members, resolve_suite
+
+
+def run(config: Any) -> int:
+    """Do what `dbp evaluate` does with a composed config; return 1 if a task failed."""
+    from dbp.config import build
+    from dbp.curate import open_store
+    from dbp.engine.progress import progress
+    from evaluation.checks.linear_probes import probe_suite
+    from evaluation.checks.near_copies import check_near_copies, find_check
+    from evaluation.report.run_table import format_results
+    from evaluation.sets.verify import verify_suite
+    from evaluation.stage import Evaluate, sets_node
+
+    settings: Evaluate = build(config.evaluate, Evaluate, "evaluate")
+    tasks = resolve_suite(settings.suite)
+    weights = [find_checkpoint(config, name) for name in _named(config)]
+    missing = missing_members(settings.suite)
+    if config.dry_run:
+        print("\n".join(task.key for task in tasks))
+        print(*(f"missing, no loader: {name}" for name in missing), sep="\n")
+        return 0
+    _check_exports(config, settings, weights)
+    check = find_check(config, _named(config))
+    root = open_store(config).get(sets_node(config)).folder
+    folder = Path(config.paths.runs) / "evaluations"
+    if config.verify:
+        checked = verify_suite(tasks, root, hashes=folder / "set_hashes.json", progress=progress)
+        if any(one.problems for one in checked):
+            print("Mend or leave out the sets that are not right; nothing was evaluated.")
+            return 1
+    towers = [load_towers(config, settings, path) for path in weights or [None]]
+    file = folder / (config.name or towers[0].label[:16]) / "results.jsonl"
+    keep = folder / "vectors" if settings.keep_vectors else None
+    work: dict[str, Any] = {"keep": keep, **settings.shared_work()}
+    suite, asked, failures = settings.suite, settings.asked(), list[Failure]()
+    results = evaluate_all(
+        towers, suite, root, asked, known=load_results(file) if file.exists() else [],
+        on_results=lambda found: save_results(file, found), failures=failures, **work,
+    )  # fmt: skip
+    shown = [result for result in results if result.protocol == settings.protocol]
+    for model in towers:
+        mine = [result for result in results if result.checkpoint == model.digest]
+        if len(towers) > 1:
+            print(f"\n{model.label}")
+        print(format_results(mine, failures, settings.protocol))
+    if config.probe:
+        failures += probe_suite(towers, suite, root, asked, file=file, **work)
+    if check:
+        failures += check_near_copies(check, shown, root, asked, file.parent, **work)
+    for export, target in _exports(config).items():
+        if shown and (left_out := export(target, shown)):
+            print(f"{target} is without: {', '.join(left_out)}")
+    for name in missing:
+        print(f"missing in this suite, no loader for it: {name}")
+    print(f"{len({r.task for r in shown})} tasks evaluated, {len(failures)} failed: {file}")
+    return 1 if failures else 0
+
+
+def evaluate_all(
+    towers: Sequence[Towers], suite: str | Sequence[str], root: Path, asked: Asked, **settings: Any
+) -> list[Result]:
+    """Evaluate models of any architectures: those of one transform share each decoded picture.
+
+    `settings` are those of `evaluate_checkpoints`.
+    """
+    groups: dict[str, list[Towers]] = {}
+    for model in towers:
+        groups.setdefault(repr(model.preprocess), []).append(model)
+    return [
+        result
+        for group in groups.values()
+        for result in evaluate_checkpoints(group, suite, root, asked, **settings)
+    ]
+
+
+def load_towers(config: Any, settings: Any, checkpoint: Path | None) -> Towers:
+    """The model of a checkpoint, ready to be evaluated.
+
+    Args:
+        config: Composed, for `model` and `pretrained`.
+        settings: The `Evaluate` stage.
+        checkpoint: A state dict; none for published weights.
+    """
+    from dbp.config import build
+    from dbp.device import pick_device
+    from dbp.encoders.openclip import load_openclip
+    from training.config import Model
+
+    model: Model = build(config.model, Model, "model")
+    beside = checkpoint.parent / "open_clip_config.json" if checkpoint else None
+    described = model.config or (str(beside) if beside and beside.exists() else None)
+    device = pick_device(settings.device)
+    loaded = load_openclip(
+        None if described else model.name,
+        checkpoint=str(checkpoint) if checkpoint else None,
+        config=described,
+        pretrained=config.pretrained,
+        device=device,
+    )
+    # Published weights have no file of ours to hash, so the tag is part of the name.
+    name = f"{loaded.name}:{config.pretrained}" if config.pretrained else loaded.name
+    return settings.towers(loaded, name, device)
+
+
+def _exports(config: Any) -> dict[Callable[[Path, Sequence[Result]], tuple[str, ...]], Path]:
+    from evaluation.exports import export_clip_benchmark, export_datacomp
+
+    named = {
+        export_datacomp: config.export.datacomp,
+        export_clip_benchmark: config.export.clip_benchmark,
+    }
+    return {export: Path(target) for export, target in named.items() if target is not None}
+
+
+def _check_exports(config: Any, settings: Any, weights: Sequence[Path]) -> None:
+    if _exports(config) and (len(weights) > 1 or settings.limit is not None):
+        raise ConfigError(
+            f"export.datacomp={config.export.datacomp} and export.clip_benchmark="
+            f"{config.export.clip_benchmark} hold one checkpoint on whole sets, but there are "
+            f"{max(1, len(weights))} and evaluate.limit={settings.limit}. Export one at a time, without a "
+            "limit."
+        )
+
+
+def _named(config: Any) -> list[str]:
+    """The checkpoints that a config names."""
+    from omegaconf import ListConfig
+
+    if config.checkpoint is None and config.pretrained:
+        return []
+    if isinstance(config.checkpoint, ListConfig):
+        return [str(name) for name in config.checkpoint] or [""]
+    return ["" if config.checkpoint is None else str(config.checkpoint)]
+
+
+def find_checkpoint(config: Any, named: str) -> Path:
+    """The weights of one name: a file, a folder, or the key of a run of ours.
+
+    Raises:
+        ConfigError: No weights are named, or there are none by that name.
+    """
+    from dbp.engine.store import Store
+    from dbp.errors import StoreError
+
+    if not named:
+        raise ConfigError(
+            "no weights to evaluate: give checkpoint=FILE (an open_clip state dict), checkpoint=KEY "
+            "(a run of ours), or model.name=NAME pretrained=TAG"
+        )
+    if config.pretrained:
+        raise ConfigError(
+            f"checkpoint={named!r} and pretrained={config.pretrained!r} name two sets of weights. Give one."
+        )
+    path = Path(named)
+    if path.is_dir():
+        path = path / "weights.pt"
+    if path.is_file():
+        return path
+    try:
+        entry = Store(config.paths.store, config.paths.runs).find(named)
+    except StoreError:
+        entry = None
+    if entry is None or not (entry.folder / "weights.pt").is_file():
+        raise ConfigError(
+            f"checkpoint={named!r} is no file, and no run in {config.paths.runs} has that key. Give the "
+            "path of a state dict, or a key that `dbp ls stage=train` lists."
+        )
+    return entry.folder / "weights.pt"
+
+
+if __name__ == "__main__":
+    from dbp.verbs.command_line import hydra_main
+
+    hydra_main("evaluate", run)

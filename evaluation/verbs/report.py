@@ -1,0 +1,132 @@
+"""One page of what runs curated, trained and measured, with the same tables and figures as files.
+
+    dbp report                       the last sweep; without one, all evaluations of the store, or all keep lists
+    dbp report SWEEP [SWEEP …]       sweeps by name
+    dbp report KEY [KEY …]           evaluations, checkpoints or keep lists; keys may be shortened
+    dbp report paper=dbp             our numbers beside a paper's: dbp, semdedup, datacomp, metaclip or tldr
+
+The page is one file that opens from disk, without a network or a server.
+
+    out=FOLDER         where it goes; paths.runs/reports/NAME when not given
+    pictures=6000      most pictures on the page; 0 for none
+    figures=true       draw the figures as PNG and SVG, too
+    paths.store=…      and paths.runs=…: where the artifacts lie
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dbp.config import require
+from dbp.engine.store import Entry, Store
+from dbp.errors import ConfigError, StoreError, nearest
+from dbp.verbs.show import read_arguments
+from evaluation.report.page.roster import FILE, NARROWING, Roster, from_keys, joined
+
+SETTINGS = {
+    "out": "", "pictures": "6000", "figures": "true", "paper": "", "paper.numbers": "",
+    "paths.store": "./store", "paths.runs": "./runs",
+}  # fmt: skip
+MAIN = "report.html"
+
+
+def main(verb: str, arguments: list[str]) -> int:
+    """Run `dbp report`."""
+    settings, words = read_arguments(arguments, tuple(SETTINGS))
+    settings = SETTINGS | settings
+    if settings["paper"]:
+        from evaluation.report.paper.verb import run
+
+        return run(arguments) or 0
+    for name, known in (("figures", ("true", "false")),):
+        require(settings[name] in known, name, settings[name], " or ".join(known))
+    text = settings["pictures"]
+    require(text.isdecimal(), "pictures", text, "a whole number, 0 for none")
+    began = time.monotonic()
+    store = Store(settings["paths.store"], settings["paths.runs"])
+    roster = find_roster(store, words)
+    name = "+".join(words)[:60].replace("/", "-") or roster.title
+    out = Path(settings["out"] or store.runs / "reports" / name).absolute()
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out={out} is a file. Name a folder; {MAIN} and the tables go into it.")
+    from evaluation.report.page.gather import gather
+    from evaluation.report.page.write import write_report
+
+    report = gather(store, roster, int(text))
+    made = write_report(report, out, with_figures=settings["figures"] == "true")
+    for problem in report.data["problems"]:
+        print(f"note: {problem}")
+    arms = report.data["arms"]
+    idle = sum(arm["state"] != "finished" for arm in arms)
+    size = made.stat().st_size / 1e6
+    print(
+        f"report of {len(arms)} arm{'s' * (len(arms) != 1)}"
+        + (f", {idle} not finished" if idle else "")
+        + f", made in {time.monotonic() - began:.1f} s: {made} ({size:.1f} MB); tables and figures beside it"
+    )
+    return 0
+
+
+def find_roster(store: Store, words: Sequence[str]) -> Roster:
+    """The arms that words name: sweeps, or keys; the last sweep where there are none.
+
+    Raises:
+        ConfigError: There is nothing to report on, or both sweeps and keys are named.
+        StoreError: A word is neither.
+    """
+    known = _sweeps(store)
+    if not words:
+        if known:
+            return Roster.load(known[-1])
+        return from_keys({e.key: e for e in store.entries()}, _all_runs(store))
+    names = {folder.name: folder for folder in known}
+    sweeps = [names[word] for word in words if word in names]
+    if sweeps and len(sweeps) < len(words):
+        other = next(word for word in words if word not in names)
+        raise ConfigError(
+            f"{sweeps[0].name} is a sweep and {other} is not. Name sweeps or keys, not both; "
+            "a sweep's runs have keys of their own (dbp ls stage=evaluate)."
+        )
+    if sweeps:
+        return joined([Roster.load(folder) for folder in sweeps])
+    named = [_find(store, word, list(names)) for word in dict.fromkeys(words)]
+    return from_keys({e.key: e for e in store.entries()}, named)
+
+
+def _sweeps(store: Store) -> list[Path]:
+    """The folders of sweeps that wrote their arms or results, the last one last."""
+    files = [
+        file
+        for folder in (store.runs / "sweeps").glob("*")
+        if (
+            file := next((f for f in (folder / FILE, folder / "results.jsonl") if f.exists()), None)
+        )
+    ]
+    return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime)]
+
+
+def _all_runs(store: Store) -> list[Entry]:
+    """All evaluations; where there are none, all keep lists of selections."""
+    every = list(store.entries())
+    for stage in ("evaluate", "train", "select"):
+        if found := [entry for entry in every if entry.stage == stage]:
+            return found
+    raise ConfigError(
+        f"there is no arm to report on: neither {store.runs} nor {store.root} holds a sweep, an evaluation, a "
+        "checkpoint or a keep list. Run dbp sweep experiment=glyphs, or say with paths.store and paths.runs "
+        "where to look."
+    )
+
+
+def _find(store: Store, word: str, sweeps: Sequence[str]) -> Entry:
+    try:
+        entry = store.find(word)
+    except StoreError as error:
+        near = f" As a sweep: {nearest(word, sweeps)}" if sweeps else ""
+        raise StoreError(f"{error}{near}") from None
+    if entry.stage not in ("evaluate", "train", *NARROWING):
+        raise ConfigError(
+            f"{word} is the artifact of stage {entry.stage}. A report is made of evaluations, checkpoints "
+            "(train) or keep lists (select); dbp ls lists them."
+        )
+    return entry

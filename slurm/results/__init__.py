@@ -1,0 +1,1 @@
+"""What a sweep writes when its runs are done."""

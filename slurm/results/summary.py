@@ -1,0 +1,283 @@
+"""What a sweep tells at its end: the table, what was planted and found, the ledger, the plots."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from dbp.data.keep_list import KeepList
+from dbp.data.pool import Pool
+from dbp.engine.stage import Node
+from dbp.engine.store import Store
+from dbp.lineage import lineage
+from dbp.names import name_of
+from dbp.pools.glyph_pool import RenderGlyphs
+from evaluation.checks.planted import area_under_roc, duplicate_quality
+from evaluation.metrics import fine
+from evaluation.report import sweep_table as report
+from evaluation.report.drawn import draw_once
+from evaluation.report.ledger import Ledger, item_of, ledger_json, ledger_lines
+from evaluation.results import without_nan
+from evaluation.statistics.analysis import analyse
+from evaluation.statistics.comparison import Arm, Run
+from slurm.encoder import Encoders, encoder_keys
+from slurm.plan import Plan, Point
+from slurm.results.arms import write_arms
+from slurm.results.publishing import publish_sweep
+from slurm.results.written import written_report
+from slurm.settings import SweepSettings
+
+
+def tell(
+    plan: Plan,
+    store: Store,
+    settings: SweepSettings,
+    failures: dict[str, str],
+    encoders: Encoders,
+    out: Path,
+    began: float,
+) -> int:
+    """Print and write the table; return 1 if an arm, or a task of one, failed."""
+    out.mkdir(parents=True, exist_ok=True)
+    store.say = lambda line: None  # what follows only reads
+    arms = write_summary(plan, store, settings, failures, encoders, out)
+    broken = ", ".join(arm.name for arm in arms if arm.failures)
+    print(
+        f"finished{f', with failures in {broken}' if broken else ''}, in "
+        f"{time.monotonic() - began:.0f} s; table, plots and results in {out}"
+    )
+    return 1 if broken else 0
+
+
+def write_summary(
+    plan: Plan,
+    store: Store,
+    settings: SweepSettings,
+    failures: dict[str, str],
+    encoders: Encoders,
+    out: Path,
+) -> list[Arm]:
+    """Print the table; write table.md, table.csv, JSON and the plots into `out`; return the arms."""
+    arms = collect_arms(plan, store, failures, settings.control)
+    analysis = analyse([arm for arm in arms if arm.runs])
+    cells = analysis.cells
+    heading, rows = report.table_rows(arms, cells)
+    planted, planted_lines = planted_report(plan, store, encoders)
+    ledger = cost_ledger(plan, store, encoders)
+    cost_lines = ledger_lines(ledger)
+    notes = [*planted["notes"], *settings.notes, *analysis.notes, *failure_notes(arms)]
+    for note in notes:
+        print(note)
+    print()
+    report.print_table(heading, rows)
+    finer = {about: report.finer_table(name, analysis.finer) for name, about in fine.NAMES.items()}
+    print("\n" + "\n".join([report.members_line(cells), "", *planted_lines, "", *cost_lines]))
+    text = [
+        f"# {settings.name}",
+        "",
+        *(f"{note}  " for note in notes),
+        "",
+        report.markdown(heading, rows),
+        report.members_line(cells),
+        "",
+        *(
+            f"{about}, difference to the control:\n\n{report.markdown(*table)}"
+            for about, table in finer.items()
+        ),
+        "```",
+        *planted_lines,
+        "",
+        *cost_lines,
+        "```",
+        "",
+    ]
+    publish_sweep(settings.name, plan, store, arms, heading, rows)
+    report.write(out / "table.md", "\n".join(text))
+    told = [*planted["notes"], *settings.notes]
+    write_arms(plan, store, settings, out, failures=failures, encoders=encoders, notes=told)
+    report.write(
+        out / "table.csv",
+        report.csv_text(
+            arms, {arm: {**row, **analysis.finer.get(arm, {})} for arm, row in cells.items()}
+        ),
+    )
+    report.write(out / "results.jsonl", report.json_lines(arms))
+    report.write(out / "ledger.json", json.dumps(ledger_json(ledger), indent=1))
+    report.write(out / "planted.json", json.dumps(without_nan(planted), indent=1))
+    if settings.plots and cells:
+        from slurm.results import figures
+
+        keys = sorted(str(store.key(point.last)) for point in plan.points)
+        shows = json.dumps([report.json_lines(arms), keys, rows])
+        draw_once(
+            out,
+            shows,
+            figures.__file__,
+            lambda: figures.draw_all(plan, store, arms, cells, settings, out),
+        )
+    return arms
+
+
+def collect_arms(plan: Plan, store: Store, failures: dict[str, str], control: str) -> list[Arm]:
+    """Each arm with its finished runs and the reasons of those that failed."""
+    arms: list[Arm] = []
+    for label in plan.labels:
+        runs: list[Run] = []
+        reasons: list[str] = []
+        for point in plan.points:
+            if point.label != label:
+                continue
+            entry = store.entry(point.last)
+            if entry is None:
+                reasons.append(failures.get(str(store.key(point.last)), "unfinished"))
+                continue
+            found = store.get(point.last)
+            runs.append(Run(point.seed, found.results, _facts(point, store)))
+            reasons += [f"{failure.task}: {failure.reason}" for failure in found.failures]
+        arms.append(Arm(label, runs, plan.control_of(label, control), reasons))
+    store.loaded.clear()
+    return arms
+
+
+def _facts(point: Point, store: Store) -> dict[str, Any]:
+    trained = store.entry(point.nodes["train"])
+    evaluated = store.entry(point.last)
+    assert trained is not None
+    assert evaluated is not None
+    counts = trained.manifest["counts"]
+    return {
+        "kept": counts["kept"],
+        "samples_seen": counts["samples_seen"],
+        "steps": counts["steps"],
+        "batch_size": counts["batch_size"],
+        "passes": counts["passes"],
+        "train_flops": counts.get("train_flops"),
+        "undecodable": counts.get("undecodable"),
+        "seconds": item_of(trained.manifest).seconds + evaluated.manifest["seconds"],
+        "keep_key": store.key(point.nodes["select"]),
+        "train_key": trained.key,
+        "evaluate_key": evaluated.key,
+    }
+
+
+def failure_notes(arms: Sequence[Arm]) -> list[str]:
+    """Which arms have runs or tasks that failed."""
+    broken = [arm.name for arm in arms if arm.failures]
+    return [f"With failures: {', '.join(broken)}."] if broken else []
+
+
+def planted_report(
+    plan: Plan, store: Store, encoders: Encoders
+) -> tuple[dict[str, Any], list[str]]:
+    """What was planted in a glyphs pool, and how much of it dedup and CLIP score found.
+
+    It is counted at the first point that removes near duplicates, in its pool.
+    """
+    points = [p for p in plan.points if _render(p)]
+    if not points:
+        return {"notes": []}, []
+    point = next((p for p in points if _is_semantic(p)), points[0])
+    pool: Pool = store.get(point.nodes["index"])
+    render = _render(point)
+    folder = store.folder(render) if render else None
+    assert folder is not None
+    truth = pq.read_table(folder / "truth.parquet").slice(0, pool.num_rows)
+    unseen = _unseen(store, encoders.get(point.seed, {}), pool)
+    found: dict[str, Any] = {
+        "notes": _shares(points),
+        "rows unseen by the encoder": int(unseen.sum()),
+    }
+    lines = [f"On the {int(unseen.sum()):,} rows that the encoder was not trained on:"]
+    if store.entry(point.nodes["score"]):
+        values = store.get(point.nodes["score"]).values
+        at = unseen & ~np.isnan(values)
+        area = area_under_roc(values[at], ~np.array(truth["caption_swapped"].to_pylist())[at])
+        found["CLIP score against swapped captions, area under ROC"] = area
+        lines.append(
+            f"CLIP score tells true from swapped captions with area under the ROC curve {area:.3f}"
+        )
+    if _is_semantic(point) and store.entry(point.nodes["dedup"]):
+        keep: KeepList = store.get(point.nodes["dedup"])
+        twin = np.asarray(store.get(point.nodes["dedup"].inputs["similar"]).twin)
+        found["dedup"] = duplicate_quality(truth, ~keep.mask, twin, unseen)
+        lines += _quality_lines(found["dedup"], point.config.dedup.epsilon)
+    written, more = written_report(points, store, pool, truth)
+    if written:
+        found["written captions"] = written
+        lines += more
+    store.loaded.clear()
+    return found, lines
+
+
+def _render(point: Point) -> Node | None:
+    """The stage that renders a glyphs pool, if it is one."""
+    node = point.nodes["index"].inputs.get("folder")
+    return node if node is not None and isinstance(node.stage, RenderGlyphs) else None
+
+
+def _is_semantic(point: Point) -> bool:
+    return name_of(point.config.dedup._target_) == "dedup/semdedup"
+
+
+def _shares(points: Sequence[Point]) -> list[str]:
+    """What was planted in each pool of a sweep, and what it means for the numbers."""
+    plans = dict.fromkeys(node.stage.plan for p in points if (node := _render(p)))  # type: ignore[attr-defined]
+    return [
+        *(
+            f"Glyphs pool of {plan.num_pairs:,} pairs. Planted: {plan.exact_copies:.0%} exact copies, "
+            f"{plan.reencoded_copies:.0%} re-encoded copies, {plan.swapped_captions:.0%} swapped captions."
+            for plan in plans
+        ),
+        "What wins here depends on what was planted: these rankings do not transfer to web data.",
+    ]
+
+
+def _quality_lines(quality: list[dict[str, Any]], epsilon: float) -> list[str]:
+    return [
+        f"dedup at epsilon {epsilon}: kind, recall, and share of the removed rows whose twin is of that kind",
+        *(
+            f"  {row['kind']:<20} recall {_percent(row['recall']):>6} ({row['removed']:,} of "
+            f"{row['to remove']:,})   of removed {_percent(row['share of removed']):>6} "
+            f"({row['removed rows by twin']:,})"
+            for row in quality
+        ),
+    ]
+
+
+def _unseen(store: Store, encoder: Mapping[str, str], pool: Pool) -> np.ndarray:
+    """Rows of the pool that the trained encoder's keep list does not hold; all without one."""
+    unseen = np.ones(pool.num_rows, bool)
+    if checkpoint := encoder.get("checkpoint"):
+        manifest = json.loads((Path(checkpoint).parent / "manifest.json").read_text())
+        keep = KeepList.load(store.find(manifest["inputs"]["keep"]["key"]).folder)
+        if keep.pool_digest == pool.digest:
+            unseen[keep.rows] = False
+    return unseen
+
+
+def cost_ledger(plan: Plan, store: Store, encoders: Encoders) -> Ledger:
+    """The cost of every artifact that the finished runs of a sweep rest on."""
+    ledger = Ledger()
+    trained = {
+        seed: [item_of(e.manifest, "encoder") for e in lineage(store, store.find(key))]
+        for seed, files in encoders.items()
+        for key in encoder_keys({seed: files})
+    }
+    for point in plan.points:
+        made = [entry for node in point.last.lineage() if (entry := store.entry(node))]
+        if not any(entry.stage == "evaluate" for entry in made):
+            continue
+        items = [item_of(entry.manifest) for entry in made]
+        # The encoder is a file to the stages that use it, so no manifest leads to it.
+        own = {item.key for item in items} if any(i.stage == "embed" for i in items) else None
+        shared = [i for i in trained.get(point.seed, []) if own is not None and i.key not in own]
+        ledger.add(point.label, [*shared, *items])
+    return ledger
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None or np.isnan(share) else f"{share:.1%}"

@@ -1,0 +1,1 @@
+"""The budget, what was seen, what it cost."""

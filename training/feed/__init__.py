@@ -1,0 +1,1 @@
+"""From a keep list to batches: order, mixtures, captions, decoding, streaming."""

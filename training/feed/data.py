@@ -1,0 +1,301 @@
+"""From rows of the pool to batches: only kept rows are read, at any place, in any order.
+
+A map-style dataset answers whole slices, so that a batch is read in few calls, assembled once, in
+the worker, in memory that the training process sees without a copy. Pictures leave as uint8 (a
+quarter of the bytes of float32) and are normalised on the device, tokens as integers. With `cache`,
+pictures at training size and tokens stay in shared memory after the first epoch: about 3 KiB a pair
+at 32 px, 150 KiB at 224 px, so it is for small pools.
+"""
+
+import logging
+import math
+import multiprocessing
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8, UInt64
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from dbp.data.images import Undecodable
+from dbp.data.pool import Pool, caption_from
+from dbp.errors import ConfigError, PoolError
+from training.feed.augmentation import Augmentation
+from training.feed.captions import MixedCaptions
+from training.feed.order import Batches, Slice, draws
+from training.feed.subset import Subset
+from training.resume.signals import ignore_signals
+
+log = logging.getLogger("dbp")
+
+MOST_SUBSTITUTES = 100  # rows in a row that may fail to decode before the pool counts as broken
+NEAR = 65_536  # bytes between two members that are read along: cheaper than another call
+AHEAD = 4 << 30  # bytes of batches that all workers together prepare ahead, where they may choose
+
+
+class Pairs(Dataset):
+    """Batches of pictures and tokens of a subset.
+
+    A picture that cannot be decoded is replaced, with its caption, by the next kept row that can:
+    positions never shift, and the substitute does not depend on order, rank or worker.
+    """
+
+    def __init__(
+        self,
+        subset: Subset,
+        augmentation: Augmentation,
+        size: int,
+        tokenizer: Any,
+        seed: int,
+        cache: bool = False,
+        captions: MixedCaptions | None = None,
+    ) -> None:
+        """Prepare to read.
+
+        Args:
+            subset: The kept samples.
+            augmentation: The recipe for pictures.
+            size: Side of the training picture, in pixels.
+            tokenizer: From texts to `Int[Tensor, "b l"]`.
+            seed: Of the augmentation.
+            cache: Keep fitted pictures and tokens in memory.
+            captions: Refined captions mixed in; the pool's own when not given.
+
+        Raises:
+            ConfigError: A cache is asked for, and no picture is fitted twice in the same way.
+        """
+        if cache and augmentation.is_fit_random:
+            raise ConfigError(
+                f"train.cache=true: {type(augmentation).__name__} cuts each picture anew, so there "
+                "is nothing to keep. Set train.cache=false, or another train.augmentation."
+            )
+        if cache and captions is not None and not captions.rule.is_fixed:
+            raise ConfigError(
+                f"train.cache=true: caption.rule={captions.rule.rule} draws a caption anew in "
+                "each epoch, so there is nothing to keep. Set train.cache=false, or another rule."
+            )
+        # Compiled here, if it must be, and not by each worker.
+        import training.feed.decoding  # noqa: F401
+
+        self.subset, self.augmentation, self.size = subset, augmentation, size
+        self.tokenizer, self.seed, self.cache, self.mixed = tokenizer, seed, cache, captions
+        if cache:  # shared, so that workers fill one cache
+            m, length = len(subset), int(tokenizer(["a"]).shape[1])
+            self.pictures = torch.zeros((m, 3, size, size), dtype=torch.uint8).share_memory_()
+            self.tokens = torch.zeros((m, length), dtype=torch.int32).share_memory_()
+            self.source = torch.full((m,), -1, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.subset)
+
+    def __getitem__(self, taken: Slice) -> dict[str, Tensor]:
+        """The pairs of a slice.
+
+        Returns:
+            `images: UInt8[b 3 s s]`, `tokens: Int64[b l]`, `rows: Int64[b]`, the rows of the pool
+            that the pictures come from, and `undecodable: Int64[u]`, the rows for which others
+            stand in.
+        """
+        keys = taken.named(self.subset.keys)
+        numbers = draws(self.seed, taken.epochs, keys, self.augmentation.num_draws)
+        read = self._cached if self.cache else self._read
+        pictures, tokens, sources = read(taken.indices, numbers, taken.epochs, keys)
+        moved = self.augmentation.move(pictures.numpy(), numbers)
+        if moved.ctypes.data != pictures.data_ptr():
+            pictures = torch.from_numpy(moved)
+        failed = self.subset.rows[taken.indices[sources != taken.indices]]
+        return {
+            "images": pictures,
+            "tokens": tokens,
+            "rows": torch.from_numpy(self.subset.rows[sources]),
+            "undecodable": torch.from_numpy(failed),
+        }
+
+    def _read(
+        self,
+        indices: Int64[np.ndarray, " b"],
+        numbers: np.ndarray,
+        epochs: Int64[np.ndarray, " b"],
+        keys: UInt64[np.ndarray, " b"],
+    ) -> tuple[UInt8[Tensor, "b 3 s s"], Tensor, Int64[np.ndarray, " b"]]:
+        pictures = room(len(indices), 3, self.size, self.size)
+        squares, sources = pictures.numpy(), np.empty_like(indices)
+        read = read_pairs(self.subset.pool, self.subset.rows[indices])
+        for at, index in enumerate(indices):
+            squares[at], sources[at] = self._picture(int(index), numbers[at], read.pictures[at])
+        if self.mixed is not None:
+            captions = self.mixed.captions(self.subset.rows[sources], epochs, keys)
+            return pictures, self.tokenizer(captions).long(), sources
+        captions = read.captions
+        for at in np.flatnonzero(sources != indices):
+            row = int(self.subset.rows[sources[at]])
+            captions[at] = self.subset.pool.captions(np.array([row]))[0]
+        return pictures, self.tokenizer(captions).long(), sources
+
+    def _cached(
+        self,
+        indices: Int64[np.ndarray, " b"],
+        numbers: np.ndarray,
+        epochs: Int64[np.ndarray, " b"],
+        keys: UInt64[np.ndarray, " b"],
+    ) -> tuple[UInt8[Tensor, "b 3 s s"], Tensor, Int64[np.ndarray, " b"]]:
+        source = self.source.numpy()
+        missing = np.unique(indices[source[indices] < 0])
+        if len(missing):
+            pictures, tokens, sources = self._read(
+                missing,
+                np.zeros((len(missing), 0)),
+                np.zeros_like(missing),
+                self.subset.keys[missing],
+            )
+            self.pictures[missing] = pictures
+            self.tokens[missing] = tokens.int()
+            source[missing] = sources  # last: it says that the others are there
+        return self.pictures[indices], self.tokens[indices].long(), source[indices]
+
+    def _picture(
+        self, index: int, numbers: np.ndarray, content: bytes | None = None
+    ) -> tuple[UInt8[np.ndarray, "3 s s"], int]:
+        """The fitted picture of a kept sample, and the sample that it came from."""
+        pool, tries = self.subset.pool, min(MOST_SUBSTITUTES, len(self.subset))
+        for offset in range(tries):
+            source = (index + offset) % len(self.subset)
+            try:
+                if offset or content is None:
+                    content = pool.image_bytes(int(self.subset.rows[source]))
+                return self.augmentation.fit(content, self.size, numbers, pool.max_pixels), source
+            except Undecodable as problem:
+                log.debug("row %d cannot be decoded: %s", self.subset.rows[source], problem)
+        row = int(self.subset.rows[index])
+        raise PoolError(
+            f"none of {tries:,} kept pictures from row {row:,} (uid "
+            f"{pool.uids(np.array([row]))[0]!r}) on can be decoded. Embed the pool, "
+            "which records what fails, or check the shards."
+        )
+
+
+class Read(NamedTuple):
+    """What lies in the shards for some rows: files of pictures, captions, and bytes read for them."""
+
+    pictures: list[bytes]
+    captions: list[str]
+    num_bytes: int
+
+
+def read_pairs(pool: Pool, rows: Int64[np.ndarray, " b"]) -> Read:
+    """Pictures and captions of rows, in their order, read in the order of the shards.
+
+    Members of one shard that lie within 64 KiB of each other come in one call: mostly a picture and
+    its caption, or neighbours in a small pool.
+
+    Raises:
+        PoolError: A shard is gone, or shorter than when it was indexed.
+    """
+    kinds = ("image",) if pool.has_texts else ("image", "caption")
+    columns = pool.columns
+    shards = np.tile(columns["shard"][rows], len(kinds))
+    starts = np.concatenate([columns[f"{kind}_offset"][rows] for kind in kinds])
+    lengths = np.concatenate([columns[f"{kind}_bytes"][rows] for kind in kinds])
+    found: list[bytes] = [b""] * len(starts)
+    num_bytes = 0
+
+    def take(run: list[int]) -> int:
+        first, end = int(starts[run[0]]), max(int(starts[at] + lengths[at]) for at in run)
+        content = os.pread(pool.handle(int(shards[run[0]])), end - first, first)
+        if len(content) < end - first:
+            for at in run:  # the pool knows how to say what is missing
+                (pool.image_bytes if at < len(rows) else pool.caption)(int(rows[at % len(rows)]))
+        for at in run:
+            found[at] = content[int(starts[at]) - first :][: int(lengths[at])]
+        return len(content)
+
+    run: list[int] = []
+    end = 0
+    for at in np.lexsort((starts, shards)).tolist():
+        if run and (shards[at] != shards[run[0]] or starts[at] > end + NEAR):
+            num_bytes += take(run)
+            run, end = [], 0
+        run.append(at)
+        end = max(end, int(starts[at] + lengths[at]))
+    num_bytes += take(run)
+    if pool.has_texts:
+        return Read(found, pool.captions(rows), num_bytes)
+    texts = [caption_from(content, pool.caption_field) or "" for content in found[len(rows) :]]
+    return Read(found[: len(rows)], texts, num_bytes)
+
+
+def room(*shape: int) -> UInt8[Tensor, "..."]:
+    """Memory for a batch; in a worker it is shared, so that handing it over copies nothing."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    shared = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)  # type: ignore[arg-type]
+
+
+class PairData(LightningDataModule):
+    """The loader of a run, starting at the step where the trainer stands."""
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        batches: Callable[[int, int, int], Batches],
+        num_workers: int,
+        pin_memory: bool,
+        prefetch: int | None = None,
+    ) -> None:
+        """Prepare the loader.
+
+        Args:
+            pairs: The kept samples.
+            batches: From the first step, this rank and the number of ranks to the run's batches.
+            num_workers: Processes that read and decode.
+            pin_memory: Copy batches to memory from which a GPU reads without waiting.
+            prefetch: Batches that each worker prepares ahead.
+        """
+        super().__init__()
+        self.pairs, self.batches = pairs, batches
+        self.num_workers, self.pin_memory, self.prefetch = num_workers, pin_memory, prefetch
+
+    def train_dataloader(self) -> DataLoader:
+        trainer: Any = self.trainer
+        batches = self.batches(trainer.global_step, trainer.global_rank, trainer.world_size)
+        return make_loader(self.pairs, batches, self.num_workers, self.pin_memory, self.prefetch)
+
+
+def make_loader(
+    pairs: Pairs,
+    batches: Batches,
+    num_workers: int,
+    pin_memory: bool = False,
+    prefetch: int | None = None,
+) -> DataLoader:
+    """torch's loader over whole slices: the dataset assembles the batch, in the worker.
+
+    The order of batches is that of `batches`, whoever makes them. Workers are forked where the
+    system can, and so share the keys, rows and offsets of the pool with the training process.
+
+    Args:
+        pairs: The kept samples.
+        batches: Which of them stand in which step.
+        num_workers: Processes that read and decode; 0 for none.
+        pin_memory: Copy batches to memory from which a GPU reads without waiting.
+        prefetch: Batches that each worker prepares ahead; none for up to four, as many as take
+            4 GiB in all, and at least one. They lie in shared memory.
+    """
+    batch_bytes = batches.share * 3 * pairs.size**2
+    fits = AHEAD // max(1, batch_bytes * num_workers)
+    can_fork = "fork" in multiprocessing.get_all_start_methods() and os.uname().sysname == "Linux"
+    return DataLoader(
+        pairs,
+        batch_size=None,
+        sampler=batches,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=(prefetch or int(min(max(fits, 1), 4))) if num_workers else None,
+        multiprocessing_context="fork" if num_workers and can_fork else None,
+        worker_init_fn=ignore_signals,
+    )

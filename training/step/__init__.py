@@ -1,0 +1,1 @@
+"""One optimiser step: model, loss, optimiser, precision."""

@@ -1,0 +1,88 @@
+"""The contrastive loss, and recall at 1, on pairs that no arm trains on."""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dbp.data.images import Undecodable
+from training.resume.signals import ignore_signals
+from training.step.loss import clip_loss
+from training.watching.watched import Watched
+
+
+class HeldOutLoss:
+    """Loss and recall on fixed batches of held-out pairs, each batch computed whole on one rank.
+
+    So the numbers do not depend on ranks or workers, to the last bit. Pictures come as evaluation
+    prepares them, without augmentation. A pair that cannot be decoded is left out of its batch.
+    """
+
+    def __init__(self, run: Watched, batches: Int64[np.ndarray, "k b"], num_workers: int) -> None:
+        self.run, self.batches, self.num_workers = run, batches, num_workers
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        ranks = self.run.ranks
+        mine = range(ranks.rank, len(self.batches), ranks.size)
+        loader = DataLoader(
+            _Batches(self.run, self.batches),
+            batch_size=None,
+            sampler=mine,
+            num_workers=min(self.num_workers, len(mine)),
+            worker_init_fn=ignore_signals,
+        )
+        found = [
+            (number, *self._measure(images, tokens))
+            for number, (images, tokens) in zip(mine, loader, strict=True)
+            if len(images)
+        ]
+        # In the order of the batches, since a sum of floats depends on its order.
+        every = sorted(row for rows in ranks.gather(found) for row in rows)
+        pairs = sum(row[1] for row in every)
+        return {
+            "held_out/loss": math.fsum(row[1] * row[2] for row in every) / max(pairs, 1),
+            "held_out/image_to_text_recall@1": sum(row[3] for row in every) / max(pairs, 1),
+            "held_out/text_to_image_recall@1": sum(row[4] for row in every) / max(pairs, 1),
+            "held_out/pairs": pairs,
+        }
+
+    def _measure(self, images: Tensor, tokens: Tensor) -> tuple[int, float, int, int]:
+        """Pairs, mean loss, and hits of pictures and of captions in a batch."""
+        model, device = self.run.model, self.run.device
+        pictures = model.encode_image(images.to(device), normalize=True).float()
+        texts = model.encode_text(tokens.to(device), normalize=True).float()
+        loss = clip_loss(pictures, texts, model.logit_scale.exp().float())
+        logits = (pictures @ texts.T).cpu().numpy()
+        return len(logits), float(loss), num_hits(logits), num_hits(logits.T)
+
+
+def num_hits(scores: Float[np.ndarray, "b b"]) -> int:
+    """Queries (rows) whose own item, of the same number, comes first; a tie goes to the earlier."""
+    return int((scores.argmax(axis=1) == np.arange(len(scores))).sum())
+
+
+class _Batches(Dataset):
+    """Batches of held-out pairs by number."""
+
+    def __init__(self, run: Watched, batches: Int[np.ndarray, "k b"]) -> None:
+        self.pool, self.batches = run.pool, batches
+        self.preprocess, self.tokenizer = run.preprocess, run.tokenizer
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        pictures, rows = [], []
+        for row in self.batches[number].tolist():
+            try:
+                pictures.append(self.preprocess(self.pool.image(row)))
+                rows.append(row)
+            except Undecodable:
+                continue
+        if not rows:
+            return torch.zeros(0), torch.zeros(0, dtype=torch.long)
+        return torch.stack(pictures), self.tokenizer(self.pool.captions(np.array(rows)))
