@@ -198,9 +198,7 @@ def groups() -> dict[str, list[str]]:
     }
 
 
-def compose(
-    verb: str, overrides: list[str], config_dirs: list[str] | None = None, resolve: bool = True
-) -> Any:
+def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = None, resolve: bool = True) -> Any:
     """Compose a verb's config with overrides, as Hydra does, with errors that say what was meant.
 
     Args:
@@ -235,9 +233,7 @@ def compose(
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_what_was_meant(verb, overrides, error)) from error
     except YAMLError as error:
-        raise ConfigError(
-            f"a config cannot be read as YAML: {' '.join(str(error).split())}"
-        ) from error
+        raise ConfigError(f"a config cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
 def _what_was_meant(verb: str, overrides: list[str], error: Exception) -> str:
@@ -254,9 +250,7 @@ def _what_was_meant(verb: str, overrides: list[str], error: Exception) -> str:
             return f"{name}={value}: there is no such {group}. {nearest(value, known[group])}"
     if match := re.search(r"[Cc]ould not override '([^']+)'", text):
         full = match.group(1)
-        chosen = [
-            o for o in overrides if (m := GROUP.match(o.partition("=")[0])) and m.group(1) in known
-        ]
+        chosen = [o for o in overrides if (m := GROUP.match(o.partition("=")[0])) and m.group(1) in known]
         return f"{full} is not a setting here. {_nearest_key(verb, full, chosen)}"
     return f"the configuration cannot be composed: {' '.join(text.split())}"
 

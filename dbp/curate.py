@@ -60,17 +60,12 @@ def recipe(curation: Curation) -> dict[str, Node]:
     there: dict[str, Made] = {"pool": pool, "valid": valid, "rows": valid, "codes": _no_codes}
     if curation.captioner is not None:
         captioner = Offers("captioner", there).bind(curation.captioner)
-        codes = Encode(curation.rows_per_part, device=curation.device).bind(
-            pool=pool, captioner=captioner
-        )
+        codes = Encode(curation.rows_per_part, device=curation.device).bind(pool=pool, captioner=captioner)
         there |= {"captioner": captioner, "codes": codes}
 
     def vectors(encoder: Encoder) -> dict[str, Made]:
         """Both sides; what is not asked for is not embedded."""
-        return {
-            side: Embed(encoder, side, curation.rows_per_part).bind(pool=pool)
-            for side in ("image", "text")
-        }
+        return {side: Embed(encoder, side, curation.rows_per_part).bind(pool=pool) for side in ("image", "text")}
 
     use = curation.encoder
     scores = Offers("score", {**there, **vectors(use.score)}).bind(curation.score)
@@ -152,9 +147,7 @@ def run(config: Any) -> KeepList | None:
     from dbp.planning.plan import check_budget, print_plan, require_upstream
 
     require(config.until in UNTIL, "until", config.until, f"one of {', '.join(UNTIL)}")
-    require(
-        config.upstream in ("build", "require"), "upstream", config.upstream, "build or require"
-    )
+    require(config.upstream in ("build", "require"), "upstream", config.upstream, "build or require")
     nodes = recipe(read(config))
     store = open_store(config)
     *before, wanted = wanted_nodes(nodes, config.until)

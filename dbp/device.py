@@ -16,7 +16,5 @@ def pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"device={device}: this machine shows no CUDA device. Set device=cpu or auto."
-        )
+        raise ConfigError(f"device={device}: this machine shows no CUDA device. Set device=cpu or auto.")
     return device

@@ -33,8 +33,7 @@ def open_keep_list(store: Store, key: str) -> tuple[Entry, KeepList]:
     keep = store.open(entry.key)
     if not isinstance(keep, KeepList):
         raise StoreError(
-            f"{key} is the artifact of stage {entry.stage}, no keep list. `dbp ls stage=select` "
-            "lists keep lists."
+            f"{key} is the artifact of stage {entry.stage}, no keep list. `dbp ls stage=select` lists keep lists."
         )
     return entry, keep
 

@@ -89,8 +89,7 @@ def read(config: Any) -> Curation:
         score=build(config.score, path="score"),
         filter=build(config.filter, path="filter"),
         cluster=build(config.cluster, path="cluster"),
-        select=select
-        or build(config.select, path="select", **({"budget": budget} if budget else {})),
+        select=select or build(config.select, path="select", **({"budget": budget} if budget else {})),
         base=base,
         rows_per_part=parts.rows_per_part,
         captioner=captioner,

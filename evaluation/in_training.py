@@ -61,9 +61,7 @@ class Suite(Evaluator):
 
     def __post_init__(self) -> None:
         resolve_suite(self.suite)
-        require(
-            self.limit is None or self.limit > 0, "limit", self.limit, "above 0, or null for all"
-        )
+        require(self.limit is None or self.limit > 0, "limit", self.limit, "above 0, or null for all")
         require(self.batch_size > 0, "batch_size", self.batch_size, "above 0")
         require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
 
@@ -83,8 +81,7 @@ class Suite(Evaluator):
         if not prepared:
             first = failures[0]
             raise ConfigError(
-                f"suite={self.suite!r}: no task of it can be evaluated in {root}. "
-                f"{first.task}: {first.reason}"
+                f"suite={self.suite!r}: no task of it can be evaluated in {root}. {first.task}: {first.reason}"
             )
         for failure in failures if run.ranks.is_first else []:
             log.warning("in-training evaluation leaves out %s: %s", failure.task, failure.reason)
@@ -132,11 +129,7 @@ class Suite(Evaluator):
                 if run.ranks.is_first:
                     log.warning("in-training evaluation: no %s this time: %s", this.task.key, error)
                 continue
-            values |= {
-                f"{this.task.key}/{name}": value
-                for name, value in metrics.items()
-                if value is not None
-            }
+            values |= {f"{this.task.key}/{name}": value for name, value in metrics.items() if value is not None}
         return values
 
 
@@ -150,9 +143,7 @@ class SharedTowers(Towers):
 
     ranks: Ranks = field(default_factory=Ranks)
 
-    def prepare_texts(
-        self, texts: Sequence[str], advance: Callable[[int], object] = lambda count: None
-    ) -> None:
+    def prepare_texts(self, texts: Sequence[str], advance: Callable[[int], object] = lambda count: None) -> None:
         """Encode those of the texts that were not encoded yet, each on one of the ranks.
 
         Raises:
@@ -171,9 +162,7 @@ class SharedTowers(Towers):
         vectors = self._shared(len(missing), self.text_batch_size, encode)
         self.known_texts.update(zip(missing, vectors, strict=True))
 
-    def encode_set(
-        self, evaluation_set: EvaluationSet, rows: Sequence[int]
-    ) -> Float[np.ndarray, "n d"]:
+    def encode_set(self, evaluation_set: EvaluationSet, rows: Sequence[int]) -> Float[np.ndarray, "n d"]:
         """Unit vectors of pictures, each encoded on one of the ranks.
 
         Raises:

@@ -53,10 +53,7 @@ class Sets(Stage):
 
     def source(self) -> dict[str, Any]:
         root = self.require_folder()
-        files = [
-            [str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns]
-            for f in set_files(root)
-        ]
+        files = [[str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns] for f in set_files(root)]
         return {"files": hashlib.sha256(json.dumps(files).encode()).hexdigest()}
 
     def run(self, work: Work) -> dict[str, Any]:
@@ -156,9 +153,7 @@ class Evaluate(Stage):
             **self.shared_work(),
         )
         save_results(work.folder / "results.jsonl", results)
-        (work.folder / "failures.json").write_text(
-            json.dumps([[f.task, f.reason] for f in failures])
-        )
+        (work.folder / "failures.json").write_text(json.dumps([[f.task, f.reason] for f in failures]))
         if not results:
             raise ConfigError(
                 f"no task of suite {self.suite!r} could be evaluated in {sets.folder}; the first: "
@@ -198,9 +193,7 @@ class Evaluate(Stage):
         from dbp.encoders.openclip import load_openclip
 
         device = pick_device(self.device)
-        loaded = load_openclip(
-            None, checkpoint=checkpoint.weights, config=checkpoint.config, device=device
-        )
+        loaded = load_openclip(None, checkpoint=checkpoint.weights, config=checkpoint.config, device=device)
         made = self.towers(loaded, loaded.name, device)
         return replace(made, samples_seen=checkpoint.samples_seen)
 

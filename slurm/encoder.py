@@ -59,9 +59,7 @@ def train_encoders(
     points = encoder_points(composer, settings, grid)
     if (found := known_encoders(points, store)) is not None:
         return found
-    expand(
-        composer, grid.arms, grid.axes, untrained(points)
-    )  # a wrong setting stops before minutes are spent
+    expand(composer, grid.arms, grid.axes, untrained(points))  # a wrong setting stops before minutes are spent
     distinct = list({repr(point.config): point for point in points.values()}.values())
     for point in distinct:
         store.get(point.nodes["select"])

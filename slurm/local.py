@@ -83,9 +83,7 @@ def run_points(
     Returns:
         Key of each failed point's evaluation -> why it failed; the other points are run all the same.
     """
-    missing = [
-        p for p in points if store.entry(p.last) is None and store.entry(p.nodes[last]) is None
-    ]
+    missing = [p for p in points if store.entry(p.last) is None and store.entry(p.nodes[last]) is None]
     by_key = {str(store.key(p.nodes[last])): p for p in missing}
     failures: dict[str, str] = {}
     ended = 0

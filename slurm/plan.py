@@ -143,9 +143,7 @@ def _every(
         for values in itertools.product(*axes.values()):
             here = dict(zip(axes, values, strict=True))
             encoder = encoders.get(int((here | settings).get(SEED, base)))
-            config = composer.config(
-                here | settings, [k for k in axes if k not in settings], encoder
-            )
+            config = composer.config(here | settings, [k for k in axes if k not in settings], encoder)
             # What an arm fixes is its place on that axis, if the axis has it.
             pinned = {k: v for k, v in settings.items() if v in axes.get(k, ())}
             place = tuple(str(v) for k, v in (here | pinned).items() if k != SEED)
@@ -205,9 +203,7 @@ def distinct(points: list[Point], store: Store, controls: Mapping[str, str] | No
     return Plan(kept, list(dict.fromkeys(point.label for point in kept)), rows, controls)
 
 
-def _same_controls(
-    points: list[Point], keys: list[str], controls: Mapping[str, str]
-) -> dict[str, str]:
+def _same_controls(points: list[Point], keys: list[str], controls: Mapping[str, str]) -> dict[str, str]:
     """Controls that come to the same runs as an earlier one -> that one, which stands for both."""
     names = set(controls.values())
     runs: dict[str, dict[tuple[Any, ...], str]] = {}  # in the order of the arms
@@ -217,11 +213,7 @@ def _same_controls(
     first: dict[frozenset[Any], str] = {}
     for name, made in runs.items():
         first.setdefault(frozenset(made.items()), name)
-    return {
-        name: stands
-        for name, made in runs.items()
-        if (stands := first[frozenset(made.items())]) != name
-    }
+    return {name: stands for name, made in runs.items() if (stands := first[frozenset(made.items())]) != name}
 
 
 def _varying(siblings: list[Point]) -> set[str]:

@@ -95,9 +95,7 @@ class Grid:
     controls: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, settings: SweepSettings, said: dict[str, list[Any]], base: list[str], alone: str
-    ) -> "Grid":
+    def of(cls, settings: SweepSettings, said: dict[str, list[Any]], base: list[str], alone: str) -> "Grid":
         """The grid of an experiment and of what a person said.
 
         Args:

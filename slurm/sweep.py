@@ -81,8 +81,7 @@ def main(arguments: list[str], config_dirs: list[str], print_only: bool = False)
     check_compute(plan, settings.unequal_compute)
     missing = sum(store.entry(p.last) is None for p in plan.points)
     print(
-        f"{len(plan.points)} runs of {len(plan.labels)} arms; {missing} to do, "
-        f"{len(plan.points) - missing} reused"
+        f"{len(plan.points)} runs of {len(plan.labels)} arms; {missing} to do, {len(plan.points) - missing} reused"
     )
     # So that a report knows what is not finished.
     write_arms(plan, store, settings, out, encoders=encoders)
@@ -130,9 +129,7 @@ def divide(arguments: list[str]) -> tuple[list[str], dict[str, list[Any]]]:
         key, equals, value = argument.partition("=")
         name = key.removeprefix("sweep.")
         is_encoder_axis = name in encoders and value.startswith("[")
-        if not (key.startswith("sweep.") and equals) or (
-            name.split(".")[0] in own and not is_encoder_axis
-        ):
+        if not (key.startswith("sweep.") and equals) or (name.split(".")[0] in own and not is_encoder_axis):
             base.append(argument)
             continue
         values = OmegaConf.to_container(OmegaConf.create(f"v: {value}"))["v"]  # type: ignore[index]
@@ -155,9 +152,7 @@ def _print_plan(composer: Composer, settings: SweepSettings, grid: Grid, store: 
             f"{'encoder':<40} train {store.key(node) or 'key known after index'} "
             f"{'reused' if store.entry(node) else 'to build'}"
         )
-    points = expand(
-        composer, grid.arms, grid.axes, untrained(own) if encoders is None else encoders
-    )
+    points = expand(composer, grid.arms, grid.axes, untrained(own) if encoders is None else encoders)
     if not is_known or any(store.key(point.last) is None for point in points):
         before = "the pool is indexed" if is_known else "the encoder is trained"
         print(f"{len(points)} points before collapsing; keys are known once {before}")
@@ -171,10 +166,7 @@ def _print_plan(composer: Composer, settings: SweepSettings, grid: Grid, store: 
             name: "reused" if store.entry(point.nodes[name]) else "to build"
             for name in ("select", "train", "evaluate")
         }
-        print(
-            f"{point.label:<40} seed {point.seed}  "
-            + "  ".join(f"{n} {s}" for n, s in state.items())
-        )
+        print(f"{point.label:<40} seed {point.seed}  " + "  ".join(f"{n} {s}" for n, s in state.items()))
     print(f"{len(plan.points)} runs of {len(plan.labels)} arms, from {len(points)} points")
     return 0
 

@@ -62,9 +62,7 @@ def leave_on_signals() -> None:
         if frame is None:  # called by training, which has saved and says so itself
             print(how or "asked to leave", flush=True)
             return
-        raise SystemExit(
-            f"left on {signal.Signals(number).name}; {how or 'what was made is kept.'}"
-        )
+        raise SystemExit(f"left on {signal.Signals(number).name}; {how or 'what was made is kept.'}")
 
     for number in SIGNALS:
         signal.signal(number, leave)
@@ -187,9 +185,7 @@ def shared(folder: Path, points: Points) -> dict[str, str | None]:
 def shared_nodes(nodes: dict[str, Node]) -> list[Node]:
     """What a point's keep list rests on, and what its captions are written with."""
     captions = nodes["train"].inputs.get("refined")
-    writes = (
-        [up for up in captions.inputs.values() if up is not nodes["select"]] if captions else []
-    )
+    writes = [up for up in captions.inputs.values() if up is not nodes["select"]] if captions else []
     return [*nodes["select"].inputs.values(), *writes]
 
 
@@ -222,8 +218,7 @@ def check_shared(store: Store, nodes: dict[str, Node]) -> None:
     for node in shared_nodes(nodes):
         if store.entry(node) is None:
             raise SystemExit(
-                f"{node.stage.name} {store.key(node)} is missing: the shared job did not make it. Its log "
-                "says why."
+                f"{node.stage.name} {store.key(node)} is missing: the shared job did not make it. Its log says why."
             )
 
 

@@ -80,8 +80,7 @@ class LoaderTimes:
             f"read: {self.bytes_per_pair / 1024:,.1f} KiB a pair",
             f"loader: {self.pairs_per_second:,.0f} pairs/s with {self.num_workers} workers, batches "
             f"of {self.batch_size:,}, decode={self.decode}",
-            f"most time goes to: {max(self.parts, key=lambda part: self.parts[part])}. "
-            f"{self.remedy()}",
+            f"most time goes to: {max(self.parts, key=lambda part: self.parts[part])}. {self.remedy()}",
         ]
         return "\n".join(lines)
 
@@ -131,9 +130,7 @@ class TrainTimes:
             rate = self.batch_size / seconds
             flops = f"{self.flops_per_pair * rate / 1e12:9.3f}" if self.flops_per_pair else ""
             lines.append(f"{name:<10} {seconds * 1e3:>9.1f} {rate:>9,.0f} {flops:>9}")
-        lines.append(
-            f"{self.device}, {self.precision}: {self.wait_share:.0%} of a fed step goes to feeding"
-        )
+        lines.append(f"{self.device}, {self.precision}: {self.wait_share:.0%} of a fed step goes to feeding")
         if self.wait_share > MOST_WAIT:
             lines.append(f"bottleneck: the loader. {self.loader.remedy()}")
         else:
@@ -234,9 +231,7 @@ def _decoded(pairs: Any, content: bytes, numbers: Any) -> Any:
 
     recipe, most = pairs.augmentation, pairs.subset.pool.max_pixels
     try:
-        return decode(
-            content, most, recipe.decode, lambda w, h: recipe.cut(w, h, pairs.size, numbers)
-        )
+        return decode(content, most, recipe.decode, lambda w, h: recipe.cut(w, h, pairs.size, numbers))
     except Undecodable:
         return None  # training puts another pair here
 
@@ -248,18 +243,14 @@ def train_times(prepared: Any, pairs: Any, loader: LoaderTimes) -> TrainTimes:
     from training.feed.data import make_loader
 
     feed, device, precision = prepared.feed, prepared.device, prepared.precision
-    prepared.module.trims = (
-        False  # one batch's captions are shorter than another's: not what feeding costs
-    )
+    prepared.module.trims = False  # one batch's captions are shorter than another's: not what feeding costs
     stage, batches = feed.stage, feed.batches(0, 0, 1)
     feeds = [  # a bare list would be taken apart by Lightning
         DataLoader([pairs[batches.slice(0)]] * feed.horizon.steps, batch_size=None),  # type: ignore
         make_loader(pairs, batches, stage.num_workers, device != "cpu", stage.prefetch),
     ]
     resident, fed = (step_seconds(prepared.module, one, device, precision) for one in feeds)
-    return TrainTimes(
-        resident, fed, feed.horizon.batch_size, prepared.flops, device, precision, loader
-    )
+    return TrainTimes(resident, fed, feed.horizon.batch_size, prepared.flops, device, precision, loader)
 
 
 def step_seconds(module: Any, feed: Any, device: str, precision: str) -> float:

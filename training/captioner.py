@@ -238,13 +238,9 @@ def measure(module: Any, pairs: Any, stage: TrainCaptioner) -> dict[str, Any]:
     losses, times = 0.0, np.zeros(stage.network.num_codes, np.int64)
     with torch.no_grad():
         for start in range(0, count, stage.batch_size):
-            indices: Int64[np.ndarray, " b"] = np.arange(
-                start, min(start + stage.batch_size, count)
-            )
+            indices: Int64[np.ndarray, " b"] = np.arange(start, min(start + stage.batch_size, count))
             batch = pairs[Slice(0, np.zeros_like(indices), indices, np.zeros_like(indices))]
-            loss, coded, _ = module.network(
-                module.tokens(batch["images"].to(device)), batch["tokens"].to(device)
-            )
+            loss, coded, _ = module.network(module.tokens(batch["images"].to(device)), batch["tokens"].to(device))
             losses += float(loss) * len(indices)
             times += np.bincount(coded.codes.cpu().numpy().ravel(), minlength=len(times))
     found = losses / count

@@ -107,9 +107,7 @@ class Record(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.bar.advance(trainer.global_step * self.horizon.batch_size)
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         self.waiting.append(outputs)
         self.bar.advance(self.horizon.batch_size)

@@ -47,9 +47,7 @@ class Model:
             )
         elif self.name not in (known := openclip_names()):
             raise ConfigError(
-                f"name={self.name!r} is no model of open_clip. {nearest(str(self.name), known)}"[
-                    :2000
-                ]
+                f"name={self.name!r} is no model of open_clip. {nearest(str(self.name), known)}"[:2000]
             )
 
     def identity(self) -> dict[str, Any]:

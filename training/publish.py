@@ -60,9 +60,7 @@ def _send(store: Store, entry: Entry, logger: Wandb) -> None:
         run.config.update({"lineage": keys_of(made)}, allow_val_change=True)
         if keep is not None:
             files = sorted(path for path in keep.folder.iterdir() if path.is_file())
-            chosen = artifact(
-                f"keep-list-{keep.key}", "keep-list", keep, lineage(store, keep), files
-            )
+            chosen = artifact(f"keep-list-{keep.key}", "keep-list", keep, lineage(store, keep), files)
             # Without a network an artifact can be written, and not be marked as used: its key stands in the
             # metadata of what rests on it.
             (run.log_artifact if run.offline else run.use_artifact)(chosen)
@@ -70,9 +68,7 @@ def _send(store: Store, entry: Entry, logger: Wandb) -> None:
         run.log_artifact(artifact(f"checkpoint-{entry.key}", "model", entry, made, files))
 
 
-def artifact(
-    name: str, kind: str, entry: Entry, made: Sequence[Entry], files: Sequence[Path]
-) -> Any:
+def artifact(name: str, kind: str, entry: Entry, made: Sequence[Entry], files: Sequence[Path]) -> Any:
     """An artifact of ours as wandb's, with what it rests on."""
     import wandb
 

@@ -144,9 +144,7 @@ def train(
             feed.pairs(loaded, work.shared, ranks, refined), feed.batches, stage.num_workers,
             pin_memory=run.device != "cpu", prefetch=stage.prefetch,
         )  # fmt: skip
-        recorder, validation = stack.enter_context(
-            recording(stage, work, run, ranks, done * horizon.batch_size)
-        )
+        recorder, validation = stack.enter_context(recording(stage, work, run, ranks, done * horizon.batch_size))
         every = stage.checkpoint_every_samples
         guard = Guard(
             horizon, checkpoints, ranks, every and horizon.steps_for(every),
@@ -165,9 +163,7 @@ def train(
         if (work.shared / name).exists():
             shutil.copy2(work.shared / name, work.folder / name)
     return {
-        "digest": save_checkpoint(
-            work.folder, loaded.model, loaded.name, loaded.config, int(horizon.passes)
-        ),
+        "digest": save_checkpoint(work.folder, loaded.model, loaded.name, loaded.config, int(horizon.passes)),
         "model": loaded.name,
         "precision": run.precision,
         "device": run.device,
@@ -211,9 +207,7 @@ def recording(
     marks: list[Row] = []
     with ExitStack() as stack:
         if ranks.is_first:
-            past, marks = (
-                read_metrics(work.shared / name, samples_seen) for name in (METRICS, EVALUATIONS)
-            )
+            past, marks = (read_metrics(work.shared / name, samples_seen) for name in (METRICS, EVALUATIONS))
             told = sorted([*past, *marks], key=lambda row: row["step"])
             mirrors = [
                 stack.enter_context(logger.open(work.folder, work.key, parameters(stage), told))

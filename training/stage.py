@@ -30,9 +30,7 @@ class Train(TrainSettings, Stage):
     def identity(self) -> dict[str, Any]:
         return {"precision": resolve_precision(self.precision, self.device)}
 
-    def run(
-        self, work: Work, pool: Pool, keep: KeepList, refined: Captions | None = None
-    ) -> dict[str, Any]:
+    def run(self, work: Work, pool: Pool, keep: KeepList, refined: Captions | None = None) -> dict[str, Any]:
         from training.run import train
 
         ranks = here()

@@ -97,9 +97,7 @@ class Captioner:
         words = Vocabulary(tuple(about["vocabulary"]), self.network.length)
         made = Captioning(self.network, about["token_width"], about["num_tokens"], words.size)
         try:
-            made.load_state_dict(
-                torch.load(self.folder / WEIGHTS, map_location="cpu", weights_only=True)
-            )
+            made.load_state_dict(torch.load(self.folder / WEIGHTS, map_location="cpu", weights_only=True))
         except (RuntimeError, OSError, EOFError) as error:
             raise StoreError(
                 f"{self.folder / WEIGHTS} cannot be read: {str(error).splitlines()[0]}. Train it again."
@@ -210,9 +208,7 @@ class LocalCaptioner(Stage):
         home = Path(str(self.folder))
         found = Captioner.load(home)
         for file in sorted(home.iterdir()):
-            if file.is_file() and (
-                file.name in (WEIGHTS, ABOUT, ENCODER_CONFIG) or file.stem == "encoder"
-            ):
+            if file.is_file() and (file.name in (WEIGHTS, ABOUT, ENCODER_CONFIG) or file.stem == "encoder"):
                 link_or_copy(file, work.folder / file.name)
         return {
             "codes": found.network.num_codes,

@@ -150,10 +150,7 @@ class CodeVectors(Parted):
         for start in range(0, len(rows), BLOCK):
             block = slice(start, start + BLOCK)
             vectors[block] = code_vectors(found[block], codes.codebook, self.kind)
-        failed = {
-            int(row): missing.texts[code]
-            for row, code in zip(missing.rows, missing.codes, strict=True)
-        }
+        failed = {int(row): missing.texts[code] for row, code in zip(missing.rows, missing.codes, strict=True)}
         return save_part(folder, rows, vectors, failed)
 
     def finish(  # type: ignore[override]

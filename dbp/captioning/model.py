@@ -109,9 +109,7 @@ class Codebook(nn.Module):
 class Captioning(nn.Module):
     """From tokens of the frozen network to codes, and from codes to words."""
 
-    def __init__(
-        self, network: Network, token_width: int, num_tokens: int, vocabulary_size: int
-    ) -> None:
+    def __init__(self, network: Network, token_width: int, num_tokens: int, vocabulary_size: int) -> None:
         """Make a network with random weights.
 
         Args:
@@ -122,9 +120,7 @@ class Captioning(nn.Module):
         """
         super().__init__()
         width, length = network.decoder_width, network.length - 1
-        self.project = nn.Sequential(
-            nn.LayerNorm(token_width), nn.Linear(token_width, network.code_width)
-        )
+        self.project = nn.Sequential(nn.LayerNorm(token_width), nn.Linear(token_width, network.code_width))
         self.codebook = Codebook(network)
         self.remember = nn.Linear(network.code_width, width)
         self.places = nn.Parameter(torch.randn(num_tokens, width) * 0.02)
@@ -140,9 +136,7 @@ class Captioning(nn.Module):
         """What the decoder looks at: the codes' vectors, each with its place in the picture."""
         return self.remember(vectors) + self.places
 
-    def logits(
-        self, memory: Float[Tensor, "b t w"], words: Int[Tensor, "b l"]
-    ) -> Float[Tensor, "b l v"]:
+    def logits(self, memory: Float[Tensor, "b t w"], words: Int[Tensor, "b l"]) -> Float[Tensor, "b l v"]:
         """The next word after each word."""
         return self.decoder(memory, self.words(words) + self.positions[: words.shape[1]])
 
@@ -153,9 +147,7 @@ class Captioning(nn.Module):
         projected = self.project(tokens)
         coded = self.codebook(projected)
         logits = self.logits(self.memory(coded.vectors), captions[:, :-1])
-        loss = functional.cross_entropy(
-            logits.float().flatten(0, 1), captions[:, 1:].flatten(), ignore_index=PAD
-        )
+        loss = functional.cross_entropy(logits.float().flatten(0, 1), captions[:, 1:].flatten(), ignore_index=PAD)
         return loss, coded, projected
 
     @torch.no_grad()
@@ -204,9 +196,7 @@ class Told:
         for layer, (own, cross) in enumerate(layers):
             query, keys, values = _projected(own.attn, own.ln_1(word))
             if (past := self.past[layer]) is not None:
-                keys, values = (
-                    torch.cat(both, 2) for both in zip(past, (keys, values), strict=True)
-                )
+                keys, values = (torch.cat(both, 2) for both in zip(past, (keys, values), strict=True))
             self.past[layer] = keys, values
             word = _attended(own, word, query, keys, values)
             query, _, _ = _projected(cross.attn, cross.ln_1(word))
@@ -214,18 +204,14 @@ class Told:
         return (self.decoder.ln_final(word) @ self.decoder.text_projection)[:, 0]
 
 
-def _projected(
-    attention: nn.MultiheadAttention, x: Float[Tensor, "b l w"]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _projected(attention: nn.MultiheadAttention, x: Float[Tensor, "b l w"]) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of each head, `Float[b h l w/h]`."""
     made = functional.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     parts = made.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     return parts[0], parts[1], parts[2]
 
 
-def _attended(
-    block: Any, x: Tensor, query: Tensor, keys: Tensor, values: Tensor
-) -> Float[Tensor, "b 1 w"]:
+def _attended(block: Any, x: Tensor, query: Tensor, keys: Tensor, values: Tensor) -> Float[Tensor, "b 1 w"]:
     """A block of open_clip's decoder on one word, its keys and values given."""
     found = functional.scaled_dot_product_attention(query, keys, values)
     x = x + block.ls_1(block.attn.out_proj(found.transpose(1, 2).flatten(2)))

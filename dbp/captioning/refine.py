@@ -89,9 +89,7 @@ class Refine(Parted):
             batch = at[start : start + self.batch_size]
             choose = self._choose(pool.uid_hashes[own[batch]])
             texts += use.write(found[batch].astype(np.int64), choose)
-        pq.write_table(
-            pa.table({"row": own[at], "caption": pa.array(texts, pa.string())}), folder / FILE
-        )
+        pq.write_table(pa.table({"row": own[at], "caption": pa.array(texts, pa.string())}), folder / FILE)
         missing = codes.missing(part.number)
         lacking = missing.codes[rows.mask[missing.rows]]
         counts = Counter(missing.texts[code] for code in lacking.tolist())
@@ -114,9 +112,7 @@ class Refine(Parted):
             at = 0
             for name in sorted(counts):
                 table = pq.read_table(work.shared / name / FILE)
-                for row, text in zip(
-                    table["row"].to_pylist(), table["caption"].to_pylist(), strict=True
-                ):
+                for row, text in zip(table["row"].to_pylist(), table["caption"].to_pylist(), strict=True):
                     yield from (None for _ in range(row - at))
                     yield text or None
                     at = row + 1
@@ -152,9 +148,7 @@ class Refine(Parted):
         return draw
 
 
-def uniform(
-    uid_hashes: UInt64[np.ndarray, " b"], seed: int, step: int
-) -> Float64[np.ndarray, " b"]:
+def uniform(uid_hashes: UInt64[np.ndarray, " b"], seed: int, step: int) -> Float64[np.ndarray, " b"]:
     """A number in [0, 1) for each sample's word; it belongs to (seed, uid, word)."""
     words = keyed_hash(keyed_hash(uid_hashes, seed), step)
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

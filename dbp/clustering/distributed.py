@@ -67,9 +67,7 @@ def fit_all(
         box = [begun]
         dist.broadcast_object_list(box, src=0)
         begun = box[0]
-    return lloyd.iterate(
-        first, blocks, num_iterations, begun=begun, reduce=reduce, keep=keep, **speed
-    )
+    return lloyd.iterate(first, blocks, num_iterations, begun=begun, reduce=reduce, keep=keep, **speed)
 
 
 def _begun(shared: Path) -> lloyd.Fit | None:

@@ -78,9 +78,7 @@ def d_intra(
         return sums / UNITS / sizes
 
 
-def complexity(
-    d_inter: Float[np.ndarray, " k"], d_intra: Float[np.ndarray, " k"]
-) -> Float[np.ndarray, " k"]:
+def complexity(d_inter: Float[np.ndarray, " k"], d_intra: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
     """How varied the concept behind each cluster is.
 
     Args:
@@ -100,8 +98,7 @@ def complexity(
         if not np.isfinite(values).all():
             bad = int(np.flatnonzero(~np.isfinite(values))[0])
             raise ValueError(
-                f"{name} of cluster {bad} is {values[bad]}: an empty cluster has no complexity; "
-                "leave it out"
+                f"{name} of cluster {bad} is {values[bad]}: an empty cluster has no complexity; leave it out"
             )
     return np.asarray(d_inter, np.float64) * np.asarray(d_intra, np.float64)
 

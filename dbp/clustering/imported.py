@@ -126,9 +126,7 @@ def _run(members: list[Members]) -> Run:
     return Run(
         [key for some in members for key in some.keys],
         np.concatenate([np.full(len(some.keys), some.cluster, np.int32) for some in members]),
-        np.concatenate([some.distance_to_centroid for some in members])
-        .clip(0, 2)
-        .astype(np.float32),
+        np.concatenate([some.distance_to_centroid for some in members]).clip(0, 2).astype(np.float32),
     )
 
 

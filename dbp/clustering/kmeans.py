@@ -202,9 +202,7 @@ class KMeans(Parted):
             for number, path in enumerate(first.parts)
         ]
 
-    def make(
-        self, part: Part, folder: Path, rows: KeepList, centroids: Centroids, **sides: Any
-    ) -> dict[str, Any]:
+    def make(self, part: Part, folder: Path, rows: KeepList, centroids: Centroids, **sides: Any) -> dict[str, Any]:
         vectors = Vectors.of(*_sides(sides))
         own = vectors.part_rows(part.number, rows.mask)
         label, distance = assign_rows(
@@ -314,9 +312,7 @@ def write_run(folder: Path, vectors: Vectors, rows: np.ndarray, label: np.ndarra
     order = np.argsort(label, kind="stable")
     np.save(folder / "run_starts.npy", np.searchsorted(label[order], np.arange(k + 1)))
     np.save(folder / "run_rows.npy", rows[order])
-    run = np.lib.format.open_memmap(
-        folder / "run.npy", "w+", np.float16, (len(rows), vectors.width)
-    )
+    run = np.lib.format.open_memmap(folder / "run.npy", "w+", np.float16, (len(rows), vectors.width))
     for start, own in in_blocks(rows[order], BLOCK):
         run[start : start + len(own)] = vectors.gather(own)
     run.flush()

@@ -197,9 +197,7 @@ def _next(blocks: Iterator[np.ndarray]) -> np.ndarray | None:
         return next(blocks, None)
 
 
-def _plus_plus(
-    sample: np.ndarray, k: int, seed: int, device: str, length: float
-) -> Float16[np.ndarray, "k d"]:
+def _plus_plus(sample: np.ndarray, k: int, seed: int, device: str, length: float) -> Float16[np.ndarray, "k d"]:
     """Start vectors drawn one by one, each with probability in proportion to its cosine distance.
 
     The squared chord of two unit vectors is twice their cosine distance. Distances are whole numbers of

@@ -13,9 +13,7 @@ from dbp.errors import ConfigError, WorldError
 from dbp.formats.sorted_clusters import SortedClusters, find_centroids, load_centroids
 
 UNIT = 1e-3  # centroids this near to length 1 give the script's numbers, too
-NOISE = (
-    1e-5  # a distance this little below zero is rounding: 1 - cosine of a single member in float32
-)
+NOISE = 1e-5  # a distance this little below zero is rounding: 1 - cosine of a single member in float32
 
 
 def compute_avg_dist_to_cluster_centroid(
@@ -38,9 +36,7 @@ def compute_avg_dist_to_cluster_centroid(
             "is not, so the embeddings were not of unit length"
         )
     save_npy(out, means.astype(np.float32))
-    print(
-        f"wrote d_intra of {clusters.num_clusters:,} clusters, {clusters.num_rows:,} rows, to {out}"
-    )
+    print(f"wrote d_intra of {clusters.num_clusters:,} clusters, {clusters.num_rows:,} rows, to {out}")
 
 
 def compute_centroid_distances(
@@ -104,9 +100,7 @@ def read_measure(path: str | None, num_clusters: int, option: str, script: str) 
     if not isinstance(found, np.ndarray) or found.dtype.kind != "f":
         raise WorldError(f"{file} holds no floating point numbers. {way}")
     if found.shape != (num_clusters,):
-        raise WorldError(
-            f"{file} has shape {found.shape}, and there are {num_clusters:,} clusters. {way}"
-        )
+        raise WorldError(f"{file} has shape {found.shape}, and there are {num_clusters:,} clusters. {way}")
     if np.isinf(found).any():
         raise WorldError(
             f"{file} says {found[np.isinf(found)][0]} for cluster {int(np.argmax(np.isinf(found)))}, as the "

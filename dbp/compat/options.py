@@ -25,9 +25,7 @@ class Option:
     needed: bool = False
 
 
-def read_options(
-    script: str, words: list[str], known: Mapping[str, Option]
-) -> tuple[dict[str, Any], set[str]]:
+def read_options(script: str, words: list[str], known: Mapping[str, Option]) -> tuple[dict[str, Any], set[str]]:
     """Read `--name value` and `--name=value`, dashes and underscores in names being the same.
 
     Returns:

@@ -71,9 +71,7 @@ class Prune:
         """Read the clusters, choose, write, and say what was kept."""
         if self.save_output:
             _pygtrie()  # before the work, not after it
-        clusters = SortedClusters.open(
-            self.sorted_clusters_path, self.num_centroids, "--sorted-clusters-path"
-        )
+        clusters = SortedClusters.open(self.sorted_clusters_path, self.num_centroids, "--sorted-clusters-path")
         total = self._total(clusters)
         quotas = self._quotas(clusters.sizes, total)
         counts = np.clip(quotas.counts, 0, clusters.sizes)
@@ -107,9 +105,7 @@ class Prune:
         total = self.total_dataset_size
         if total is None or total == clusters.num_rows:
             return clusters.num_rows
-        said = (
-            f"--total-dataset-size={total:,}, and the cluster files hold {clusters.num_rows:,} rows"
-        )
+        said = f"--total-dataset-size={total:,}, and the cluster files hold {clusters.num_rows:,} rows"
         if not self.reference:
             raise ConfigError(
                 f"{said}. Leave the option out to keep a fraction of what is there; with --reference the "
@@ -136,9 +132,7 @@ class Prune:
                 "compute_avg_dist_to_cluster_centroid",
             )
         if self.reference:
-            complexity = (
-                sizes / max(sizes.sum(), 1) if self.density == "clustersize" else inter * intra
-            )
+            complexity = sizes / max(sizes.sum(), 1) if self.density == "clustersize" else inter * intra
             return reference_quotas(
                 sizes, complexity, self.temperature, self.prune_ratio, total, self.cls_bal_ratio
             )
@@ -156,9 +150,7 @@ class Prune:
         for name, value in PAPER.items():
             if name not in self.given:
                 option = name.replace("_", "-")
-                print(
-                    f"--{option}={getattr(self, name)} is the script's default; the paper used {value}"
-                )
+                print(f"--{option}={getattr(self, name)} is the script's default; the paper used {value}")
         if self.reference and (off := int(quotas.counts.sum()) - quotas.target):
             print(f"the rounded counts miss the target by {off:+,}, as the script leaves them")
         if negative := int((quotas.counts < 0).sum()):

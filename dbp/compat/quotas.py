@@ -98,9 +98,7 @@ def reference_quotas(
     return Quotas(target, np.rint(exact).astype(np.int64), floor)
 
 
-def reference_shares(
-    complexity: Float[np.ndarray, " k"], temperature: float
-) -> Float32[np.ndarray, " k"]:
+def reference_shares(complexity: Float[np.ndarray, " k"], temperature: float) -> Float32[np.ndarray, " k"]:
     """The script's shares: NaN filled with the mean of the others, softmax in float32.
 
     Raises:

@@ -81,9 +81,7 @@ class Captions:
             if (len(ends), int(ends[-1]) if len(ends) else 0) != (about["rows"], len(texts)):
                 raise ValueError(f"{len(ends):,} rows and {len(texts):,} bytes do not fit it")
         except (OSError, ValueError, KeyError) as error:
-            raise StoreError(
-                f"{folder} holds no whole captions: {error}. Make or import them again."
-            ) from error
+            raise StoreError(f"{folder} holds no whole captions: {error}. Make or import them again.") from error
         return cls(folder, about["pool"], ends, texts)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -178,8 +176,6 @@ def _blocks(file: str, column: str) -> Iterator[tuple[Texts, Texts]]:
     names = source.schema_arrow.names
     for name in ("uid", column):
         if name not in names:
-            raise ConfigError(
-                f"captions file {file} has no column {name!r}. {nearest(name, names)}"
-            )
+            raise ConfigError(f"captions file {file} has no column {name!r}. {nearest(name, names)}")
     for batch in source.iter_batches(BLOCK, columns=["uid", column]):
         yield texts_of(batch.column("uid")), texts_of(batch.column(column))

@@ -67,9 +67,7 @@ class Clusters:
         for folder in self.runs:
             starts = np.load(folder / "run_starts.npy", mmap_mode="r")[low : high + 1]
             counts = np.diff(starts)
-            within = np.arange(int(starts[-1] - starts[0])) - np.repeat(
-                starts[:-1] - starts[0], counts
-            )
+            within = np.arange(int(starts[-1] - starts[0])) - np.repeat(starts[:-1] - starts[0], counts)
             yield folder, np.repeat(filled, counts) + within, slice(int(starts[0]), int(starts[-1]))
             filled = filled + counts
 
@@ -103,14 +101,10 @@ def spans(num_rows: int, size: int = 1 << 22) -> list[slice]:
     return [slice(at, min(at + size, num_rows)) for at in range(0, num_rows, size)]
 
 
-def sizes_of(
-    cluster: Int32[np.ndarray, " n"], mask: Bool[np.ndarray, " n"], k: int
-) -> Int[np.ndarray, " k"]:
+def sizes_of(cluster: Int32[np.ndarray, " n"], mask: Bool[np.ndarray, " n"], k: int) -> Int[np.ndarray, " k"]:
     """Members of each cluster in a mask."""
     from dbp.exact.kernels import cluster_totals
 
     sizes, sums = np.zeros(k, np.int64), np.zeros(k, np.int64)
-    cluster_totals(
-        np.asarray(cluster), np.broadcast_to(np.float32(0), len(cluster)), mask, sizes, sums
-    )
+    cluster_totals(np.asarray(cluster), np.broadcast_to(np.float32(0), len(cluster)), mask, sizes, sums)
     return sizes

@@ -97,9 +97,7 @@ class Columns:
         order = np.argsort(rows, kind="stable")
         part = np.searchsorted(self.starts, rows[order], side="right") - 1
         found = [
-            self._arrow(int(p), name, keep=True).take(
-                pa.array(rows[order[part == p]] - self.starts[p])
-            )
+            self._arrow(int(p), name, keep=True).take(pa.array(rows[order[part == p]] - self.starts[p]))
             for p in np.unique(part)
         ]
         if not found:

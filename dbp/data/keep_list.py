@@ -139,8 +139,7 @@ class KeepList:
         if not isinstance(reasons, str):
             every = (self.over(reasons[0], 0), reasons[1])
         spread = {
-            name: self.over(values, np.nan if values.dtype.kind == "f" else -1)
-            for name, values in columns.items()
+            name: self.over(values, np.nan if values.dtype.kind == "f" else -1) for name, values in columns.items()
         }
         return self.within(stage, self.over(keep, False), every, kept_reason, **spread)
 
@@ -176,9 +175,7 @@ class KeepList:
         """Why a row stayed or went."""
         return next(self.decision_tables(np.array([row]))).to_pylist()[0]
 
-    def decision_tables(
-        self, rows: Int[np.ndarray, " m"], block: int = 1 << 20
-    ) -> Iterator[pa.Table]:
+    def decision_tables(self, rows: Int[np.ndarray, " m"], block: int = 1 << 20) -> Iterator[pa.Table]:
         """The decision table of some rows, block by block."""
         needed = {
             (at, name): layer.column(name)
@@ -189,9 +186,7 @@ class KeepList:
         for start in range(0, max(len(rows), 1), block):
             yield self._table(rows[start : start + block], needed)
 
-    def _table(
-        self, rows: np.ndarray, columns: dict[tuple[int, str], np.ndarray | None]
-    ) -> pa.Table:
+    def _table(self, rows: np.ndarray, columns: dict[tuple[int, str], np.ndarray | None]) -> pa.Table:
         names = sorted({text for layer in self.layers for text in layer.texts})
         stages = sorted({layer.stage for layer in self.layers})
         reason = np.zeros(len(rows), np.int32)
@@ -206,15 +201,11 @@ class KeepList:
             for name, spread in values.items():
                 found = columns.get((at, name))
                 spread[decided] = (
-                    found[rows[decided]]
-                    if found is not None
-                    else (np.nan if spread.dtype.kind == "f" else -1)
+                    found[rows[decided]] if found is not None else (np.nan if spread.dtype.kind == "f" else -1)
                 )
 
         def text(numbers: np.ndarray, words: list[str]) -> pa.Array:
-            return pa.DictionaryArray.from_arrays(
-                pa.array(numbers), pa.array(words, pa.string())
-            ).cast(pa.string())
+            return pa.DictionaryArray.from_arrays(pa.array(numbers), pa.array(words, pa.string())).cast(pa.string())
 
         return pa.table(
             {

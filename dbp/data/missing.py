@@ -71,9 +71,7 @@ class Missing:
         file = folder / "missing.parquet"
         return cls.read([file] if file.exists() else [])
 
-    def codes_over(
-        self, num_rows: int, otherwise: str
-    ) -> tuple[UInt8[np.ndarray, " n"], list[str]]:
+    def codes_over(self, num_rows: int, otherwise: str) -> tuple[UInt8[np.ndarray, " n"], list[str]]:
         """For each row of the pool the number of its reason; `otherwise` (0) where none is known."""
         codes = np.zeros(num_rows, np.uint8)
         codes[self.rows] = self.codes + np.uint8(1)

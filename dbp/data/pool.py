@@ -143,9 +143,7 @@ class Pool:
             f"{self._shard_name(int(r))}/{self.column('key', rows[i : i + 1])[0]} (row:{r})"
             for i, r in enumerate(rows[:5])
         ]
-        raise PoolError(
-            f"{len(rows)} samples are named {uid!r}: {', '.join(where)}. Give SHARD/KEY, or row:N."
-        )
+        raise PoolError(f"{len(rows)} samples are named {uid!r}: {', '.join(where)}. Give SHARD/KEY, or row:N.")
 
     def _shard_name(self, row: int) -> str:
         shard = int(self.column("shard")[row])

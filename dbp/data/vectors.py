@@ -46,9 +46,7 @@ class Vectors:
     def num_parts(self) -> int:
         return len(self.sides[0].parts)
 
-    def part_rows(
-        self, part: int, mask: Bool[np.ndarray, " n"] | None = None
-    ) -> Int[np.ndarray, " m"]:
+    def part_rows(self, part: int, mask: Bool[np.ndarray, " n"] | None = None) -> Int[np.ndarray, " m"]:
         """The rows of a part (of the first side) that have a vector on every side, and are in the mask."""
         rows = self.sides[0].part_rows(part)
         for side in self.sides[1:]:
@@ -76,9 +74,7 @@ class Vectors:
         return self.sides[0].norms(rows) if len(self.sides) == 1 else np.sqrt(squares)
 
 
-def in_blocks(
-    rows: Int[np.ndarray, " m"], size: int
-) -> Iterator[tuple[int, Int[np.ndarray, " b"]]]:
+def in_blocks(rows: Int[np.ndarray, " m"], size: int) -> Iterator[tuple[int, Int[np.ndarray, " b"]]]:
     """Rows cut into blocks, each with the place of its first."""
     for start in range(0, len(rows), size):
         yield start, rows[start : start + size]

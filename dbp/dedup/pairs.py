@@ -55,9 +55,7 @@ class Side:
         """As `tile`, from the stored vectors."""
         from dbp.exact.products import widened
 
-        block = np.ascontiguousarray(
-            self.stored[self.order[start:stop]]
-        )  # a tile's worth, or a small cluster
+        block = np.ascontiguousarray(self.stored[self.order[start:stop]])  # a tile's worth, or a small cluster
         return widened(block).numpy() if block.dtype == np.float16 else block.astype(np.float32)
 
 
@@ -126,9 +124,7 @@ def similar_pairs(
             for at in range(0, stop, COLUMNS)
         ]
 
-    found = [
-        tile for tiles in side_by_side(strip, list(range(0, n, ROWS)), threads) for tile in tiles
-    ]
+    found = [tile for tiles in side_by_side(strip, list(range(0, n, ROWS)), threads) for tile in tiles]
     empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     later, earlier, similarity = (np.concatenate(c) for c in zip(empty, *found, strict=True))
     by = np.lexsort((earlier, later))
@@ -200,9 +196,7 @@ def _candidates(
 
     from dbp.exact.kernels import UNDECIDED, paired
 
-    tiles = [
-        (side.tile(rows.start, rows.stop), side.tile(columns.start, columns.stop)) for side in sides
-    ]
+    tiles = [(side.tile(rows.start, rows.stop), side.tile(columns.start, columns.stop)) for side in sides]
     cosine: Any = None
     for side, (a, b) in zip(sides, tiles, strict=True):
         product = _scaled(a, b, side.inverse32[rows], side.inverse32[columns], device)
@@ -216,9 +210,7 @@ def _candidates(
     bound = torch.from_numpy(limit.astype(np.float32)).to(cosine.device)
     if not all_:
         bound = torch.maximum(bound, cosine.amax(1))
-    at, which = torch.nonzero(
-        (cosine >= (bound - UNDECIDED)[:, None]) & (cosine > -torch.inf), as_tuple=True
-    )
+    at, which = torch.nonzero((cosine >= (bound - UNDECIDED)[:, None]) & (cosine > -torch.inf), as_tuple=True)
     at, which = at.cpu().numpy(), which.cpu().numpy()
     similar = []
     for side, (a, b) in zip(sides, tiles, strict=True):

@@ -65,9 +65,7 @@ class SimilarRows:
                 read_column(folder, name) for name in ("later", "earlier", "pair_similarity")
             )
             pairs = Pairs(later, earlier, similarity)
-        similarity, twin, cluster = (
-            read_column(folder, name) for name in ("similarity", "twin", "cluster")
-        )
+        similarity, twin, cluster = (read_column(folder, name) for name in ("similarity", "twin", "cluster"))
         return cls(similarity, twin, cluster, pairs, Missing.load(folder))
 
 
@@ -174,9 +172,7 @@ class NearestEarlier(Parted):
             values = scores.of(rows)
             first = np.where(np.isnan(values), np.inf, -values)
         elif self.keep == "largest":
-            width, height = (
-                pool.column(name)[rows].astype(np.int64) for name in ("width", "height")
-            )
+            width, height = (pool.column(name)[rows].astype(np.int64) for name in ("width", "height"))
             first = -width * height
         else:
             distance = np.asarray(clusters.distance_to_centroid[rows])
@@ -236,17 +232,11 @@ class NearestEarlier(Parted):
             "rows": int(np.count_nonzero(clusters.is_clustered)),
             "clusters": clusters.num_clusters,
             "largest cluster": int(clusters.sizes.max()),
-            **(
-                {"pairs": sum(c["pairs"] for c in counts.values())}
-                if self.floor is not None
-                else {}
-            ),
+            **({"pairs": sum(c["pairs"] for c in counts.values())} if self.floor is not None else {}),
         }
 
 
-def cluster_ranges(
-    sizes: Int[np.ndarray, " k"], width: int
-) -> tuple[Int[np.ndarray, " r"], list[float]]:
+def cluster_ranges(sizes: Int[np.ndarray, " k"], width: int) -> tuple[Int[np.ndarray, " r"], list[float]]:
     """Where contiguous ranges of clusters begin and end, and the multiplications of each.
 
     A range is closed when its triangles or its rows reach their bound; a cluster is never divided.

@@ -66,8 +66,6 @@ def file_digest(path: Path | str, setting: str) -> str:
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(
-            f"{setting}={str(path)!r}: there is no such file. Give the path of the weights."
-        )
+        raise ConfigError(f"{setting}={str(path)!r}: there is no such file. Give the path of the weights.")
     stat = path.stat()
     return _digest(path, stat.st_size, stat.st_mtime_ns)

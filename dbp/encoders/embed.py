@@ -64,9 +64,7 @@ class Embed(Parted):
         filled = [found for found in vectors if len(found)] or vectors[:1]
         return save_part(folder, np.concatenate(rows), np.concatenate(filled), failed)
 
-    def finish(
-        self, work: Work, counts: Mapping[str, dict[str, Any]], pool: Pool
-    ) -> dict[str, Any]:
+    def finish(self, work: Work, counts: Mapping[str, dict[str, Any]], pool: Pool) -> dict[str, Any]:
         totals: Counter[str] = Counter()
         for found in counts.values():
             totals.update(found)
@@ -156,9 +154,7 @@ def _batch(items: list[Any], side: str) -> Any:
     return torch.stack(items)
 
 
-def contents_of(
-    pool: Pool, shard: int, rows: np.ndarray, side: str
-) -> Iterator[tuple[int, bytes | str]]:
+def contents_of(pool: Pool, shard: int, rows: np.ndarray, side: str) -> Iterator[tuple[int, bytes | str]]:
     """The bytes of rows of one shard: read at their offsets, or streamed where that cannot be."""
     if side == "text" and pool.has_texts:
         yield from zip(rows.tolist(), pool.captions(rows), strict=True)

@@ -130,9 +130,7 @@ def _member(npz: Path, name: str) -> np.ndarray:
                 shape, is_fortran, kind = read(member)
                 header = member.tell()
             if len(shape) != 2 or kind.kind != "f" or is_fortran:
-                raise WorldError(
-                    f"{npz}: {name} has shape {shape} of {kind}; one float vector a row is needed."
-                )
+                raise WorldError(f"{npz}: {name} has shape {shape} of {kind}; one float vector a row is needed.")
             if info.compress_type != zipfile.ZIP_STORED:
                 return np.load(npz, allow_pickle=False)[name]
             with open(npz, "rb") as handle:
@@ -269,6 +267,4 @@ class Laion(Reads, Encoder):
             )
         tables = (pq.read_table(file, columns=[self.column])[self.column] for file in files)
         hashes = [np.zeros(0, np.uint64), *(hashes_64(table) for table in tables)]
-        return Names(
-            np.concatenate(hashes), lambda places: columns.at(self.column, places)
-        ), columns.starts
+        return Names(np.concatenate(hashes), lambda places: columns.at(self.column, places)), columns.starts

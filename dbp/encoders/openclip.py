@@ -104,9 +104,7 @@ def load_openclip(
         beside = Path(checkpoint).parent / "open_clip_config.json"
         if model is None and beside.exists():
             config = beside
-    described = (
-        dict(config) if isinstance(config, dict) else read_model_config(config) if config else None
-    )
+    described = dict(config) if isinstance(config, dict) else read_model_config(config) if config else None
     preprocess = read_preprocess(config) if isinstance(config, str | Path) else {}
     if described is not None:
         name = model or f"local-{_short_hash(described)}"
@@ -116,9 +114,7 @@ def load_openclip(
         _register(name, described)
     else:
         if model is None:
-            raise ConfigError(
-                "no model: give its open_clip name as model.name, or model.config=FILE"
-            )
+            raise ConfigError("no model: give its open_clip name as model.name, or model.config=FILE")
         name = model
         described = open_clip.get_model_config(name)
         if described is None:
@@ -135,9 +131,7 @@ def load_openclip(
     digest = file_digest(checkpoint, "checkpoint") if checkpoint else None
     if pretrained and pretrained not in open_clip.list_pretrained_tags_by_model(name):
         tags = open_clip.list_pretrained_tags_by_model(name)
-        raise ConfigError(
-            f"pretrained={pretrained!r} is no tag of {name}. {nearest(pretrained, tags)}"
-        )
+        raise ConfigError(f"pretrained={pretrained!r} is no tag of {name}. {nearest(pretrained, tags)}")
     try:
         made, train, evaluate = open_clip.create_model_and_transforms(
             name,
@@ -254,12 +248,7 @@ class OpenClip(Encoder):
 
         def encode_texts(texts: list[str]) -> Float32[np.ndarray, "b d"]:
             with torch.inference_mode(), precise:
-                return (
-                    loaded.model.encode_text(loaded.tokenizer(texts).to(device))
-                    .float()
-                    .cpu()
-                    .numpy()
-                )
+                return loaded.model.encode_text(loaded.tokenizer(texts).to(device)).float().cpu().numpy()
 
         def tokens(batch: Any, layer: int) -> Any:
             with torch.no_grad(), precise:

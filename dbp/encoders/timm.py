@@ -48,13 +48,10 @@ class Timm(Encoder):
         base = self.model.split(".")[0]
         if base not in timm.list_models():
             raise ConfigError(
-                f"encoder model {self.model!r} is unknown to timm. "
-                f"{nearest(base, timm.list_models())[:300]}"
+                f"encoder model {self.model!r} is unknown to timm. {nearest(base, timm.list_models())[:300]}"
             )
         device = pick_device(self.device)
-        sized: dict[str, Any] = (
-            {"img_size": self.image_size} if "vit" in base or "swin" in base else {}
-        )
+        sized: dict[str, Any] = {"img_size": self.image_size} if "vit" in base or "swin" in base else {}
         if self.random_weights:
             torch.manual_seed(0)
         try:

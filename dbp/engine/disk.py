@@ -12,9 +12,7 @@ from typing import Any, BinaryIO
 def sizes_of(folder: Path) -> dict[str, int]:
     """The files under a folder, by relative name, and their bytes."""
     return {
-        str(file.relative_to(folder)): file.stat().st_size
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
+        str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()
     }
 
 

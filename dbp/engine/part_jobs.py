@@ -80,9 +80,7 @@ def do_parts(job: str, names: Sequence[str]) -> int:
                 f"{socket.gethostname()} does not see {Path(job).parents[1]}. paths.store must lie on a disk "
                 "that all nodes share."
             ) from None
-        log.info(
-            "%s is gone: the artifact is complete", job
-        )  # a lost node's task, put back too late
+        log.info("%s is gone: the artifact is complete", job)  # a lost node's task, put back too late
         return 0
     wanted = set(names)
     made, failed = 0, []

@@ -42,9 +42,7 @@ class Parted(Stage):
         """Write one part into a folder; return counts."""
 
     @abstractmethod
-    def finish(
-        self, work: Work, counts: Mapping[str, dict[str, Any]], **inputs: Any
-    ) -> dict[str, Any]:
+    def finish(self, work: Work, counts: Mapping[str, dict[str, Any]], **inputs: Any) -> dict[str, Any]:
         """Join the parts, which lie in `work.shared`, into the artifact; return counts."""
 
     def run(self, work: Work, **inputs: Any) -> dict[str, Any]:

@@ -54,13 +54,10 @@ def expand_shards(patterns: str | list[str] | tuple[str, ...]) -> list[str]:
             )
         shards += found
     if not shards:
-        raise PoolError(
-            "pool.shards is an empty list. Name the tars, such as 'folder/{00000..00099}.tar'."
-        )
+        raise PoolError("pool.shards is an empty list. Name the tars, such as 'folder/{00000..00099}.tar'.")
     if folders := [s for s in shards if not is_remote(s) and os.path.isdir(s)]:
         raise PoolError(
-            f"pool.shards names {folders[0]}, which is a folder. Name the tars in it, such as "
-            f"'{folders[0]}/*.tar'."
+            f"pool.shards names {folders[0]}, which is a folder. Name the tars in it, such as '{folders[0]}/*.tar'."
         )
     missing = [s for s in shards if not is_remote(s) and not os.path.isfile(s)]
     if missing:

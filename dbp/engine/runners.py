@@ -37,9 +37,7 @@ class Processes:
     workers: int
     threads: int = 1
 
-    def __call__(
-        self, work: Work, stage: Parted, parts: Sequence[Part], inputs: Mapping[str, Any]
-    ) -> None:
+    def __call__(self, work: Work, stage: Parted, parts: Sequence[Part], inputs: Mapping[str, Any]) -> None:
         import multiprocessing
 
         if len(parts) == 1:  # a process of its own would take longer to start
@@ -118,9 +116,7 @@ class Slurm:
     workers: int
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(
-        self, work: Work, stage: Parted, parts: Sequence[Part], inputs: Mapping[str, Any]
-    ) -> None:
+    def __call__(self, work: Work, stage: Parted, parts: Sequence[Part], inputs: Mapping[str, Any]) -> None:
         given = {name: value for name, value in self.settings.items() if value is not None}
         own = {name: given.pop(name, value) for name, value in OWN.items()}
         job, logs = str(write_job(work)), work.shared / "slurm"
@@ -177,9 +173,7 @@ class Slurm:
                     names = [[part.name for part in group] for group in array]
                     queue.jobs += executor.map_array(do_parts, [job] * len(names), names)
         except Exception as error:  # submitit hands on whatever sbatch said
-            said = [line for line in str(error).splitlines() if "sbatch: error" in line] or [
-                str(error)
-            ]
+            said = [line for line in str(error).splitlines() if "sbatch: error" in line] or [str(error)]
             with_ = ", ".join(f"{name}={value}" for name, value in given.items()) or "none are set"
             raise WorldError(
                 f"SLURM took no jobs for {queue.stage}: {' '.join(' '.join(said).split())[-400:]}. Settings are "

@@ -118,9 +118,7 @@ def last_words(logs: Path) -> str:
     found = {}
     for file in sorted(logs.glob("*.err"), key=lambda f: f.stat().st_mtime, reverse=True)[:20]:
         lines = [line for line in file.read_text(errors="replace").splitlines() if line.strip()]
-        words = [
-            line for line in lines if not line.startswith("srun: ")
-        ]  # that a task failed, not why
+        words = [line for line in lines if not line.startswith("srun: ")]  # that a task failed, not why
         if words:
             failed = len(words) < len(lines) or any("Traceback" in line for line in lines)
             found.setdefault(failed, f" The last log says: {words[-1].strip().rstrip('.')[-300:]}.")

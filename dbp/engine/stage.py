@@ -22,9 +22,7 @@ from dbp.engine.work import Work
 from dbp.names import name_of
 
 
-def runtime(
-    default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING
-) -> Any:
+def runtime(default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING) -> Any:
     """A field that changes the speed or the place, never the answer, and so stays out of the key."""
     if default_factory is not dataclasses.MISSING:
         return field(default_factory=default_factory, metadata={"runtime": True})
@@ -56,9 +54,7 @@ class Stage:
     name: ClassVar[str]
     version: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ()
-    takes: ClassVar[
-        tuple[str, ...]
-    ] = ()  # inputs that it may have beside; without them its key is as before
+    takes: ClassVar[tuple[str, ...]] = ()  # inputs that it may have beside; without them its key is as before
     makes: ClassVar[type]
     home: ClassVar[str] = "store"  # or "runs": the folder tree that keeps the result
     opens_with: ClassVar[tuple[str, ...]] = ()  # the inputs that `open` needs, of a finished one
@@ -151,11 +147,7 @@ def describe(value: Any) -> Any:
     """A stage as JSON from which `rebuild` makes it again, runtime fields included."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = type(value)
-        fields = {
-            item.name: describe(getattr(value, item.name))
-            for item in dataclasses.fields(value)
-            if item.init
-        }
+        fields = {item.name: describe(getattr(value, item.name)) for item in dataclasses.fields(value) if item.init}
         return {"_target_": name_of(kind), **fields}
     if isinstance(value, Mapping):
         return {str(name): describe(item) for name, item in value.items()}

@@ -174,9 +174,7 @@ class Store:
             )
         entry = _entry(found[0])
         if entry is None:
-            raise StoreError(
-                f"{found[0] / MANIFEST} cannot be read. Remove that folder and rebuild."
-            )
+            raise StoreError(f"{found[0] / MANIFEST} cannot be read. Remove that folder and rebuild.")
         return entry
 
     def open(self, key: str) -> Any:
@@ -195,9 +193,7 @@ class Store:
                 )
             stage = rebuild(made["made_by"])
             needed = {
-                name: self.open(made["inputs"][name]["key"])
-                for name in stage.opens_with
-                if name in made["inputs"]
+                name: self.open(made["inputs"][name]["key"]) for name in stage.opens_with if name in made["inputs"]
             }
             self.loaded[entry.key] = stage.open(entry.folder, **needed)
         return self.loaded[entry.key]
@@ -239,11 +235,7 @@ class Store:
         else:
             self.reused.append(key)
             self.say(f"{node.stage.name:<10} {key[:12]}  reused")
-        needed = {
-            name: self._get(node.inputs[name])
-            for name in node.stage.opens_with
-            if name in node.inputs
-        }
+        needed = {name: self._get(node.inputs[name]) for name in node.stage.opens_with if name in node.inputs}
         artifact = node.stage.open(entry.folder, **needed)
         self.loaded[key] = artifact
         return artifact
@@ -251,9 +243,7 @@ class Store:
     def _build(self, node: Node, key: str, inputs: dict[str, Any]) -> Entry:
         stage, home = node.stage, self._home(node)
         final = home / stage.name / key
-        beside = (
-            home / ".tmp" / f"{key}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        )
+        beside = home / ".tmp" / f"{key}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         shared = self.shared(node, key)
         try:
             self.sweep()
@@ -361,11 +351,7 @@ class Store:
         for home in (self.root, self.runs):
             for folder in home.glob(".tmp/*"):
                 writer = WRITER.fullmatch(folder.name)
-                if (
-                    writer
-                    and writer["host"] == socket.gethostname()
-                    and not _alive(int(writer["pid"]))
-                ):
+                if writer and writer["host"] == socket.gethostname() and not _alive(int(writer["pid"])):
                     with contextlib.suppress(OSError):  # another process sweeps, too
                         freed += sum(sizes_of(folder).values())
                     shutil.rmtree(folder, ignore_errors=True)

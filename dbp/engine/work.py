@@ -63,9 +63,7 @@ class Work:
             self.shared.mkdir(parents=True, exist_ok=True)
             self.begun = True
 
-    def part(
-        self, name: str, make: Callable[[Path], dict[str, Any]], cost: float | None = None
-    ) -> dict[str, Any]:
+    def part(self, name: str, make: Callable[[Path], dict[str, Any]], cost: float | None = None) -> dict[str, Any]:
         """Make one part, unless an earlier try finished it; return the counts that `make` returned.
 
         `make` writes into a folder of its own, which is renamed when it is on disk, its record last.
@@ -88,9 +86,7 @@ class Work:
         try:
             counts = make(beside)
             files, crc32 = sizes_of(beside), checksums(beside)
-            write_json(
-                beside / PART, {"counts": counts, "cost": cost, "files": files, "crc32": crc32}
-            )
+            write_json(beside / PART, {"counts": counts, "cost": cost, "files": files, "crc32": crc32})
             sync(beside)
             self._put(beside, home, lambda: self.counts(name, cost) is not None)
             return counts
@@ -150,11 +146,7 @@ class Work:
 
     def checksums(self) -> dict[str, int]:
         """The checksums of the artifact's files; those of its parts were taken when they were made."""
-        found = {
-            f"{name}/{file}": crc
-            for name in self.kept
-            for file, crc in _recorded(self.shared / name).items()
-        }
+        found = {f"{name}/{file}": crc for name in self.kept for file, crc in _recorded(self.shared / name).items()}
         rest = [file for file in sizes_of(self.folder) if file not in found]
         return found | checksums(self.folder, rest)
 

@@ -14,9 +14,7 @@ from typing import no_type_check
 import numba
 import numpy as np
 
-UNDECIDED = (
-    1e-5  # candidates this near to the best in fp32 (its error is below 2e-6) are looked at exactly
-)
+UNDECIDED = 1e-5  # candidates this near to the best in fp32 (its error is below 2e-6) are looked at exactly
 # Distances are summed in whole units of 2^-30, so that the sum depends on neither order nor blocks.
 UNITS = 2.0**30
 GROUP = 64  # columns tested at once
@@ -86,9 +84,7 @@ def nearest(products, top, vectors, centroids, inverse, label, cosine):  # type:
 
 @numba.njit(nogil=True, cache=True)
 @no_type_check
-def improve(
-    products, rows, columns, norms, norms_before, inverse32, first, best, partner, triangle
-):  # type: ignore[no-untyped-def]
+def improve(products, rows, columns, norms, norms_before, inverse32, first, best, partner, triangle):  # type: ignore[no-untyped-def]
     """Raise the running best similarity of a block of rows by a panel of earlier rows.
 
     Args:

@@ -74,9 +74,7 @@ def member_keys(
 
 def score_keys(scores: Scores, uid_hashes: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
     """Keys in the falling order of scores; ties go by uid hash, rows without a score come last."""
-    return descending(scores.values).astype(np.uint64) << np.uint64(32) | uid_hashes >> np.uint64(
-        32
-    )
+    return descending(scores.values).astype(np.uint64) << np.uint64(32) | uid_hashes >> np.uint64(32)
 
 
 def first(
@@ -125,9 +123,7 @@ def first_of_each(
     at_border = np.where(has_quota, quotas - (np.searchsorted(ordered, border) - starts), 0)
     del ordered
     taken = np.zeros(len(mask), bool)
-    take_to_border(
-        keys, cluster, mask, border.astype(np.uint32), has_quota, at_border.astype(np.int64), taken
-    )
+    take_to_border(keys, cluster, mask, border.astype(np.uint32), has_quota, at_border.astype(np.int64), taken)
     return taken
 
 

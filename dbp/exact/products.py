@@ -93,9 +93,7 @@ class Assigner:
             return self.on_device(rows, label, cosine)
         products = torch.mm(rows, self.columns, out=self.products[:n])
         top = products.amax(1)
-        nearest(
-            products.numpy(), top.numpy(), rows.numpy(), self.centroids, self.inverse, label, cosine
-        )
+        nearest(products.numpy(), top.numpy(), rows.numpy(), self.centroids, self.inverse, label, cosine)
         return label, cosine, rows.numpy()
 
     def __enter__(self) -> "Assigner":

@@ -27,9 +27,7 @@ class Chain(Narrowing):
 
     def identity(self) -> dict[str, Any]:
         """Kinds and versions of the filters; what they read beside their fields."""
-        return {
-            "steps": [[type(step).__name__, step.version, _read(step)] for step in self.steps()]
-        }
+        return {"steps": [[type(step).__name__, step.version, _read(step)] for step in self.steps()]}
 
     def at_most(self, num_rows: int) -> int:
         """The most rows that can be left of so many."""

@@ -239,9 +239,7 @@ class NearTargets(Narrowing):
         return kept, {"centroids near to ImageNet": int(is_wanted.sum())}
 
 
-def best_centroids(
-    vectors: np.ndarray, centroids: Float32[np.ndarray, "k d"]
-) -> Int[np.ndarray, " n"]:
+def best_centroids(vectors: np.ndarray, centroids: Float32[np.ndarray, "k d"]) -> Int[np.ndarray, " n"]:
     """For each vector the centroid of the largest inner product; of equal ones the first.
 
     In float32; what rounding leaves undecided is decided in float64, so that blocks and threads do not

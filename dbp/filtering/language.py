@@ -93,9 +93,7 @@ class Language(Narrowing):
                 )
             return lambda rows: np.asarray(pool.column(rest, rows) == self.language)
         detect = {"fasttext": _fasttext, "cld3": _cld3, "langid": _langid}[kind](rest)
-        return lambda rows: np.array(
-            [detect(c) == self.language for c in pool.captions(rows)], bool
-        )
+        return lambda rows: np.array([detect(c) == self.language for c in pool.captions(rows)], bool)
 
 
 def over_captions(
@@ -114,9 +112,7 @@ def _fasttext(model: str) -> Callable[[str], str]:
     try:
         inner = fasttext.load_model(model).f
     except ValueError as error:
-        raise WorldError(
-            f"{model} is no model of fastText ({error}). Fetch lid.176.bin."
-        ) from error
+        raise WorldError(f"{model} is no model of fastText ({error}). Fetch lid.176.bin.") from error
 
     def detect(caption: str) -> str:
         # What the package's own `predict` calls; that one fails beside numpy 2. A newline ends the text.
@@ -175,9 +171,7 @@ class NamesObject(Narrowing):
             return np.array([any(map(is_object, c.lower().split())) for c in captions], bool)
 
         why = "caption names no object of ImageNet"
-        kept = rows.within(
-            "filter", over_captions(rows, pool, says), why, "caption names an object of ImageNet"
-        )
+        kept = rows.within("filter", over_captions(rows, pool, says), why, "caption names an object of ImageNet")
         return kept, {why: rows.num_kept - kept.num_kept}
 
 
@@ -190,9 +184,7 @@ def read_ids(path: str) -> frozenset[int]:
     found = set()
     for number, line in _lines(path):
         if not re.fullmatch(r"n\d{8}", word := line.split()[0]):
-            raise WorldError(
-                f"{path}, line {number:,}: {word!r} is no ImageNet id, as n02084071 is."
-            )
+            raise WorldError(f"{path}, line {number:,}: {word!r} is no ImageNet id, as n02084071 is.")
         found.add(int(word[1:]))
     return frozenset(found)
 

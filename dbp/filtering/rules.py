@@ -65,15 +65,11 @@ class Rules(Narrowing):
             code[new], value[new], limit[new] = number, np.asarray(measured, float)[new], bound
             passes &= ~failed
         texts = [why for why, *_ in failures]
-        kept = rows.narrow(
-            "filter", passes, (code, texts), "passes the rules", value=value, limit=limit
-        )
+        kept = rows.narrow("filter", passes, (code, texts), "passes the rules", value=value, limit=limit)
         return kept, {why: int(failed.sum()) for why, failed, _, _ in failures}
 
 
-def word_counts(
-    pool: Pool, rows: Int[np.ndarray, " m"], block: int = 1 << 16
-) -> Int[np.ndarray, " m"]:
+def word_counts(pool: Pool, rows: Int[np.ndarray, " m"], block: int = 1 << 16) -> Int[np.ndarray, " m"]:
     """Words of captions, divided by white space; captions are read a block at a time."""
     found = np.empty(len(rows), np.int64)
     for at in range(0, len(rows), block):

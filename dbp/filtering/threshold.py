@@ -70,9 +70,7 @@ class TopFraction(Narrowing):
         return by_score(rows, keep, scores, cut)
 
 
-def by_score(
-    rows: KeepList, keep: np.ndarray, scores: Scores, limit: float
-) -> tuple[KeepList, dict[str, Any]]:
+def by_score(rows: KeepList, keep: np.ndarray, scores: Scores, limit: float) -> tuple[KeepList, dict[str, Any]]:
     """Keep rows by their score, with the limit that it was held against, and say so for each row."""
     missing = np.isnan(scores.values)
     codes, texts = scores.missing.codes_over(rows.num_pool_rows, "no score")

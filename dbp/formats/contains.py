@@ -31,12 +31,8 @@ from typing import Any
 
 import numpy as np
 
-UIDS = np.dtype(
-    [("f0", "<u8"), ("f1", "<u8")]
-)  # DataComp's: the high half of a uid, then the low half
-HASHES = np.dtype(
-    [("hash0", "<u8"), ("hash1", "<u8")]
-)  # the same of a key's hash, as `save` writes it
+UIDS = np.dtype([("f0", "<u8"), ("f1", "<u8")])  # DataComp's: the high half of a uid, then the low half
+HASHES = np.dtype([("hash0", "<u8"), ("hash1", "<u8")])  # the same of a key's hash, as `save` writes it
 UID = re.compile(rb"[0-9a-fA-F]{32}")
 PICKLE = re.compile(rb"\x80[\2-\5]|c[\w.]+\n\w+\n|\((lp|dp)\d*\n|[\]}]q\0")  # protocols 0 to 5
 BITS = np.array([128, 64, 32, 16, 8, 4, 2, 1], np.uint8)
@@ -109,9 +105,7 @@ class Keep:
         """Whether a key is on the list."""
         return self.count(key) > 0
 
-    def sample_filter(
-        self, name: str = "__key__", also: Callable[[dict], bool] | None = None
-    ) -> "SampleFilter":
+    def sample_filter(self, name: str = "__key__", also: Callable[[dict], bool] | None = None) -> "SampleFilter":
         """A function that says of a sample whether it is kept, for webdataset's `select`.
 
         Args:
@@ -184,9 +178,7 @@ class KeptKeys(Keep):
         at = np.minimum(self.high.searchsorted(high), len(self) - 1)
         same_high = self.high[at] == high
         found = same_high & (self.low[at] == low)
-        for place in np.flatnonzero(
-            same_high & ~found
-        ):  # perhaps a later key with the same high half
+        for place in np.flatnonzero(same_high & ~found):  # perhaps a later key with the same high half
             end = int(self.high.searchsorted(high[place], "right"))
             found[place] = (self.low[at[place] : end] == low[place]).any()
         result = np.empty(len(pairs), bool)
@@ -244,8 +236,7 @@ class KeptRows(Keep):
         """
         if len(rows) and (rows.min() < 0 or rows.max() >= self.num_rows):
             raise IndexError(
-                f"rows {rows.min():,} to {rows.max():,} are not all among the {self.num_rows:,} of "
-                f"{self.opened[0]}"
+                f"rows {rows.min():,} to {rows.max():,} are not all among the {self.num_rows:,} of {self.opened[0]}"
             )
         return (self.bits[rows >> 3] & BITS[rows & 7]) != 0
 

@@ -166,9 +166,7 @@ def read_uid_file(path: Path | str, allow_repeats: bool = False) -> np.ndarray:
         try:
             pairs = np.lib.format.open_memmap(path, mode="r")
         except (ValueError, EOFError, OSError) as error:
-            raise WorldError(
-                f"{path} is damaged or cut short ({error}). Export it again."
-            ) from error
+            raise WorldError(f"{path} is damaged or cut short ({error}). Export it again.") from error
         if pairs.dtype != UID_DTYPE or pairs.ndim != 1:
             raise WorldError(
                 f"{path} holds {pairs.dtype} of shape {pairs.shape}, not DataComp's (f0 <u8, f1 <u8) pairs"

@@ -43,9 +43,7 @@ def batches(file: Path, needed: set[str], limit: int | None) -> Iterator[pa.Reco
         there = parquet.schema_arrow.names
         for name in sorted(needed):
             if name not in there:
-                raise PoolError(
-                    f"{file} has no column {name!r}, which this pool needs. {nearest(name, there)}"
-                )
+                raise PoolError(f"{file} has no column {name!r}, which this pool needs. {nearest(name, there)}")
         wanted = [name for name in there if name in {*needed, *SIZES, "sha256"}]
         left = limit
         for batch in parquet.iter_batches(BATCH, columns=wanted):
@@ -70,9 +68,7 @@ def index_columns(batch: pa.RecordBatch, number: int) -> dict[str, Any]:
     reason = pa.DictionaryArray.from_arrays(pa.array(code, pa.int32()), pa.array(REASONS))
     content = np.frombuffer(digests(uid, 16), np.uint8).reshape(-1, 16)
     if "sha256" in given:
-        digest = pc.call_function(
-            "utf8_slice_codeunits", [texts_of(given["sha256"])], pc.SliceOptions(0, 32)
-        )
+        digest = pc.call_function("utf8_slice_codeunits", [texts_of(given["sha256"])], pc.SliceOptions(0, 32))
         found, is_digest = hex_bytes(digest)
         content = np.where(is_digest[:, None], found, content)
     nothing = pa.array(np.zeros(rows, np.int64))
@@ -133,9 +129,7 @@ def feed(content: dict[str, Any], name: str, column: Texts) -> None:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         lengths = pc.fill_null(pc.call_function("binary_length", [column]), -1)
         content[f"{name} lengths"].update(lengths.to_numpy().astype("<i8").tobytes())
-        content[name].update(
-            b"".join(one_array(column).cast(pa.large_binary()).drop_null().to_pylist())
-        )
+        content[name].update(b"".join(one_array(column).cast(pa.large_binary()).drop_null().to_pylist()))
     elif pa.types.is_fixed_size_binary(kind):
         content[name].update(b"".join(column.to_pylist()))
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind):

@@ -57,9 +57,7 @@ class TarPlan:
         return int(self.lengths.sum()) + len(END_OF_TAR)
 
 
-def locate(
-    shard: str, offsets: Int[np.ndarray, " m"], sizes: Int[np.ndarray, " m"], keys: list[str]
-) -> Extents:
+def locate(shard: str, offsets: Int[np.ndarray, " m"], sizes: Int[np.ndarray, " m"], keys: list[str]) -> Extents:
     """Find samples in a shard by a member that the index knows.
 
     Samples are those of `dbp.formats.tars.samples`. Members of other formats with a sample's key belong to
@@ -167,8 +165,7 @@ def write_tar(plan: TarPlan, verify: bool = True, sync: bool = True) -> bool:
         beside.rename(target)
     except OSError as error:
         raise WorldError(
-            f"{target} cannot be written: {error.strerror}. Mend that and run again; finished shards "
-            "are kept."
+            f"{target} cannot be written: {error.strerror}. Mend that and run again; finished shards are kept."
         ) from error
     finally:
         beside.unlink(missing_ok=True)
@@ -242,9 +239,7 @@ def copy_ranges(
     starts, places = starts[begins], places[begins]
     source = open_to_read(shard)
     try:
-        for start, length, place in zip(
-            starts.tolist(), lengths.tolist(), places.tolist(), strict=True
-        ):
+        for start, length, place in zip(starts.tolist(), lengths.tolist(), places.tolist(), strict=True):
             while length:
                 count = _copy(source, target, length, start, place)
                 if count == 0:

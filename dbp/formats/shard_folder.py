@@ -55,8 +55,7 @@ def claim(out: Path, about: dict[str, Any]) -> None:
     if not (out / MANIFEST).exists():
         if tars := sorted(out.glob("*.tar")):
             raise ConfigError(
-                f"out={str(out)!r} holds {tars[0].name}, which is not of this export. Give an empty "
-                "folder."
+                f"out={str(out)!r} holds {tars[0].name}, which is not of this export. Give an empty folder."
             )
         replace_json(out / MANIFEST, about)
         return

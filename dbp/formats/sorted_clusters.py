@@ -50,9 +50,7 @@ class SortedClusters:
     sizes: Int64[np.ndarray, " k"]
 
     @classmethod
-    def open(
-        cls, folder: Path | str, num_clusters: int | None = None, setting: str = "path"
-    ) -> "SortedClusters":
+    def open(cls, folder: Path | str, num_clusters: int | None = None, setting: str = "path") -> "SortedClusters":
         """Read the headers of all cluster files.
 
         Args:
@@ -70,9 +68,7 @@ class SortedClusters:
                 f"{setting}={str(folder)!r} is no folder. Give the one that holds SemDeDup's sorted "
                 "clusters, cluster_0.npy and on."
             )
-        numbers = sorted(
-            int(m.group(1)) for f in home.iterdir() if (m := NAME.fullmatch(f.name)) is not None
-        )
+        numbers = sorted(int(m.group(1)) for f in home.iterdir() if (m := NAME.fullmatch(f.name)) is not None)
         if not numbers:
             raise ConfigError(
                 f"{setting}={str(folder)!r} holds no file cluster_0.npy. Give the folder of SemDeDup's "
@@ -202,9 +198,7 @@ def _num_rows(path: Path) -> int:
             ) from error
         begins = handle.tell()
     if dtype.hasobject:
-        raise WorldError(
-            f"{path} holds pickled objects, which are never read. Save it as an array of text."
-        )
+        raise WorldError(f"{path} holds pickled objects, which are never read. Save it as an array of text.")
     rows = int(shape[0]) if shape else -1
     if rows != 0 and (dtype.kind not in "US" or shape[1:] != (4,)):
         raise WorldError(
@@ -227,9 +221,7 @@ def find_centroids(clusters: Path, given: Path | str | None, setting: str) -> Pa
     """
     if given:
         if not Path(given).is_file():
-            raise ConfigError(
-                f"{setting}={str(given)!r} is no file. Give the centroids' .npy file."
-            )
+            raise ConfigError(f"{setting}={str(given)!r} is no file. Give the centroids' .npy file.")
         return Path(given)
     for folder in (clusters, clusters.absolute().parent):
         if (folder / CENTROIDS).is_file():
@@ -249,20 +241,13 @@ def load_centroids(path: Path) -> Float32[np.ndarray, "k d"]:
     try:
         found = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise WorldError(
-            f"{path} cannot be read as centroids: {error}. Give a .npy file."
-        ) from error
+        raise WorldError(f"{path} cannot be read as centroids: {error}. Give a .npy file.") from error
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind != "f":
-        said = (
-            f"{found.dtype} of shape {found.shape}" if isinstance(found, np.ndarray) else "no array"
-        )
-        raise WorldError(
-            f"{path} holds {said}; centroids are floating point of shape (clusters, width)"
-        )
+        said = f"{found.dtype} of shape {found.shape}" if isinstance(found, np.ndarray) else "no array"
+        raise WorldError(f"{path} holds {said}; centroids are floating point of shape (clusters, width)")
     norms = np.linalg.norm(found.astype(np.float64), axis=1)
     if (bad := ~np.isfinite(norms) | (norms == 0)).any():
         raise WorldError(
-            f"{path}: centroid {int(np.argmax(bad))} is zero or not finite, so it has no direction. "
-            "Cluster again."
+            f"{path}: centroid {int(np.argmax(bad))} is zero or not finite, so it has no direction. Cluster again."
         )
     return found.astype(np.float32)

@@ -142,17 +142,14 @@ def samples(
                 last = info.name
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError) and not is_remote(shard):
-            raise PoolError(
-                f"shard {shard} is missing. Fetch it, or leave it out of pool.shards."
-            ) from error
+            raise PoolError(f"shard {shard} is missing. Fetch it, or leave it out of pool.shards.") from error
         after = f"after member {last!r}" if last is not None else "at its first member"
         said = f"shard {shard} cannot be read {after}: {error}"
         if on_damage is not None:
             on_damage(said)
             return  # the last sample is not given: its later members may lie behind the cut
         raise PoolError(
-            f"{said}. Fetch it again, or set pool.broken_shards=keep_readable to use the samples "
-            "before the damage."
+            f"{said}. Fetch it again, or set pool.broken_shards=keep_readable to use the samples before the damage."
         ) from error
     if current is not None:
         yield current

@@ -203,9 +203,7 @@ def hashes_64(texts: Texts) -> UInt64[np.ndarray, " n"]:
 class Names:
     """Names to be found among others by a 64-bit hash; that the texts are equal is checked, too."""
 
-    def __init__(
-        self, hashes: UInt64[np.ndarray, " n"], texts_at: Callable[[np.ndarray], Texts]
-    ) -> None:
+    def __init__(self, hashes: UInt64[np.ndarray, " n"], texts_at: Callable[[np.ndarray], Texts]) -> None:
         """Take names by their hashes, and a function that gives the texts at some places."""
         self._order = np.argsort(hashes, kind="stable")
         self._sorted = hashes[self._order]

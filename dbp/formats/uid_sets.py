@@ -45,9 +45,7 @@ def _before(pairs: np.ndarray, cut: tuple[int, int] | None) -> int:
     return bisect.bisect_left(range(len(pairs)), cut, key=lambda at: pairs[at].item())
 
 
-def combined(
-    lists: Sequence[np.ndarray], operation: str, keep_repeats: bool
-) -> Iterator[np.ndarray]:
+def combined(lists: Sequence[np.ndarray], operation: str, keep_repeats: bool) -> Iterator[np.ndarray]:
     """The sorted uids of a union, intersection or difference, chunk by chunk."""
     for uids, counts in merged(lists):
         counts = counts if keep_repeats else np.minimum(counts, 1)

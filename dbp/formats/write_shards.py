@@ -117,9 +117,7 @@ def write_shards(
         times,
     )
     once = np.bincount(order, minlength=keep.num_kept)
-    assert np.array_equal(once, np.ones_like(once) if times is None else times), (
-        "each as often as said"
-    )
+    assert np.array_equal(once, np.ones_like(once) if times is None else times), "each as often as said"
     about = {
         "keep": keep.digest,
         "pool": pool.digest,
@@ -167,9 +165,7 @@ def _locate_all(pool: Pool, keep: KeepList, workers: int) -> Located:
             # A sample is found by its picture, or by its caption where it has none.
             what = np.where(pool.column("image_offset", here) > 0, 0, 1)
             offset, size = (
-                np.choose(
-                    what, [pool.column(f"{part}_{of}", here) for part in ("image", "caption")]
-                )
+                np.choose(what, [pool.column(f"{part}_{of}", here) for part in ("image", "caption")])
                 for of in ("offset", "bytes")
             )
             yield pool.shards[shard], offset, size, pool.column("key", here).tolist()

@@ -71,8 +71,7 @@ class Joined(EntrySource):
     def identity(self) -> dict[str, Any]:
         return {
             "sources": [
-                [type(source).__name__, source.version, parameters(source)]
-                for source in self.sources_in_order()
+                [type(source).__name__, source.version, parameters(source)] for source in self.sources_in_order()
             ]
         }
 

@@ -46,9 +46,7 @@ def read_json(path: str) -> list[str]:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise WorldError(
-            f"{path} cannot be read as JSON: {error}. It must hold a list of texts."
-        ) from error
+        raise WorldError(f"{path} cannot be read as JSON: {error}. It must hold a list of texts.") from error
     if isinstance(found, dict):
         return list(found)
     if not isinstance(found, list):

@@ -86,9 +86,7 @@ class NGrams:
     def _close(
         self, often: Int[np.ndarray, " p"], texts: list[str], total: int, least: float
     ) -> Iterator[tuple[str, int]]:
-        for code, count in zip(
-            self._pairs[often].tolist(), self._pair_counts[often].tolist(), strict=True
-        ):
+        for code, count in zip(self._pairs[often].tolist(), self._pair_counts[often].tolist(), strict=True):
             a, b = code >> 32, code & 0xFFFFFFFF
             own = int(self._counts[a]), int(self._counts[b])
             if mutual_information(count, *own, total) >= least:

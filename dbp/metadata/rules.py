@@ -52,9 +52,7 @@ def folded(text: str) -> str:
 
 @cache
 def _words() -> re.Pattern[str]:
-    marks = "".join(
-        re.escape(chr(c)) for c in range(0x300, 0x1F000) if unicodedata.category(chr(c))[0] == "M"
-    )
+    marks = "".join(re.escape(chr(c)) for c in range(0x300, 0x1F000) if unicodedata.category(chr(c))[0] == "M")
     word = rf"(?:[^\W_{UNSPACED}]|[{marks}])+"  # an accent or a vowel sign is no end of a word
     return re.compile(rf"[{UNSPACED}]|{word}|_|[^\w\s\x00-\x1f\x7f-\x9f]")
 

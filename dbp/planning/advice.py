@@ -62,11 +62,7 @@ def another_k(outlook: Outlook, similar: Node, probe_seconds: Number) -> Iterato
     Fit, assignment and comparison together: the fit's sample grows with k, so it is k squared.
     """
     clusters = similar.inputs["clusters"]
-    nodes = (
-        [clusters.inputs["centroids"], clusters, similar]
-        if clusters.inputs.get("centroids")
-        else []
-    )
+    nodes = [clusters.inputs["centroids"], clusters, similar] if clusters.inputs.get("centroids") else []
     outcome = outlook.outcome(clusters)
     if not nodes or outcome is None or not outcome.rows:
         return

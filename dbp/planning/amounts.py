@@ -26,11 +26,7 @@ def seconds_text(value: float | int) -> str:
         return "< 0.1 s"
     for unit, size, upto in (("s", 1, 99.5), ("min", 60, 99.5), ("h", 3600, 47.5)):
         if value / size < upto:
-            return (
-                f"{value / size:.1f} {unit}"
-                if value / size < 9.95
-                else f"{value / size:.0f} {unit}"
-            )
+            return f"{value / size:.1f} {unit}" if value / size < 9.95 else f"{value / size:.0f} {unit}"
     return f"{value / 86400:,.1f} d" if value < 859_000 else f"{value / 86400:,.0f} d"
 
 

@@ -148,9 +148,7 @@ class Effort:
             bytes_written=self.bytes_written + other.bytes_written,
             memory=max(self.memory, other.memory),
             sent=self.sent + other.sent,
-            elsewhere=(both[0][0], sum(known) if len(known) == len(both) else None)
-            if both
-            else None,
+            elsewhere=(both[0][0], sum(known) if len(known) == len(both) else None) if both else None,
         )
 
 
@@ -202,9 +200,7 @@ def of_assignment(sizes: Sizes, threads: int, block: int, runs: bool = False) ->
         values=4.0 * n * k + 3.0 * n * d,
         bytes_read=vectors * (2 if runs else 1) + 16.0 * n,
         bytes_written=own + (vectors + 8.0 * n if runs else 0.0),
-        memory=threads * min(n, block) * (4.0 * k + 6.0 * d + 12)
-        + 20.0 * k * d
-        + 12.0 * sizes.pool_rows,
+        memory=threads * min(n, block) * (4.0 * k + 6.0 * d + 12) + 20.0 * k * d + 12.0 * sizes.pool_rows,
         sent=4.0 * n * d,
     )
 

@@ -36,9 +36,7 @@ def effort_of(stage: Stage, sizes: Sizes) -> Effort | None:
     """What a stage costs at some sizes; None where that is not known."""
     if found := EFFORTS.get(name_of(type(stage))):
         return found(stage, sizes)
-    if (
-        stage.name == "select"
-    ):  # no vector is read; within clusters it takes about three passes more
+    if stage.name == "select":  # no vector is read; within clusters it takes about three passes more
         return over_columns(sizes, 8 if "clusters" in stage.needs else 4)
     return over_columns(sizes) if isinstance(stage, Narrowing) else None
 
@@ -147,12 +145,8 @@ EFFORTS: dict[str, Callable[[Any, Sizes], Effort]] = {
     "filter/score_column": lambda s, sizes: over_columns(sizes, 1 if s.fraction is None else 4),
     "filter/near_targets": _near_targets,
     # Captions are read only where their words are counted, or a detector is called.
-    "filter/basic": lambda s, sizes: (
-        over_captions(sizes) if s.min_words > 0 else over_columns(sizes)
-    ),
-    "filter/language": lambda s, sizes: (
-        over_columns(sizes) if s.by.startswith("column:") else over_captions(sizes)
-    ),
+    "filter/basic": lambda s, sizes: over_captions(sizes) if s.min_words > 0 else over_columns(sizes),
+    "filter/language": lambda s, sizes: over_columns(sizes) if s.by.startswith("column:") else over_captions(sizes),
     "filter/names_object": lambda s, sizes: over_captions(sizes),
     "filter/all": _chain,
     "filter/datacomp_basic": _chain,

@@ -57,9 +57,7 @@ class Machine:
 
 
 @cache
-def probe(
-    folder: Path, lanes: int | None = None, device: str = "cpu", seconds: float = 1.0
-) -> Machine:
+def probe(folder: Path, lanes: int | None = None, device: str = "cpu", seconds: float = 1.0) -> Machine:
     """Measure this machine; the answer is kept while the process lives.
 
     Args:

@@ -130,9 +130,7 @@ def notes(outlook: Outlook, lines: Sequence[Line]) -> Iterator[str]:
             took = seconds_text(other.manifest["seconds"])
             if own:
                 yield f"{_label(line.node)}: {other.key[:12]} ({took}) differs in {differ}"
-    if unknown := {
-        line.timing.bound_by for line in lines if line.timing and line.timing.seconds is None
-    }:
+    if unknown := {line.timing.bound_by for line in lines if line.timing and line.timing.seconds is None}:
         yield (
             f"?: how long {' and '.join(sorted(unknown))} will take is not known: the store holds no such run "
             "to go by, or its disk cannot be tried"
@@ -175,9 +173,7 @@ def as_table(rows: Sequence[tuple[str, ...]], left: Sequence[int] = (0, 1, 2, 9)
 def nearest_like(store: Store, node: Node) -> tuple[Entry, list[str]] | None:
     """The artifact of the same stage that differs in the fewest fields, and those fields."""
     best: tuple[Entry, list[str]] | None = None
-    ours: dict[str, Any] = {
-        f"{node.stage.name}.{k}": v for k, v in flat(parameters(node.stage)).items()
-    }
+    ours: dict[str, Any] = {f"{node.stage.name}.{k}": v for k, v in flat(parameters(node.stage)).items()}
     ours |= {f"input {n}": store.identity(up) for n, up in node.inputs.items()}
     for entry in store.entries():
         if entry.stage != node.stage.name:

@@ -39,9 +39,7 @@ def rate(store: Store, node: Node, entry: Entry, was_begun: bool) -> str:
     seconds = entry.manifest["seconds"]
     if was_begun or seconds < LONG:
         return ""
-    with contextlib.suppress(
-        DbpError, OSError
-    ):  # the artifact is made, whatever becomes of this line
+    with contextlib.suppress(DbpError, OSError):  # the artifact is made, whatever becomes of this line
         outlook = Outlook(store)
         effort = outlook.effort(node)
         if effort is None or not effort.rows:
@@ -72,9 +70,7 @@ def share(effort: Effort, by: Mapping[str, float | int], seconds: float | int) -
         return ""
     handled = {READING: effort.bytes_read, WRITING: effort.bytes_written}
     amount = (
-        f"{bytes_text(handled[name] / seconds)}/s"
-        if name in handled
-        else per_second(effort.rows / seconds, "rows")
+        f"{bytes_text(handled[name] / seconds)}/s" if name in handled else per_second(effort.rows / seconds, "rows")
     )
     return f", {amount}, {100 * shares[name]:.0f} % of {OF[name]}"
 

@@ -65,11 +65,7 @@ def _npz_width(path: Path, array: str) -> int:
     with zipfile.ZipFile(path) as archive, archive.open(f"{array}.npy") as member:
         version = np.lib.format.read_magic(member)
         read = np.lib.format
-        shape, *_ = (
-            read.read_array_header_1_0(member)
-            if version == (1, 0)
-            else read.read_array_header_2_0(member)
-        )
+        shape, *_ = read.read_array_header_1_0(member) if version == (1, 0) else read.read_array_header_2_0(member)
     return int(shape[1])
 
 

@@ -184,9 +184,7 @@ class Metadata(Parted):
         if rows == 0:
             raise PoolError(f"the {len(counts):,} Parquet files of {self.metadata} hold no row.")
         files = (work.shared / name / "index.parquet" for name in counts)
-        hashes = [
-            pq.read_table(file, columns=["uid_hash"])["uid_hash"].to_numpy() for file in files
-        ]
+        hashes = [pq.read_table(file, columns=["uid_hash"])["uid_hash"].to_numpy() for file in files]
         uids = np.unique(np.concatenate(hashes))
         if tars is not None:
             counted["in tars, not in the metadata"] = int((~np.isin(tars.uid_hashes, uids)).sum())
@@ -210,9 +208,7 @@ class Metadata(Parted):
             there = pq.read_schema(file)
         for name in self.columns:
             if name not in there.names:
-                raise ConfigError(
-                    f"columns={name!r}: {file} has no such column. {nearest(name, there.names)}"
-                )
+                raise ConfigError(f"columns={name!r}: {file} has no such column. {nearest(name, there.names)}")
         schema = SCHEMA
         if not is_joined:  # else captions are those of the tars, which training will see
             schema = schema.append(pa.field("text", pa.string()))

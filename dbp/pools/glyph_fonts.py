@@ -109,9 +109,7 @@ def _face_name(family: str, style: str) -> str:
     return words if style in ("Book", "Regular", "Display") else f"{words} {style}"
 
 
-def _draw(
-    path: Path, text: str, image_size: int, sizes: dict[int, ImageFont.FreeTypeFont]
-) -> bytes | None:
+def _draw(path: Path, text: str, image_size: int, sizes: dict[int, ImageFont.FreeTypeFont]) -> bytes | None:
     """Draw at three quarters of the picture's height, or smaller so that it fits; None without ink.
 
     Ink is centred from left to right and stands on one baseline for all, since height is what tells

@@ -99,9 +99,7 @@ def render_tasks(plan: GlyphPlan, folder: Path) -> dict[str, int]:
     chosen = {task: _choose(plan, split, task) for task in TASKS}
     for task in TASKS:
         if task_folder(folder, task).exists():
-            raise StoreError(
-                f"{task_folder(folder, task)} exists. Delete it, or render into another folder."
-            )
+            raise StoreError(f"{task_folder(folder, task)} exists. Delete it, or render into another folder.")
     for task, pictures in chosen.items():
         _write_task(plan, task, pictures, task_folder(folder, task))
     return {task: len(pictures) for task, pictures in chosen.items()}
@@ -122,10 +120,7 @@ def class_names(task: str) -> tuple[str, ...]:
 def templates(task: str) -> list[str]:
     """Prompts with `{c}` for the class, in the words and phrasings of the pool's captions."""
     names = _LETTER_NAMES if "letters" in task else ("{c}",)
-    return [
-        caption.format(name=name, face=face)
-        for name, face, caption in product(names, _FACES, CAPTIONS)
-    ]
+    return [caption.format(name=name, face=face) for name, face, caption in product(names, _FACES, CAPTIONS)]
 
 
 @cache
@@ -152,20 +147,14 @@ def _choose(plan: GlyphPlan, split: Split, task: str) -> list[_Picture]:
     return sorted(pictures, key=lambda p: hashed(plan.seed, "test order", p.glyph.picture))
 
 
-def _one_class_each(
-    glyphs: list[Glyph], class_of: Callable[[int], str | None], image_size: int
-) -> list[_Picture]:
+def _one_class_each(glyphs: list[Glyph], class_of: Callable[[int], str | None], image_size: int) -> list[_Picture]:
     """Each picture once, without those of two classes: Latin A, Greek Alpha and Cyrillic A."""
     classes = defaultdict(set)
     for glyph in all_glyphs(image_size)[0]:
         if known := class_of(glyph.character):
             classes[glyph.picture].add(known)
     once = {glyph.picture: glyph for glyph in reversed(glyphs)}
-    return [
-        _Picture(glyph, *classes[picture])
-        for picture, glyph in once.items()
-        if len(classes[picture]) == 1
-    ]
+    return [_Picture(glyph, *classes[picture]) for picture, glyph in once.items() if len(classes[picture]) == 1]
 
 
 def _level(plan: GlyphPlan, pictures: list[_Picture]) -> list[_Picture]:
@@ -207,9 +196,7 @@ def _write_task(plan: GlyphPlan, task: str, pictures: list[_Picture], folder: Pa
     for shard, start in enumerate(starts):
         members = []
         for i, (glyph, answer) in enumerate(pictures[start : start + SHARD_SIZE], start):
-            truth = (
-                (f"s{i:07}.cls", str(names.index(answer))) if names else (f"s{i:07}.txt", answer)
-            )
+            truth = (f"s{i:07}.cls", str(names.index(answer))) if names else (f"s{i:07}.txt", answer)
             members.append((f"s{i:07}.png", encode(pixels[glyph.picture], plan.image_size)))
             members.append((truth[0], truth[1].encode()))
         write_tar(folder / "test" / f"{shard}.tar", members)

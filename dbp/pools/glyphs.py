@@ -276,9 +276,7 @@ def _sample(plan: GlyphPlan, uid: str, row: _Row, told: Glyph) -> Iterator[tuple
     yield f"{uid}.json", json.dumps(fields).encode()
 
 
-def _write_truth(
-    plan: GlyphPlan, path: Path, rows: list[_Row], uids: list[str], donors: dict[int, int]
-) -> None:
+def _write_truth(plan: GlyphPlan, path: Path, rows: list[_Row], uids: list[str], donors: dict[int, int]) -> None:
     import pyarrow
     import pyarrow.parquet
 

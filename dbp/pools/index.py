@@ -92,10 +92,7 @@ class Index(Parted):
         if folder:
             return folder.shards
         if not self.shards:
-            raise PoolError(
-                "pool.shards names no shard. Name the tars: "
-                "pool.shards='folder/{00000..00099}.tar'."
-            )
+            raise PoolError("pool.shards names no shard. Name the tars: pool.shards='folder/{00000..00099}.tar'.")
         return expand_shards(self.shards)
 
     def source(self) -> dict[str, Any]:
@@ -105,9 +102,7 @@ class Index(Parted):
         described = []
         for shard in self.paths(None):
             stat = None if is_remote(shard) else Path(shard).stat()
-            described.append(
-                [Path(shard).name, stat.st_size, stat.st_mtime_ns] if stat else [shard]
-            )
+            described.append([Path(shard).name, stat.st_size, stat.st_mtime_ns] if stat else [shard])
         return {"shards": hashlib.sha256(json.dumps(described).encode()).hexdigest()}
 
     def parts(self, folder: ShardFolder | None = None) -> list[Part]:
@@ -185,9 +180,7 @@ class Index(Parted):
             shards = [str(self.shards)]
         return Pool.load(home, shards, self.caption, self.max_pixels)
 
-    def _index_shard(
-        self, shard: str, number: int, beside: Path, limit: int | None
-    ) -> dict[str, Any]:
+    def _index_shard(self, shard: str, number: int, beside: Path, limit: int | None) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []
         reasons: Counter[str] = Counter()
         content = hashlib.sha256()
@@ -211,9 +204,7 @@ class Index(Parted):
             if len(sample.members.keys() & set(IMAGE_FORMATS)) > 1:
                 reasons["several images under one key"] += 1
             parts = [row["uid"].encode(), row["content_hash"], row["caption_hash"]]
-            if row[
-                "reason"
-            ]:  # max_pixels decides which rows are valid, and so must tell pools apart
+            if row["reason"]:  # max_pixels decides which rows are valid, and so must tell pools apart
                 parts.append(row["reason"].encode())
             for part in parts:
                 content.update(len(part).to_bytes(4, "little") + part)

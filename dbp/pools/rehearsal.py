@@ -85,9 +85,7 @@ class RehearsalPool(Parted):
         uids = pa.array(np.frombuffer(digits.encode(), "S32").astype("U32"))
         n = len(rows)
         made: dict[str, Any] = {name: pa.nulls(n, SCHEMA.field(name).type) for name in SCHEMA.names}
-        hashes = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(16), n, [None, pa.py_buffer(words.tobytes())]
-        )
+        hashes = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(words.tobytes())])
         made |= {"uid": uids, "key": uids, "uid_hash": low ^ (high >> np.uint64(7))}
         made |= {"content_hash": hashes, "caption_hash": hashes}
         made |= {"reason": pa.array([""]).take(pa.array(np.zeros(n, int)))}
@@ -135,9 +133,7 @@ class RehearsalPool(Parted):
     def vectors(self, file: int, side: str) -> Float32[np.ndarray, "n d"]:
         """The vectors of a file, of about unit length; captions scatter about their image."""
         n = len(self.span(file))
-        directions = np.random.default_rng([self.seed, 4]).standard_normal(
-            (self.concepts, self.width), np.float32
-        )
+        directions = np.random.default_rng([self.seed, 4]).standard_normal((self.concepts, self.width), np.float32)
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         rng = np.random.default_rng([self.seed, file, 5])
         root = np.float32(np.sqrt(self.width))

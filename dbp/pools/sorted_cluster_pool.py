@@ -57,8 +57,7 @@ class SortedClusterPool(Parted):
         """One for each run of cluster files."""
         clusters = self._clusters
         return [
-            Part(f"part-{n:07d}", n, float(clusters.sizes[run].sum()))
-            for n, run in enumerate(runs(clusters.sizes))
+            Part(f"part-{n:07d}", n, float(clusters.sizes[run].sum())) for n, run in enumerate(runs(clusters.sizes))
         ]
 
     def make(self, part: Part, folder: Path) -> dict[str, Any]:

@@ -63,9 +63,7 @@ class ClipScore(Parted):
     ) -> dict[str, Any]:
         values = np.full(pool.num_rows, np.nan, np.float32)
         for name in counts:
-            values[np.load(work.shared / name / "rows.npy")] = np.load(
-                work.shared / name / "score.npy"
-            )
+            values[np.load(work.shared / name / "rows.npy")] = np.load(work.shared / name / "score.npy")
         Scores(values, Vectors.of(image, text).missing).save(work.folder)
         scored = int(np.count_nonzero(~np.isnan(values)))
         return {"rows": scored, "without score": pool.num_rows - scored}

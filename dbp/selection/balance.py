@@ -54,8 +54,7 @@ class Languages:
         texts = tuple(name or NO_LANGUAGE for name in names)
         if reference not in texts:
             raise ConfigError(
-                f"select.reference_language={reference}: no row of the pool is in it. "
-                f"{nearest(reference, texts)}"
+                f"select.reference_language={reference}: no row of the pool is in it. {nearest(reference, texts)}"
             )
         return cls(codes, texts, texts.index(reference))
 
@@ -148,9 +147,7 @@ class Balance:
 
     # rows
 
-    def probabilities(
-        self, threshold: float
-    ) -> Iterator[tuple[MatchedRows, Float64[np.ndarray, " r"]]]:
+    def probabilities(self, threshold: float) -> Iterator[tuple[MatchedRows, Float64[np.ndarray, " r"]]]:
         """Each row's probability to be kept at a threshold, block by block."""
         from dbp.exact.balancing import keep_probabilities
 
@@ -158,9 +155,7 @@ class Balance:
         for block in self.matches.blocks():
             found = np.empty(block.num_rows)
             language = self.languages.of_row[block.rows]
-            keep_probabilities(
-                block.ends, block.numbers, language, self.counts, thresholds, is_sum, found
-            )
+            keep_probabilities(block.ends, block.numbers, language, self.counts, thresholds, is_sum, found)
             yield block, found
 
     def lots(self, threshold: float) -> Iterator[tuple[slice, Float64[np.ndarray, " r"]]]:
@@ -189,10 +184,7 @@ class Balance:
 
     def expected(self, threshold: float) -> float:
         """The mean of `num_kept` over all seeds: the sum of the rows' probabilities."""
-        return sum(
-            float(found[self.mask[block.rows]].sum())
-            for block, found in self.probabilities(threshold)
-        )
+        return sum(float(found[self.mask[block.rows]].sum()) for block, found in self.probabilities(threshold))
 
     def kept(self, threshold: float) -> Bool[np.ndarray, " n"]:
         """The rows that chance keeps at a threshold."""
@@ -263,9 +255,7 @@ def _between(low: float, high: float) -> float:
     return math.sqrt(least * high) if high > 4 * least else (low + high) / 2
 
 
-def counted(
-    matches: Matches, mask: Bool[np.ndarray, " n"], languages: Languages
-) -> Int64[np.ndarray, "l e"]:
+def counted(matches: Matches, mask: Bool[np.ndarray, " n"], languages: Languages) -> Int64[np.ndarray, "l e"]:
     """How many rows of a mask hold each entry, by language."""
     from dbp.exact.balancing import count_matches
 

@@ -40,9 +40,7 @@ class Selection(Narrowing):
         return kept, counts
 
     @abstractmethod
-    def choose(
-        self, rows: KeepList, budget: int, pool: Pool, **inputs: Any
-    ) -> tuple[KeepList, dict[str, Any]]:
+    def choose(self, rows: KeepList, budget: int, pool: Pool, **inputs: Any) -> tuple[KeepList, dict[str, Any]]:
         """Choose exactly `budget` of `rows`, with the reason for each; and counts for the manifest."""
 
 

@@ -25,11 +25,7 @@ class Budget:
     of: Literal["pool", "dedup", "filtered"] = "dedup"
 
     def __post_init__(self) -> None:
-        given = {
-            n: v
-            for n in ("prune_ratio", "keep_fraction", "num_kept")
-            if (v := getattr(self, n)) is not None
-        }
+        given = {n: v for n in ("prune_ratio", "keep_fraction", "num_kept") if (v := getattr(self, n)) is not None}
         if len(given) != 1:
             said = " and ".join(f"budget.{n}={v}" for n, v in given.items()) or "none of them"
             raise BudgetError(

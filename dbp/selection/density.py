@@ -67,23 +67,17 @@ class Density(Selection):
     ) -> tuple[KeepList, dict[str, Any]]:
         among = candidates(rows, clusters, pool, self.members, self.seed, budget)
         table = self.cluster_table(clusters, among.mask, budget)
-        kept = by_quota(
-            rows, among, table["quota"], "beyond the cluster's quota", "within the quota"
-        )
+        kept = by_quota(rows, among, table["quota"], "beyond the cluster's quota", "within the quota")
         shares = table["probability"][table["size"] > 0]
         spread = entropy(shares)
         return kept, {
             "clusters": len(table["size"]),
-            "clusters at their size": int(
-                ((table["quota"] == table["size"]) & (table["size"] > 0)).sum()
-            ),
+            "clusters at their size": int(((table["quota"] == table["size"]) & (table["size"] > 0)).sum()),
             "entropy": round(spread, 6),
             "effective clusters": round(float(np.exp(spread)), 2),
         }
 
-    def cluster_table(
-        self, clusters: Clusters, mask: Bool[np.ndarray, " n"], budget: int
-    ) -> dict[str, np.ndarray]:
+    def cluster_table(self, clusters: Clusters, mask: Bool[np.ndarray, " n"], budget: int) -> dict[str, np.ndarray]:
         """For each cluster: size, d_intra, d_inter, complexity, probability, target and quota.
 
         Of the rows of a mask. Empty clusters have no complexity and a quota of nil.

@@ -47,9 +47,7 @@ class ImportedList(Narrowing):
         if not self.file:
             raise ConfigError("select.file is not set. Name the list: select.file=FILE.")
         pairs = kind_of(self.file) in ("npy", "raw")
-        listed, num_names, num_found, num_repeats = (
-            self._by_pair(pool) if pairs else self._by_text(pool)
-        )
+        listed, num_names, num_found, num_repeats = self._by_pair(pool) if pairs else self._by_text(pool)
         if not listed.any():
             raise WorldError(
                 f"none of the {num_names:,} names in {self.file} is a {self.join} of the pool, such as "

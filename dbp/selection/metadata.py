@@ -134,9 +134,7 @@ class Balancing(Narrowing):
         balance = self.balance(inputs["rows"], inputs["pool"], matches)
         kept = counted(matches, KeepList.load(work.folder).mask, balance.languages)
         thresholds = balance.thresholds(counts["threshold"])
-        write_entry_table(
-            work.folder, balance.languages.names, matches.entries, balance.counts, thresholds, kept
-        )
+        write_entry_table(work.folder, balance.languages.names, matches.entries, balance.counts, thresholds, kept)
         return counts
 
 

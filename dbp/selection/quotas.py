@@ -37,9 +37,7 @@ def project(
     targets, lower, upper = (np.asarray(a, np.float64) for a in (targets, lower, upper))
     for name, values in (("targets", targets), ("lower", lower), ("upper", upper)):
         if not np.isfinite(values).all():
-            raise ValueError(
-                f"{name} must be finite; cluster {int(np.argmin(np.isfinite(values)))} is not"
-            )
+            raise ValueError(f"{name} must be finite; cluster {int(np.argmin(np.isfinite(values)))} is not")
     if not np.isfinite(budget):
         raise ValueError(f"budget must be finite; it is {budget}")
     _check(budget, lower, upper, slack=1e-9 * max(1.0, abs(budget)))
@@ -105,9 +103,7 @@ def allocate(
 def _check(budget: float | int, lower: np.ndarray, upper: np.ndarray, slack: float) -> None:
     if (lower > upper).any():
         bad = int(np.argmax(lower > upper))
-        raise BudgetError(
-            f"cluster {bad} must keep at least {lower[bad]:g} and at most {upper[bad]:g} rows"
-        )
+        raise BudgetError(f"cluster {bad} must keep at least {lower[bad]:g} and at most {upper[bad]:g} rows")
     low, high = float(lower.sum()), float(upper.sum())
     if budget < low - slack:
         raise BudgetError(

@@ -29,8 +29,7 @@ class TopScore(Selection):
         scored = rows.mask & ~np.isnan(scores.values)
         if (count := int(np.count_nonzero(scored))) < budget:
             raise BudgetError(
-                f"cannot keep {budget:,} rows: {count:,} of {rows.num_kept:,} have a "
-                "score. Lower the budget."
+                f"cannot keep {budget:,} rows: {count:,} of {rows.num_kept:,} have a score. Lower the budget."
             )
         keys = score_keys(scores, pool.uid_hashes)
         keep = first(keys, scored, budget)

@@ -15,9 +15,7 @@ class Uniform(Selection):
 
     needs: ClassVar[tuple[str, ...]] = ("rows", "base", "pool")
 
-    def choose(
-        self, rows: KeepList, budget: int, pool: Pool, **inputs: Any
-    ) -> tuple[KeepList, dict[str, Any]]:
+    def choose(self, rows: KeepList, budget: int, pool: Pool, **inputs: Any) -> tuple[KeepList, dict[str, Any]]:
         keys = keyed_hash(pool.uid_hashes, self.seed)
         keep = first(keys, rows.mask, budget)
         return in_order(rows, keep, keys, budget, "not drawn", "drawn"), {}

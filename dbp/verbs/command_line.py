@@ -80,9 +80,7 @@ def hydra_main(verb: str, run: Callable[[Any], Any]) -> None:
     """Run a verb as a plain Hydra program, for `python -m` and for multirun launchers."""
     import hydra
 
-    hydra.main(version_base="1.3", config_path=str(config_folder().absolute()), config_name=verb)(
-        run
-    )()
+    hydra.main(version_base="1.3", config_path=str(config_folder().absolute()), config_name=verb)(run)()
 
 
 def help_text(verb: str, about: str) -> str:

@@ -52,37 +52,25 @@ SHARDS = {"shard_size": "10000", "seed": "0", "shuffle": "true", "workers": "1",
 
 def main(verb: str, arguments: list[str]) -> None:
     """Run `dbp export`."""
-    settings, words = read_arguments(
-        arguments, (*FORMATS, *SHARDS, "format", "out", "paths.store", "paths.runs")
-    )
+    settings, words = read_arguments(arguments, (*FORMATS, *SHARDS, "format", "out", "paths.store", "paths.runs"))
     if words:
-        raise ConfigError(
-            f"dbp export takes keep=KEY format=FORMAT out=FILE; {words[0]!r} is none of them"
-        )
+        raise ConfigError(f"dbp export takes keep=KEY format=FORMAT out=FILE; {words[0]!r} is none of them")
     kinds = [kind for kind in FORMATS if kind in settings]
     if len(kinds) != 1:
-        raise ConfigError(
-            "dbp export needs one of keep=KEY, embeddings=KEY, clusters=KEY; see --help"
-        )
+        raise ConfigError("dbp export needs one of keep=KEY, embeddings=KEY, clusters=KEY; see --help")
     for name in ("format", "out"):
         if name not in settings:
             raise ConfigError(f"dbp export needs {name}=…; see dbp export --help")
     kind, form = kinds[0], settings["format"]
     if form not in FORMATS[kind]:
         raise ConfigError(f"format={form}: {nearest(form, FORMATS[kind])}")
-    if form != "webdataset" and (
-        extra := next((name for name in SHARDS if name in settings), None)
-    ):
+    if form != "webdataset" and (extra := next((name for name in SHARDS if name in settings), None)):
         raise ConfigError(f"{extra}={settings[extra]} belongs to format=webdataset")
     store = Store(settings.get("paths.store", "./store"), settings.get("paths.runs", "./runs"))
     out = Path(settings["out"])
     if not out.parent.is_dir():
-        raise ConfigError(
-            f"out={str(out)!r}: the folder {out.parent} does not exist. Make it first."
-        )
-    export = {"keep": export_keep, "embeddings": export_embeddings, "clusters": export_clusters}[
-        kind
-    ]
+        raise ConfigError(f"out={str(out)!r}: the folder {out.parent} does not exist. Make it first.")
+    export = {"keep": export_keep, "embeddings": export_embeddings, "clusters": export_clusters}[kind]
     print(export(store, settings[kind], form, out, SHARDS | settings))
 
 
@@ -131,15 +119,11 @@ def _write_webdataset(pool: Pool, keep: KeepList, out: Path, settings: dict[str,
         workers=int(settings["workers"]),
         verify=settings["verify"] == "true",
     )
-    said = ", ".join(
-        f"{name} {value:,}" for name, value in counts.items() if isinstance(value, int)
-    )
+    said = ", ".join(f"{name} {value:,}" for name, value in counts.items() if isinstance(value, int))
     return f"wrote keep list {keep.digest} to {out}: {said}"
 
 
-def export_embeddings(
-    store: Store, key: str, form: str, out: Path, settings: dict[str, str]
-) -> str:
+def export_embeddings(store: Store, key: str, form: str, out: Path, settings: dict[str, str]) -> str:
     """Write vectors in clip-retrieval's layout: numbered `.npy` beside Parquet in the same order."""
     entry, found = store.find(key), store.open(key)
     if not isinstance(found, Embeddings):

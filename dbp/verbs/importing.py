@@ -28,9 +28,7 @@ def main(verb: str, arguments: list[str]) -> None:
         kind = arguments[0] if arguments else ""
         raise ConfigError(f"dbp import {kind}: {nearest(kind, KINDS)}")
     if len(arguments) < 2:
-        raise ConfigError(
-            f"dbp import {arguments[0]} takes a file or folder; see dbp import --help"
-        )
+        raise ConfigError(f"dbp import {arguments[0]} takes a file or folder; see dbp import --help")
     kind, path, *rest = arguments
     if not Path(path).exists():
         raise ConfigError(f"dbp import {kind}: {path} does not exist. Give its path.")

@@ -71,9 +71,7 @@ def main(verb: str, arguments: list[str]) -> None:
     from dbp.verbs.show import read_arguments
 
     settings, words = read_arguments(arguments, SETTINGS)
-    if bad := next(
-        (word for word in words if word.partition("=")[0].isidentifier() and "=" in word), None
-    ):
+    if bad := next((word for word in words if word.partition("=")[0].isidentifier() and "=" in word), None):
         raise ConfigError(
             f"{bad.partition('=')[0]} is not a setting here. {nearest(bad.partition('=')[0], SETTINGS)}"
         )
@@ -228,9 +226,7 @@ def _lists_of(store: Any, found: Look) -> Iterator[str]:
                         yield entry.key
 
 
-def experiment(
-    suggested: Suggestion, out: Path, folder: Path, lines: Sequence[str], tried: Sequence[str]
-) -> str:
+def experiment(suggested: Suggestion, out: Path, folder: Path, lines: Sequence[str], tried: Sequence[str]) -> str:
     """The text of an experiment."""
     s = suggested
     when = datetime.date.today().isoformat()

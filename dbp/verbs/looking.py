@@ -105,9 +105,7 @@ def find_tars(folder: Path) -> list[Path]:
                 return found
     except OSError as error:
         raise PoolError(f"{folder} cannot be read: {error.strerror or error}.") from error
-    kinds = Counter(
-        path.suffix or ("folder" if path.is_dir() else "no extension") for path in inside
-    )
+    kinds = Counter(path.suffix or ("folder" if path.is_dir() else "no extension") for path in inside)
     there = ", ".join(f"{number} x {kind}" for kind, number in kinds.most_common(5)) or "nothing"
     if kinds[".parquet"]:
         way_out = "A folder of DataComp's metadata is a pool of its own: pool=datacomp pool.metadata=FOLDER."
@@ -116,9 +114,7 @@ def find_tars(folder: Path) -> list[Path]:
             "Make webdataset tars of pictures and captions first, as img2dataset does with "
             "output_format=webdataset."
         )
-    raise PoolError(
-        f"no tar lies in {folder} or in a folder right below it, but {there}. {way_out}"
-    )
+    raise PoolError(f"no tar lies in {folder} or in a folder right below it, but {there}. {way_out}")
 
 
 def look(folder: Path, patience: float = PATIENCE) -> Look:
@@ -150,9 +146,7 @@ def look(folder: Path, patience: float = PATIENCE) -> Look:
             found.broken[shard] = reason
     if not found.num_samples:
         first = next(iter(found.broken.values()), "no member has a known extension")
-        raise PoolError(
-            f"no sample can be read from the {len(shards):,} tars in {folder}; the first: {first}"
-        )
+        raise PoolError(f"no sample can be read from the {len(shards):,} tars in {folder}; the first: {first}")
     if not found.picture_bytes:
         kinds = ", ".join(sorted(found.formats)) or "none of a known kind"
         raise PoolError(
@@ -274,11 +268,7 @@ def _wrong_size(shard: Path) -> str:
 def lines_of(found: Look) -> list[str]:
     """What was found, for people."""
     about = "" if found.is_whole else "about "
-    read = (
-        "all read"
-        if found.is_whole
-        else f"{found.num_read:,} of them read, the rest by their sizes"
-    )
+    read = "all read" if found.is_whole else f"{found.num_read:,} of them read, the rest by their sizes"
     lines = [
         f"{len(found.shards):,} tars, {found.total_bytes / 1e6:,.1f} MB, {about}{found.rows:,} samples ({read})",
         f"pictures: {_shares(found.formats)}; {_quantiles(found.picture_bytes, 'bytes')}; shorter side "

@@ -61,12 +61,8 @@ def main(keys: list[str], folders: list[str], print_only: bool) -> int:
             return 0
         if "stage" not in own:
             parted = {node.stage.name for node in nodes if _has_parts(node)}
-            raise ConfigError(
-                f"dbp parts run needs stage=NAME. {', '.join(sorted(parted))} have parts"
-            )
-        index, of = (
-            _whole(own.get(name, said), name) for name, said in (("index", "0"), ("of", "1"))
-        )
+            raise ConfigError(f"dbp parts run needs stage=NAME. {', '.join(sorted(parted))} have parts")
+        index, of = (_whole(own.get(name, said), name) for name, said in (("index", "0"), ("of", "1")))
         require(of >= 1, "of", of, "at least 1")
         require(0 <= index < of, "index", index, f"from 0 to of - 1 = {of - 1}")
         run(store, nodes, index, of)
@@ -125,9 +121,7 @@ def _run(store: Store, node: Node, index: int, of: int) -> str:
             raise
     left = 0 if store.entry(node) is not None else len(unfinished(work, parts))
     done = f"{made} of {len(mine)} parts made here"
-    return f"{label} {work.key}: {done}, " + (
-        f"{left} of {len(parts)} left" if left else "complete"
-    )
+    return f"{label} {work.key}: {done}, " + (f"{left} of {len(parts)} left" if left else "complete")
 
 
 def status(store: Store, node: Node) -> str:

@@ -32,9 +32,7 @@ def run(config: Any) -> int:
     for name, load in loads.items():
         try:
             load()
-        except (
-            Exception
-        ) as error:  # of whichever library fetches; the others are tried all the same
+        except Exception as error:  # of whichever library fetches; the others are tried all the same
             failed += 1
             print(f"{name}: failed: {str(error).splitlines()[0] if str(error) else error!r}")
         else:

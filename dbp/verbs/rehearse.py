@@ -27,9 +27,7 @@ def main(keys: list[str], folders: list[str], print_only: bool) -> int:
     if taken := next((key for key in keys if key.split("=")[0] in ("pool", "encoder")), None):
         raise ConfigError(f"{taken}: a rehearsal has its own pool and encoder; use dbp curate")
     own = [f"pool.{key}" if key.startswith("rows=") else key for key in keys]
-    config = compose(
-        "curate", overrides(["pool=rehearsal", "encoder=rehearsal", *DEFAULTS, *own]), folders
-    )
+    config = compose("curate", overrides(["pool=rehearsal", "encoder=rehearsal", *DEFAULTS, *own]), folders)
     if print_only:
         from omegaconf import OmegaConf
 
@@ -53,9 +51,7 @@ DEFAULTS = ("budget.keep_fraction=0.3",)
 
 def found_lines(plan: RehearsalPool, kept: np.ndarray) -> list[str]:
     """How dedup's decisions compare with what was planted."""
-    counts: Any = np.zeros(
-        3, np.int64
-    )  # groups' rows beyond one, of them gone, gone without a copy
+    counts: Any = np.zeros(3, np.int64)  # groups' rows beyond one, of them gone, gone without a copy
     for file in range(len(plan.parts())):
         span = plan.span(file)
         source = plan.source_of(file)

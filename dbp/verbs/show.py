@@ -35,16 +35,12 @@ def main(verb: str, arguments: list[str]) -> None:
         name = words[0].partition("=")[0]
         raise ConfigError(f"{name} is not a setting of dbp {verb}. {nearest(name, SETTINGS[verb])}")
     if verb in ("show", "why") and len(words) != 1:
-        raise ConfigError(
-            f"dbp {verb} takes one {'KEY' if verb == 'show' else 'UID'}; given: {words}"
-        )
+        raise ConfigError(f"dbp {verb} takes one {'KEY' if verb == 'show' else 'UID'}; given: {words}")
     if verb == "show":
         show(store, words[0])
     elif verb == "why":
         if "keep" not in settings:
-            raise ConfigError(
-                "dbp why needs keep=KEY, the key of a keep list; `dbp ls stage=select` lists them"
-            )
+            raise ConfigError("dbp why needs keep=KEY, the key of a keep list; `dbp ls stage=select` lists them")
         why(store, words[0], settings["keep"])
     elif verb == "ls":
         ls(store, settings.get("stage"))
@@ -58,9 +54,7 @@ def main(verb: str, arguments: list[str]) -> None:
         gc(store, settings.get("delete") == "true", settings.get("keep"))
 
 
-def read_arguments(
-    arguments: list[str], known: tuple[str, ...]
-) -> tuple[dict[str, str], list[str]]:
+def read_arguments(arguments: list[str], known: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
     """Divide `key=value` settings from plain words; a word with an unknown key is a word."""
     settings: dict[str, str] = {}
     words: list[str] = []
@@ -82,9 +76,7 @@ def show(store: Store, key: str) -> None:
     print("\nlineage, inputs first:")
     for upstream in lineage(store, entry):
         made = upstream.manifest
-        print(
-            f"  {made['stage']:<10} {made['key']}  {made['seconds']:>8.1f} s  {_counts(made['counts'])}"
-        )
+        print(f"  {made['stage']:<10} {made['key']}  {made['seconds']:>8.1f} s  {_counts(made['counts'])}")
     print(f"{entry.stage} {entry.key} in {entry.folder}")
 
 
@@ -99,11 +91,7 @@ def why(store: Store, uid: str, keep: str) -> None:
     twin = found["related_row"]
     if twin is not None and found["stage"] == "dedup":
         name = pool.uids(_one(twin))[0]
-        similar = (
-            f" at similarity {found['value']:.6f}, above {found['limit']:.6f}"
-            if found["value"]
-            else ""
-        )
+        similar = f" at similarity {found['value']:.6f}, above {found['limit']:.6f}" if found["value"] else ""
         print(
             f"  duplicate of {name} (row {twin:,}){similar}"
             if not found["kept"]
@@ -114,9 +102,7 @@ def why(store: Store, uid: str, keep: str) -> None:
         what = "distance to centroid" if found["cluster"] is not None else "value"
         print(f"  {what} {found['value']:.6f}{limit}")
     if found["cluster"] is not None and found["rank"] is not None:
-        print(
-            f"  cluster {found['cluster']}, rank {found['rank']:,} (0 is taken first), quota {found['quota']:,}"
-        )
+        print(f"  cluster {found['cluster']}, rank {found['rank']:,} (0 is taken first), quota {found['quota']:,}")
     elif found["rank"] is not None:
         print(f"  rank {found['rank']:,} (0 is taken first), {found['quota']:,} kept")
 
@@ -145,11 +131,7 @@ def ls(store: Store, stage: str | None) -> None:
 
 def gc(store: Store, delete: bool, keep: str | None) -> None:
     """Say what may go, and remove it when told to."""
-    rubbish = [
-        f
-        for home in (store.root, store.runs)
-        for f in (*home.glob(".tmp/*"), *home.glob(".partial/*"))
-    ]
+    rubbish = [f for home in (store.root, store.runs) for f in (*home.glob(".tmp/*"), *home.glob(".partial/*"))]
     if keep:
         needed = {e.key for key in keep.split(",") for e in lineage(store, store.find(key))}
         rubbish += [entry.folder for entry in store.entries() if entry.key not in needed]
@@ -160,15 +142,11 @@ def gc(store: Store, delete: bool, keep: str | None) -> None:
         print(f"{'removed' if delete else 'may go '}  {size / 1e6:>10,.1f} MB  {folder}")
         if delete:
             shutil.rmtree(folder, ignore_errors=True)
-    said = (
-        "removed" if delete else "may go (say delete=true to remove; not while a run is under way)"
-    )
+    said = "removed" if delete else "may go (say delete=true to remove; not while a run is under way)"
     print(f"{len(rubbish)} folders, {total / 1e6:,.1f} MB {said}")
 
 
 def _counts(counts: dict[str, Any]) -> str:
     return ", ".join(
-        f"{n} {v:,}" if isinstance(v, int) else f"{n} {v}"
-        for n, v in counts.items()
-        if not isinstance(v, dict)
+        f"{n} {v:,}" if isinstance(v, int) else f"{n} {v}" for n, v in counts.items() if not isinstance(v, dict)
     )[:160]

@@ -116,11 +116,7 @@ def advice(stage: Density, inputs: dict[str, Any], share: float) -> str:
     table = stage.cluster_table(clusters, rows.mask & clusters.is_clustered, chosen)
     complexity = table["complexity"][table["size"] > 0]
     found = temperature_for(complexity, share)
-    told = (
-        f"at temperature {found:g}"
-        if found
-        else "at no temperature: their complexities are too equal"
-    )
+    told = f"at temperature {found:g}" if found else "at no temperature: their complexities are too equal"
     return f"{share:.0%} of the {len(complexity):,} filled clusters are effective {told} (effective={share:g})."
 
 
@@ -148,9 +144,7 @@ def open_selection(store: Store, key: str) -> tuple[Density, dict[str, Any]]:
         ) from error
 
 
-def by_temperature(
-    stage: Density, inputs: dict[str, Any], values: Sequence[float]
-) -> Iterator[Trial]:
+def by_temperature(stage: Density, inputs: dict[str, Any], values: Sequence[float]) -> Iterator[Trial]:
     """A trial for each temperature and for the list's own, rising."""
     before = None
     for value in sorted({*values, stage.temperature}):
@@ -169,16 +163,12 @@ def clusterings(store: Store, entry: Entry) -> dict[int, str]:
         fed = {n: inputs[n]["identity"] for n in ("rows", "image", "text") if n in inputs}
         return entry.stage, entry.manifest["version"], fixed, fed
 
-    found = {
-        e.manifest["counts"]["clusters"]: e.key for e in store.entries() if means(e) == means(own)
-    }
+    found = {e.manifest["counts"]["clusters"]: e.key for e in store.entries() if means(e) == means(own)}
     found[own.manifest["counts"]["clusters"]] = own.key
     return dict(sorted(found.items()))
 
 
-def by_clustering(
-    store: Store, stage: Density, inputs: dict[str, Any], keys: dict[int, str]
-) -> Iterator[Trial]:
+def by_clustering(store: Store, stage: Density, inputs: dict[str, Any], keys: dict[int, str]) -> Iterator[Trial]:
     """A trial for each clustering, at the list's own temperature."""
     own: Clusters = inputs["clusters"]
     before = None
@@ -236,7 +226,4 @@ def table(name: str, trials: Iterator[Trial]) -> list[str]:
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    return ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

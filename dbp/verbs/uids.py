@@ -65,9 +65,7 @@ def main(verb: str, arguments: list[str]) -> None:
     settings, words = read_arguments(arguments, known)
     allowed = (*OPERATIONS, "overlap")
     if not words or words[0] not in allowed:
-        raise ConfigError(
-            f"dbp uids {words[0] if words else ''}: {nearest((words or [''])[0], allowed)}"
-        )
+        raise ConfigError(f"dbp uids {words[0] if words else ''}: {nearest((words or [''])[0], allowed)}")
     operation, *names = words
     require(len(names) >= 2, "lists", names, "at least two; see dbp uids --help")
     repeats = settings.get("repeats", "error")
@@ -81,9 +79,7 @@ def main(verb: str, arguments: list[str]) -> None:
     out = Path(settings["out"])
     require(out.suffix in FORMATS, "out", str(out), f"a file that ends with {', '.join(FORMATS)}")
     if not out.parent.is_dir():
-        raise ConfigError(
-            f"out={str(out)!r}: the folder {out.parent} does not exist. Make it first."
-        )
+        raise ConfigError(f"out={str(out)!r}: the folder {out.parent} does not exist. Make it first.")
     lists, is_hex = open_lists(store, names)
     for found in lists:
         if repeats == "error" and (count := found.num_repeats):
@@ -109,9 +105,7 @@ def open_lists(store: Store, names: Sequence[str]) -> tuple[list[Listed], bool]:
     lists = []
     for name, texts, pairs, spelt in sources:
         if is_hex:
-            lists.append(
-                Listed(name, sort_pairs(bytes_to_pairs(spelt[0])) if spelt else pairs, texts)
-            )
+            lists.append(Listed(name, sort_pairs(bytes_to_pairs(spelt[0])) if spelt else pairs, texts))
         else:
             spelled = pairs_to_texts(pairs) if texts is None else texts
             lists.append(Listed(name, sort_pairs(_hashed(spelled)), spelled))
@@ -197,9 +191,7 @@ def overlap(store: Store, names: Sequence[str]) -> tuple[Int[np.ndarray, "k k"],
     """How many samples each two lists share; on the diagonal how many each has, repeats counted once."""
     if all(name.startswith("keep:") for name in names):
         keeps = [open_keep_list(store, name.removeprefix("keep:"))[1] for name in names]
-        if (
-            len({keep.pool_digest for keep in keeps}) == 1
-        ):  # rows say it, and repeated uids do no harm
+        if len({keep.pool_digest for keep in keeps}) == 1:  # rows say it, and repeated uids do no harm
             masks = [keep.mask for keep in keeps]
             shared = [[int(np.count_nonzero(a & b)) for b in masks] for a in masks]
             return np.array(shared), []
@@ -220,8 +212,6 @@ def overlap_table(names: Sequence[str], shared: Int[np.ndarray, "k k"], notes: l
     heads = [f"[{at + 1}]" for at in range(len(names))]
     lines = [" " * (width + 5) + "".join(f"{head:>24}" for head in heads)]
     for at, name in enumerate(names):
-        cells = (
-            f"{shared[at, b]:,} ({shared[at, b] / union[at, b]:.4f})" for b in range(len(names))
-        )
+        cells = (f"{shared[at, b]:,} ({shared[at, b] / union[at, b]:.4f})" for b in range(len(names)))
         lines.append(f"{heads[at]:<4} {name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
     return "\n".join([*lines, *notes, "samples in both (Jaccard: of those in either)"])

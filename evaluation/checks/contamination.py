@@ -110,9 +110,7 @@ def find_matches(
         own = own[subset[own]]
         num_compared += len(own)
         for _, block in in_blocks(own, POOL_BLOCK):
-            _improve(
-                rows, norms, pool.gather(block), pool.norms(block), block, best, partner, device
-            )
+            _improve(rows, norms, pool.gather(block), pool.norms(block), block, best, partner, device)
     return Matches(best, partner, num_compared, int(subset.sum()) - num_compared)
 
 
@@ -176,9 +174,7 @@ def _improve(
         partner[at[is_nearer]] = rows[some_partner[is_nearer]]
 
 
-def flag_samples(
-    is_flagged: Bool[np.ndarray, " t"], pictures: Sequence[Sequence[int]]
-) -> Bool[np.ndarray, " n"]:
+def flag_samples(is_flagged: Bool[np.ndarray, " t"], pictures: Sequence[Sequence[int]]) -> Bool[np.ndarray, " n"]:
     """Flag the samples of which any picture is flagged, as WinoGAViL's instances of several.
 
     Args:
@@ -254,9 +250,7 @@ def with_and_without(result: Result, is_flagged: Bool[np.ndarray, " n"]) -> list
             clean = float(on_draws(task, metric)(kept, metric, once)[0])
             interval = percentile_interval(metric_replicates(task, metric, kept, seed=result.seed))
         every = (value, result.intervals[metric])
-        found.append(
-            Clean(result.task, metric, result.num_samples, num_flagged, *every, clean, interval)
-        )
+        found.append(Clean(result.task, metric, result.num_samples, num_flagged, *every, clean, interval))
     return found
 
 

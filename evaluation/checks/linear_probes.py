@@ -226,9 +226,7 @@ def _encode(
     for which, gathered in run.encode_in_turn(progress):
         part = parts.every[which]
         require_whole(gathered.broken, len(part.scorer.rows))
-        pictures = [
-            digest for start in sorted(gathered.digests) for digest in gathered.digests[start]
-        ]
+        pictures = [digest for start in sorted(gathered.digests) for digest in gathered.digests[start]]
         digests[which] = set_digest(part.set, part.scorer.rows, pictures)
         reasons |= gathered.not_finite
         for i in set(run.lacking[which]) - set(reasons):
@@ -286,9 +284,7 @@ def print_probes(results: Sequence[Result], label: str = "") -> None:
     """Print the probes of one checkpoint as a table of their own."""
     from evaluation.report.sweep_table import print_table
 
-    print(
-        f"\n{label + ': ' if label else ''}linear probe: never in one column with zero-shot numbers"
-    )
+    print(f"\n{label + ': ' if label else ''}linear probe: never in one column with zero-shot numbers")
     print_table(HEADING, [_row(result) for result in results])
     for result in results:
         if result.metrics["lp_iterations"] == MAX_ITERATIONS:
@@ -302,9 +298,7 @@ def _row(result: Result) -> list[str]:
     low, high = result.intervals["lp_acc1"]
     names = ("lp_acc1", "lp_acc5", "lp_mean_per_class_recall")
     first, *others = ["-" if (v := result.metrics[n]) is None else f"{v:.3f}" for n in names]
-    counts = {
-        name: f"{value or 0:,.0f}" for name, value in result.metrics.items() if "count_" in name
-    }
+    counts = {name: f"{value or 0:,.0f}" for name, value in result.metrics.items() if "count_" in name}
     return [
         find_task(result.task).name, first, f"[{low:.3f}, {high:.3f}]", *others,
         f"{result.metrics['lp_penalty']:.2g}",

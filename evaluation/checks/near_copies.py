@@ -332,9 +332,7 @@ def _encode(
     return dict(sorted(found.items()))
 
 
-def _match(
-    encoded: Mapping[int, Float32[np.ndarray, "t d"]], trained: Trained, device: str
-) -> dict[int, Matches]:
+def _match(encoded: Mapping[int, Float32[np.ndarray, "t d"]], trained: Trained, device: str) -> dict[int, Matches]:
     """Compare the pictures of all tasks at once, so that the pool's vectors are read once."""
     if not encoded:
         return {}
@@ -343,10 +341,7 @@ def _match(
     )
     ends = np.cumsum([len(vectors) for vectors in encoded.values()])[:-1]
     similarity, row = np.split(every.similarity, ends), np.split(every.row, ends)
-    return {
-        which: replace(every, similarity=similarity[i], row=row[i])
-        for i, which in enumerate(encoded)
-    }
+    return {which: replace(every, similarity=similarity[i], row=row[i]) for i, which in enumerate(encoded)}
 
 
 def _of_samples(this: Prepared, is_flagged: Bool[np.ndarray, " t"]) -> Bool[np.ndarray, " n"]:

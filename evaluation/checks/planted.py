@@ -18,9 +18,7 @@ def area_under_roc(scores: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray
     if positives == 0 or negatives == 0:
         return float("nan")
     ranks = rankdata(scores)
-    return float(
-        (ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives)
-    )
+    return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def duplicate_quality(
@@ -93,9 +91,7 @@ def duplicate_quality(
             "share of removed": float(correct.mean()) if len(gone) else float("nan"),
         }
     )
-    rows[-1]["recall"] = (
-        rows[-1]["removed"] / rows[-1]["to remove"] if rows[-1]["to remove"] else float("nan")
-    )
+    rows[-1]["recall"] = rows[-1]["removed"] / rows[-1]["to remove"] if rows[-1]["to remove"] else float("nan")
     return rows
 
 

@@ -145,9 +145,7 @@ def probe(
     return Probe(metrics, intervals, outcomes, penalty, searched, found)
 
 
-def search(
-    train: Part, validation: Part, num_classes: int, *, device: str = "cpu"
-) -> dict[float, float]:
+def search(train: Part, validation: Part, num_classes: int, *, device: str = "cpu") -> dict[float, float]:
     """Try penalties: every 16th of the grid, then the neighbours of the best at half the step, to 1.
 
     Returns:
@@ -225,9 +223,7 @@ def fit(train: Part, num_classes: int, penalty: float, *, device: str = "cpu") -
     return Fit(found[:-1], found[-1], loss, taken, taken < MAX_ITERATIONS)
 
 
-def hold_out(
-    labels: Int[np.ndarray, " n"], share: float, generator: np.random.Generator
-) -> Bool[np.ndarray, " n"]:
+def hold_out(labels: Int[np.ndarray, " n"], share: float, generator: np.random.Generator) -> Bool[np.ndarray, " n"]:
     """Choose a validation part by chance where a set has none: of each class the same share.
 
     Args:

@@ -60,9 +60,7 @@ def script_quality(written: Sequence[str | None], characters: Sequence[int]) -> 
     }
 
 
-def repairs(
-    written: Sequence[str | None], originals: Sequence[str], truth: pa.Table
-) -> dict[str, Any]:
+def repairs(written: Sequence[str | None], originals: Sequence[str], truth: pa.Table) -> dict[str, Any]:
     """What refinement does to captions that were swapped, and to those that were not.
 
     Args:
@@ -78,9 +76,7 @@ def repairs(
     characters = truth["character"].to_pylist()
     counts: Counter[str] = Counter()
     swaps = truth["caption_swapped"].to_pylist()
-    for text, original, character, is_swapped in zip(
-        written, originals, characters, swaps, strict=True
-    ):
+    for text, original, character, is_swapped in zip(written, originals, characters, swaps, strict=True):
         if text is None:
             continue
         named = name_in(text)

@@ -51,18 +51,14 @@ class Scorer(ABC):
         """Every text whose vector `score` asks for; some may be named twice."""
 
     @abstractmethod
-    def score(
-        self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str
-    ) -> Scored:
+    def score(self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str) -> Scored:
         """Score the unit vectors of the pictures `rows`.
 
         Raises:
             EvaluationDataError: Names or templates cannot be used.
         """
 
-    def fine(
-        self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, logit_scale: float
-    ) -> Outcomes:
+    def fine(self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, logit_scale: float) -> Outcomes:
         """Finer measures of each sample, by the names of `evaluation/metrics/fine.py`; none for most kinds."""
         return {}
 

@@ -30,19 +30,13 @@ class Classification(Scorer):
         names, templates = self.names_and_templates(protocol)
         return [text for texts in zero_shot.prompts(names, templates) for text in texts]
 
-    def score(
-        self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str
-    ) -> Scored:
+    def score(self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str) -> Scored:
         names, templates = self.names_and_templates(protocol)
-        logits = zero_shot.compute_logits(
-            features, zero_shot.build_classifier(names, templates, encode_texts)
-        )
+        logits = zero_shot.compute_logits(features, zero_shot.build_classifier(names, templates, encode_texts))
         outcomes = zero_shot.outcomes(logits, self.labels, protocol)
         return Scored(outcomes, zero_shot.metrics(outcomes, len(names)))
 
-    def fine(
-        self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, logit_scale: float
-    ) -> Outcomes:
+    def fine(self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, logit_scale: float) -> Outcomes:
         names, templates = self.names_and_templates("corrected")
         if self.labels.ndim != 1 or self.labels.max(initial=0) >= len(names):
             return {}  # a label without a class has no likelihood

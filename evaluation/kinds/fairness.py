@@ -24,9 +24,7 @@ class DollarStreet(InGroups):
 
     fields = ("income_ds", "income_meta", "region")
     needed = ("income_ds",)
-    measures = (
-        Measure("acc_top5", ("income_ds",), lambda outcomes: outcomes["rank"] < 5, "acc_top5_wg"),
-    )
+    measures = (Measure("acc_top5", ("income_ds",), lambda outcomes: outcomes["rank"] < 5, "acc_top5_wg"),)
 
     def __init__(
         self,
@@ -109,10 +107,7 @@ class Faces(Scorer):
         self.num_samples, self.num_available = len(self.rows), len(evaluation_set)
         names = _by_question(evaluation_set, NAMES_FILE, evaluation_set.class_names)
         templates = _by_question(evaluation_set, TEMPLATES_FILE, evaluation_set.templates)
-        self.texts_of = {
-            question: (names[question], templates[question][:max_templates])
-            for question in QUESTIONS
-        }
+        self.texts_of = {question: (names[question], templates[question][:max_templates]) for question in QUESTIONS}
         self.columns = read_fields(evaluation_set, self.rows, FACE_FIELDS, FACE_FIELDS)
         for field, num_values in {**QUESTIONS, "race_binary": 2}.items():
             # Race makes groups only; a race without a name is a group like any other. An age in years
@@ -137,9 +132,7 @@ class Faces(Scorer):
             for text in texts
         ]
 
-    def score(
-        self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str
-    ) -> Scored:
+    def score(self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str) -> Scored:
         zero_shot.check_protocol(protocol)
         outcomes = dict(self.columns)
         for question, (names, templates) in self.texts_of.items():
@@ -153,9 +146,7 @@ class Faces(Scorer):
         return Scored(outcomes, metrics)
 
 
-def _by_question(
-    evaluation_set: EvaluationSet, file: str, lines: Sequence[str]
-) -> dict[str, list[str]]:
+def _by_question(evaluation_set: EvaluationSet, file: str, lines: Sequence[str]) -> dict[str, list[str]]:
     """Sort the lines of a text file by the question that they begin with; blank lines say nothing."""
     texts: dict[str, list[str]] = {question: [] for question in QUESTIONS}
     path = evaluation_set.folder / file
@@ -185,14 +176,10 @@ def face_replicates(
     """Compute a metric of faces on resampled pictures."""
     measure = groups.find_measure(FACE_MEASURES, metric)
     assert measure is not None, metric
-    return groups.replicates(
-        measure, outcomes, metric, num_resamples=num_resamples, generator=generator
-    )
+    return groups.replicates(measure, outcomes, metric, num_resamples=num_resamples, generator=generator)
 
 
-def face_on_draws(
-    outcomes: Outcomes, metric: str, drawn: Float32[np.ndarray, "r n"]
-) -> Float[np.ndarray, " r"]:
+def face_on_draws(outcomes: Outcomes, metric: str, drawn: Float32[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
     """Compute a metric of faces on given draws."""
     measure = groups.find_measure(FACE_MEASURES, metric)
     assert measure is not None, metric

@@ -42,9 +42,7 @@ class MultiLabel(Scorer):
         filled = zero_shot.prompts(self.set.class_names, self.templates)
         return [text for texts in filled for text in texts]
 
-    def score(
-        self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str
-    ) -> Scored:
+    def score(self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str) -> Scored:
         zero_shot.check_protocol(protocol)
         classifier = zero_shot.build_classifier(self.set.class_names, self.templates, encode_texts)
         scores = zero_shot.compute_logits(features, classifier)
@@ -95,17 +93,13 @@ def replicates(
     return np.concatenate([on_draws(outcomes, metric, drawn) for drawn in blocks])
 
 
-def on_draws(
-    outcomes: Outcomes, metric: str, drawn: Float32[np.ndarray, "r n"]
-) -> Float[np.ndarray, " r"]:
+def on_draws(outcomes: Outcomes, metric: str, drawn: Float32[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
     """Compute the mean average precision on given draws; a class without positives counts 0."""
     assert metric == METRIC, metric
     scores, is_positive = outcomes["score"], outcomes["is_positive"]
     by_picture = np.ascontiguousarray(drawn.T)
     num_classes = scores.shape[1]
-    total = sum(
-        average_precision(scores[:, k], is_positive[:, k], by_picture) for k in range(num_classes)
-    )
+    total = sum(average_precision(scores[:, k], is_positive[:, k], by_picture) for k in range(num_classes))
     return total / num_classes
 
 

@@ -29,16 +29,12 @@ class Retrieval(Scorer):
     def texts(self, protocol: str) -> list[str]:
         return self.captions
 
-    def score(
-        self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str
-    ) -> Scored:
+    def score(self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str) -> Scored:
         zero_shot.check_protocol(protocol)
         outcomes = retrieval.outcomes(features, encode_texts(self.captions), self.owner)
         return Scored(outcomes, retrieval.metrics(outcomes))
 
-    def fine(
-        self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, logit_scale: float
-    ) -> Outcomes:
+    def fine(self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, logit_scale: float) -> Outcomes:
         found = retrieval.outcomes(features, encode_texts(self.captions), self.owner)
         ranks = fine.reciprocal_ranks(found["text_rank"], found["image_rank"], self.owner)
         return {fine.RECIPROCAL_RANK: ranks}

@@ -42,9 +42,7 @@ class WithMetadata(Classification):
         max_templates: int | None = None,
     ) -> None:
         super().__init__(evaluation_set, limit=limit, seed=seed, max_templates=max_templates)
-        self.columns = read_fields(
-            evaluation_set, self.rows, self.fields, self.needed, num_more=self.num_more
-        )
+        self.columns = read_fields(evaluation_set, self.rows, self.fields, self.needed, num_more=self.num_more)
         if "y" not in self.columns:
             return
         y = self.columns.pop("y")
@@ -64,9 +62,7 @@ class InGroups(WithMetadata):
 
     measures: ClassVar[tuple[Measure, ...]]
 
-    def score(
-        self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str
-    ) -> Scored:
+    def score(self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str) -> Scored:
         scored = super().score(features, encode_texts, protocol)
         is_corrected = np.array(protocol == "corrected")
         outcomes = {**scored.outcomes, **self.columns, "is_corrected": is_corrected}
@@ -88,9 +84,7 @@ class IWildCam(WithMetadata):
     needed = ("y",)
     num_more = 1  # WILDS adds whether a picture is of the source domain
 
-    def score(
-        self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str
-    ) -> Scored:
+    def score(self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str) -> Scored:
         scored = super().score(features, encode_texts, protocol)
         label, predicted = scored.outcomes["label"], scored.outcomes["predicted"]
         more = {
@@ -137,12 +131,8 @@ def replicates(
     """Compute a metric of measures, or of plain classification, on resampled pictures."""
     measure = groups.find_measure(measures, metric)
     if measure is None:
-        return zero_shot.replicates(
-            outcomes, metric, num_resamples=num_resamples, generator=generator
-        )
-    return groups.replicates(
-        measure, outcomes, metric, num_resamples=num_resamples, generator=generator
-    )
+        return zero_shot.replicates(outcomes, metric, num_resamples=num_resamples, generator=generator)
+    return groups.replicates(measure, outcomes, metric, num_resamples=num_resamples, generator=generator)
 
 
 def on_draws(
@@ -164,9 +154,7 @@ def iwildcam_replicates(
     """Compute a metric of iWildCam on resampled pictures."""
     if metric == "F1-macro_all":
         label, predicted = outcomes["label"], outcomes["predicted"]
-        return groups.macro_f1_replicates(
-            label, predicted, num_resamples=num_resamples, generator=generator
-        )
+        return groups.macro_f1_replicates(label, predicted, num_resamples=num_resamples, generator=generator)
     if metric == "acc_avg":
         return mean_replicates(is_right(outcomes), num_resamples=num_resamples, generator=generator)
     name = "mean_per_class_recall" if metric == "recall-macro_all" else metric
@@ -180,9 +168,7 @@ def iwildcam_on_draws(
     if metric == "F1-macro_all":
         return groups.macro_f1(outcomes["label"], outcomes["predicted"], drawn)
     if metric == "acc_avg":
-        return (drawn @ is_right(outcomes).astype(np.float32)).astype(np.float64) / drawn.sum(
-            axis=1
-        )
+        return (drawn @ is_right(outcomes).astype(np.float32)).astype(np.float64) / drawn.sum(axis=1)
     name = "mean_per_class_recall" if metric == "recall-macro_all" else metric
     return zero_shot.on_draws(outcomes, name, drawn)
 
@@ -198,9 +184,7 @@ def in_groups(scorer: type[InGroups]) -> Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "iwildcam": Kind(
-        partial(open_set, kind="classification"), IWildCam, iwildcam_replicates, iwildcam_on_draws
-    ),
+    "iwildcam": Kind(partial(open_set, kind="classification"), IWildCam, iwildcam_replicates, iwildcam_on_draws),
     "camelyon17": in_groups(Camelyon17),
     "fmow": in_groups(FMoW),
 }

@@ -28,9 +28,7 @@ class Winogavil(Scorer):
     def texts(self, protocol: str) -> list[str]:
         return [winogavil.prompt(one.cue) for one in self.instances]
 
-    def score(
-        self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str
-    ) -> Scored:
+    def score(self, features: Float[np.ndarray, "n d"], encode_texts: EncodeTexts, protocol: str) -> Scored:
         place = {row: i for i, row in enumerate(self.rows)}
         sizes = np.array([len(one.candidates) for one in self.instances])
         instance = np.repeat(np.arange(len(sizes)), sizes)

@@ -58,9 +58,7 @@ def fitted_scale(cosines: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"
             weights = np.exp(scale * (block - block.max(axis=1, keepdims=True)))
             weights /= weights.sum(axis=1, keepdims=True)
             mean = (weights * block).sum(axis=1)
-            slope += float(
-                (np.take_along_axis(block, labels[rows, None], axis=1)[:, 0] - mean).sum()
-            )
+            slope += float((np.take_along_axis(block, labels[rows, None], axis=1)[:, 0] - mean).sum())
             curvature += float(((weights * block**2).sum(axis=1) - mean**2).sum())
         low, high = (scale, high) if slope > 0 else (low, scale)
         step = scale + slope / curvature if curvature > 0 else high

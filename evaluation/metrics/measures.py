@@ -35,9 +35,7 @@ def metric_replicates(
         size = len(outcomes[metric])
         blocks = picture_draws(size, num_resamples=num_resamples, generator=generator)
         return np.concatenate([fine.on_draws(outcomes, metric, drawn) for drawn in blocks])
-    return KINDS[task.kind].replicates(
-        outcomes, metric, num_resamples=num_resamples, generator=generator
-    )
+    return KINDS[task.kind].replicates(outcomes, metric, num_resamples=num_resamples, generator=generator)
 
 
 def on_draws(task: Task, metric: str) -> Callable[..., Float[np.ndarray, " r"]]:
@@ -68,9 +66,7 @@ def paired_replicates(
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     blocks = picture_draws(first.num_samples, num_resamples=num_resamples, generator=generator)
     compute = on_draws(task, metric)
-    return np.concatenate(
-        [[compute(r.outcomes, metric, drawn) for r in results] for drawn in blocks], axis=1
-    )
+    return np.concatenate([[compute(r.outcomes, metric, drawn) for r in results] for drawn in blocks], axis=1)
 
 
 def metric_intervals(
@@ -83,9 +79,7 @@ def metric_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Find the 95 % interval of every metric that has a value; counts have none."""
     return {
-        name: percentile_interval(
-            metric_replicates(task, name, outcomes, seed=seed, num_resamples=num_resamples)
-        )
+        name: percentile_interval(metric_replicates(task, name, outcomes, seed=seed, num_resamples=num_resamples))
         for name, value in metrics.items()
         if value is not None and not name.startswith("count_")
     }

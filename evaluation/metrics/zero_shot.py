@@ -212,6 +212,5 @@ def _fill(template: str, name: str) -> str:
         return template.format(c=name)
     except (KeyError, IndexError, ValueError) as error:
         raise EvaluationDataError(
-            f"The template {template!r} cannot take a class name: {error!r}. It may hold {{c}} "
-            "and no other braces."
+            f"The template {template!r} cannot take a class name: {error!r}. It may hold {{c}} and no other braces."
         ) from error

@@ -241,15 +241,11 @@ def concepts_of_runs(
         if one.task == other.task and why_not_comparable(one, other) is None
         if "predicted" in one.outcomes and (names := _class_names(store, evaluations[0], one.task))
     ]
-    by_caption = {
-        one.task: names for one, _, names in shared if truth is None or one.task not in TASKS
-    }
+    by_caption = {one.task: names for one, _, names in shared if truth is None or one.task not in TASKS}
     counts: dict[str, np.ndarray] = {}
     if by_caption and not (limited and pool.num_rows > MOST_CAPTIONS):
         # The captions of a pool are read once for the classes of all tasks.
-        every = count_named(
-            [n for names in by_caption.values() for n in names], _captions(pool), kept
-        )
+        every = count_named([n for names in by_caption.values() for n in names], _captions(pool), kept)
         ends = np.cumsum([len(names) for names in by_caption.values()])
         counts |= zip(by_caption, np.split(every, ends[:-1], axis=1), strict=True)
     found: dict[str, Concepts] = {}

@@ -126,25 +126,18 @@ class Ledger:
     def of(self, arm: str, *purposes: Purpose) -> list[Item]:
         """What an arm rests on, each artifact once, for some purposes; for all when none is given."""
         keys = set().union(*self.arms[arm])
-        return [
-            i for k, i in self.items.items() if k in keys and i.purpose in (purposes or PURPOSES)
-        ]
+        return [i for k, i in self.items.items() if k in keys and i.purpose in (purposes or PURPOSES)]
 
     def shared_out(self, arm: str) -> float:
         """The seconds that an arm bears when each run pays an equal part of what it shares."""
         return sum(
-            item.seconds
-            * sum(item.key in keys for keys in self.arms[arm])
-            / self.num_runs(item.key)
+            item.seconds * sum(item.key in keys for keys in self.arms[arm]) / self.num_runs(item.key)
             for item in self.of(arm)
         )
 
     def baseline(self) -> str | None:
         """The arm that draws from the most rows, the first of equals; none where no arm trained."""
-        kept = {
-            arm: max((i.kept or 0 for i in self.of(arm, "training")), default=0)
-            for arm in self.arms
-        }
+        kept = {arm: max((i.kept or 0 for i in self.of(arm, "training")), default=0) for arm in self.arms}
         return max(kept, key=lambda arm: kept[arm]) if any(kept.values()) else None
 
     def payback(self, arm: str, baseline: str) -> "Payback":
@@ -203,9 +196,7 @@ def ledger_lines(ledger: Ledger) -> list[str]:
         return ["Cost: nothing was made."]
     whole = sum(item.seconds for item in items)
     lines = [f"Cost, each artifact once: {whole:,.0f} s, {_hours(items)}, {_flops(items)}"]
-    lines.append(
-        f"  {'for':<10} {'stage':<10} {'made':>5} {'seconds':>10} {'cpu s':>10} {'share':>7}"
-    )
+    lines.append(f"  {'for':<10} {'stage':<10} {'made':>5} {'seconds':>10} {'cpu s':>10} {'share':>7}")
     for purpose in PURPOSES:
         for stage in dict.fromkeys(i.stage for i in items if i.purpose == purpose):
             some = [i for i in items if (i.purpose, i.stage) == (purpose, stage)]
@@ -242,9 +233,7 @@ def _notes(ledger: Ledger, baseline: str) -> list[str]:
         f"by seeing fewer samples than {baseline}; results taken as equal."
     ]
     if saved and not any(saved):
-        notes.append(
-            "  All arms see as many samples, so no run saves training: curation buys accuracy here."
-        )
+        notes.append("  All arms see as many samples, so no run saves training: curation buys accuracy here.")
     return notes
 
 
@@ -265,9 +254,7 @@ def ledger_json(ledger: Ledger) -> dict[str, Any]:
             "seconds_saved_per_run": pays and pays.seconds_saved,
             "pays_after_runs": pays and pays.runs,
         }
-    artifacts = [
-        {**vars(item), "runs": ledger.num_runs(item.key)} for item in ledger.items.values()
-    ]
+    artifacts = [{**vars(item), "runs": ledger.num_runs(item.key)} for item in ledger.items.values()]
     return {"artifacts": artifacts, "arms": arms}
 
 
@@ -285,9 +272,7 @@ def _mean(values: Iterable[float | int]) -> float:
 def _hours(items: Sequence[Item]) -> str:
     unknown = sum(item.gpu_hours is None for item in items)
     text = f"{sum(item.gpu_hours or 0.0 for item in items):,.2f} GPU-hours"
-    return text + (
-        f" and those of {unknown} artifacts on device=auto, not known" if unknown else ""
-    )
+    return text + (f" and those of {unknown} artifacts on device=auto, not known" if unknown else "")
 
 
 def _flops(items: Sequence[Item]) -> str:

@@ -69,9 +69,7 @@ def clusters(
     _save(figure, path)
 
 
-def sizes_before_after(
-    before: Int[np.ndarray, " k"], after: dict[str, Int[np.ndarray, " k"]], path: Path
-) -> None:
+def sizes_before_after(before: Int[np.ndarray, " k"], after: dict[str, Int[np.ndarray, " k"]], path: Path) -> None:
     """Draw cluster sizes, largest first, and what each method keeps of them."""
     figure, axes = _figure(3.2 * max(len(after), 1), 3.2, len(after), sharey=True, squeeze=False)
     order = np.argsort(-before, kind="stable")
@@ -86,9 +84,7 @@ def sizes_before_after(
 
 
 def pictures(
-    rows: Sequence[
-        tuple[str, Sequence[tuple[Image.Image, str]], Sequence[tuple[Image.Image, str]]]
-    ],
+    rows: Sequence[tuple[str, Sequence[tuple[Image.Image, str]], Sequence[tuple[Image.Image, str]]]],
     path: Path,
     columns: int = 6,
 ) -> None:
@@ -121,14 +117,10 @@ def pictures(
     _save(figure, path)
 
 
-def accuracy_by_arm(
-    cells: dict[str, dict[str, Cell]], tasks: Sequence[str], path: Path, title: str
-) -> None:
+def accuracy_by_arm(cells: dict[str, dict[str, Cell]], tasks: Sequence[str], path: Path, title: str) -> None:
     """Draw each arm's value on each task: bars are 95 % intervals over test pictures, dots are seeds."""
     names = list(cells)
-    figure, axes = _figure(
-        2.9 * len(tasks), 0.34 * len(names) + 1.4, len(tasks), sharey=True, squeeze=False
-    )
+    figure, axes = _figure(2.9 * len(tasks), 0.34 * len(names) + 1.4, len(tasks), sharey=True, squeeze=False)
     places = np.arange(len(names))[::-1]
     for panel, task in zip(axes[0], tasks, strict=True):
         for place, name in zip(places, names, strict=True):
@@ -153,9 +145,7 @@ def accuracy_by_arm(
     _save(figure, path)
 
 
-def curves(
-    lines: Mapping[str, Sequence[tuple[float, Cell]]], x_label: str, y_label: str, path: Path
-) -> None:
+def curves(lines: Mapping[str, Sequence[tuple[float, Cell]]], x_label: str, y_label: str, path: Path) -> None:
     """Draw a line a method through its points; the band runs from the lowest to the highest seed.
 
     Args:
@@ -169,9 +159,7 @@ def curves(
         places = [place for place, _ in points]
         seeds = [100 * np.asarray(cell.seeds) for _, cell in points]
         low, high = [s.min() for s in seeds], [s.max() for s in seeds]
-        (line,) = axes.plot(
-            places, [100 * cell.value for _, cell in points], "o-", ms=4, lw=1.5, label=name
-        )
+        (line,) = axes.plot(places, [100 * cell.value for _, cell in points], "o-", ms=4, lw=1.5, label=name)
         axes.fill_between(places, low, high, color=line.get_color(), alpha=0.14, lw=0)
         axes.vlines(places, low, high, color=line.get_color(), alpha=0.4, lw=1)
     axes.set(xlabel=x_label, ylabel=y_label)

@@ -71,9 +71,7 @@ def average(
             continue
         values.append(value)
         if outcomes := found[key].outcomes:
-            replicates.append(
-                metric_replicates(task, metric, outcomes, seed=seed, num_resamples=num_resamples)
-            )
+            replicates.append(metric_replicates(task, metric, outcomes, seed=seed, num_resamples=num_resamples))
     has_outcomes = bool(values) and len(replicates) == len(values)
     return GroupMean(
         group,
@@ -85,9 +83,7 @@ def average(
     )
 
 
-def group_means(
-    results: Sequence[Result], *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
-) -> list[GroupMean]:
+def group_means(results: Sequence[Result], *, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> list[GroupMean]:
     """Average every group that has a member among the results, in the order of DataComp's table."""
     means = (
         average(results, group, members, seed=seed, num_resamples=num_resamples)
@@ -96,9 +92,7 @@ def group_means(
     return [mean for mean in means if mean.value is not None]
 
 
-def format_results(
-    results: Sequence[Result], failures: Sequence[Failure] = (), protocol: str = "corrected"
-) -> str:
+def format_results(results: Sequence[Result], failures: Sequence[Failure] = (), protocol: str = "corrected") -> str:
     """Lay the results of one checkpoint out as text: tasks, means with their members, failures.
 
     Args:

@@ -14,17 +14,13 @@ from evaluation.tasks import find_task, with_chance
 FACTS = ("kept", "samples seen", "steps", "passes")
 
 
-def table_rows(
-    arms: Sequence[Arm], cells: dict[str, dict[str, Cell]]
-) -> tuple[list[str], list[list[str]]]:
+def table_rows(arms: Sequence[Arm], cells: dict[str, dict[str, Cell]]) -> tuple[list[str], list[list[str]]]:
     """Heading and rows of the table of arms, as text; percent with the half width of the interval.
 
     A cell is marked with ** where its difference to its control is significant. Each control has a column of
     differences of its own, for the arms that are compared with it.
     """
-    tasks = list(
-        dict.fromkeys(task for by_task in cells.values() for task in by_task if task != MEAN)
-    )
+    tasks = list(dict.fromkeys(task for by_task in cells.values() for task in by_task if task != MEAN))
     has_mean = any(MEAN in by_task for by_task in cells.values())
     heading = ["method", "seeds", *FACTS, *map(_titled, tasks)]
     controls = list(dict.fromkeys(c for arm in arms if (c := _control(cells, arm.name))))
@@ -34,9 +30,7 @@ def table_rows(
     for arm in arms:
         if not arm.runs:
             reason = arm.failures[0].strip().splitlines()[-1] if arm.failures else "unfinished"
-            reason = f"no result: {reason}".replace("|", "/")[
-                :60
-            ]  # a bar would end a Markdown cell
+            reason = f"no result: {reason}".replace("|", "/")[:60]  # a bar would end a Markdown cell
             rows.append([arm.name, "0", reason] + [""] * (len(heading) - 3))
             continue
         facts = arm.runs[0].facts
@@ -139,9 +133,7 @@ def json_lines(arms: Sequence[Arm]) -> str:
 
 def members_line(cells: dict[str, dict[str, Cell]]) -> str:
     """What the mean is a mean of."""
-    tasks = list(
-        dict.fromkeys(task for by_task in cells.values() for task in by_task if task != MEAN)
-    )
+    tasks = list(dict.fromkeys(task for by_task in cells.values() for task in by_task if task != MEAN))
     named = ", ".join(f"{_short(task)} ({find_task(task).main_metric})" for task in tasks)
     return f"mean: plain mean of {named}. Percent; ± is half the 95 % interval over test samples."
 
@@ -176,15 +168,9 @@ def _titled(task: str) -> str:
     return with_chance(_short(task), find_task(task).chance)
 
 
-def finer_table(
-    measure: str, finer: Mapping[str, Mapping[str, Cell]]
-) -> tuple[list[str], list[list[str]]]:
+def finer_table(measure: str, finer: Mapping[str, Mapping[str, Cell]]) -> tuple[list[str], list[list[str]]]:
     """Heading and rows of one finer measure: value, and the difference to the arm's control."""
-    columns = [
-        c
-        for c in dict.fromkeys(c for row in finer.values() for c in row)
-        if c.endswith(f" {measure}")
-    ]
+    columns = [c for c in dict.fromkeys(c for row in finer.values() for c in row) if c.endswith(f" {measure}")]
     heading = ["method", *(_short(column.split()[0]) for column in columns)]
     return heading, [[name, *(_finer(row.get(c)) for c in columns)] for name, row in finer.items()]
 

@@ -64,9 +64,7 @@ class Towers:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise ConfigError(
-                f"precision={self.precision} is unknown. {nearest(self.precision, PRECISIONS)}"
-            )
+            raise ConfigError(f"precision={self.precision} is unknown. {nearest(self.precision, PRECISIONS)}")
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """Encode texts to unit vectors, each distinct text once in the life of this object.
@@ -79,9 +77,7 @@ class Towers:
         require_finite(vectors, lambda i: f"text {texts[i]!r}")
         return vectors
 
-    def prepare_texts(
-        self, texts: Sequence[str], advance: Callable[[int], object] = lambda count: None
-    ) -> None:
+    def prepare_texts(self, texts: Sequence[str], advance: Callable[[int], object] = lambda count: None) -> None:
         """Encode those of the texts that were not encoded yet, in large batches.
 
         Args:
@@ -242,13 +238,9 @@ def encode_chunks(
         advance(chunk, len(digests))
         if stop == chunk.stop:
             if not made.broken:
-                made.features |= {
-                    i: np.concatenate(mine) for i, mine in parts.items() if i not in made.not_finite
-                }
+                made.features |= {i: np.concatenate(mine) for i, mine in parts.items() if i not in made.not_finite}
                 if crops:
-                    pictures.crops[chunk.which].save(
-                        chunk.start, np.concatenate(crops), made.digests
-                    )
+                    pictures.crops[chunk.which].save(chunk.start, np.concatenate(crops), made.digests)
             yield made
             made = None
 
@@ -292,9 +284,7 @@ class _Sampler:
         return self.batches()
 
 
-def encode_pictures(
-    towers: Towers, evaluation_set: EvaluationSet, rows: Sequence[int]
-) -> Float[np.ndarray, "n d"]:
+def encode_pictures(towers: Towers, evaluation_set: EvaluationSet, rows: Sequence[int]) -> Float[np.ndarray, "n d"]:
     """Unit vectors of some pictures of one set, for one model.
 
     Raises:
@@ -305,9 +295,7 @@ def encode_pictures(
     # No more workers than batches: this may be called for few pictures, by each rank of a training.
     workers = min(towers.num_workers, -(-len(rows) // towers.batch_size))
     try:
-        [found] = encode_chunks(
-            [replace(towers, num_workers=workers)], pictures, [Chunk(0, 0, len(rows))]
-        )
+        [found] = encode_chunks([replace(towers, num_workers=workers)], pictures, [Chunk(0, 0, len(rows))])
     finally:
         evaluation_set.close()
     require_whole(found.broken, len(rows))

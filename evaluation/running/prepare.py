@@ -45,9 +45,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise ConfigError(
-                f"limit={self.limit} leaves no sample. Give 1 or more, or none for all."
-            )
+            raise ConfigError(f"limit={self.limit} leaves no sample. Give 1 or more, or none for all.")
         if self.max_templates is not None and (self.max_templates < 1 or self.limit is None):
             raise ConfigError(
                 f"max_templates={self.max_templates} is for rehearsals: give 1 or more, and a limit "
@@ -84,9 +82,7 @@ class Prepared:
         return [text for name in zero_shot.PROTOCOLS for text in self.scorer.texts(name)]
 
 
-def prepare(
-    tasks: Sequence[Task], root: Path, asked: Asked, failures: list[Failure]
-) -> list[Prepared]:
+def prepare(tasks: Sequence[Task], root: Path, asked: Asked, failures: list[Failure]) -> list[Prepared]:
     """Index the sets of some tasks and read their annotations.
 
     Args:
@@ -100,9 +96,7 @@ def prepare(
         kind = KINDS[task.kind]
         try:
             opened = kind.open(find_set(root, task))
-            scorer = kind.prepare(
-                opened, limit=asked.limit, seed=asked.seed, max_templates=asked.max_templates
-            )
+            scorer = kind.prepare(opened, limit=asked.limit, seed=asked.seed, max_templates=asked.max_templates)
             ready = Prepared(task, opened, scorer, index_digest(opened, asked.max_templates))
             ready.texts()  # a template that takes no name stops the task here
         except EvaluationDataError as error:

@@ -192,9 +192,7 @@ class SuiteRun:
             if kept is not None:
                 kept.save_texts(model.known_texts)
 
-    def score_in_turn(
-        self, progress: ShowProgress | None, failed: list[Failure]
-    ) -> Iterator[list[Result]]:
+    def score_in_turn(self, progress: ShowProgress | None, failed: list[Failure]) -> Iterator[list[Result]]:
         """Score one task after the other, as its pictures are encoded."""
         for which, gathered in self.encode_in_turn(progress):
             try:
@@ -231,9 +229,7 @@ class SuiteRun:
                     shown.clear()
                     this = self.ready[chunk.which]
                     total = len(this.scorer.rows)
-                    shown[chunk.which] = bars.enter_context(
-                        progress(this.task.name, total, "pictures")
-                    )
+                    shown[chunk.which] = bars.enter_context(progress(this.task.name, total, "pictures"))
                 shown[chunk.which].advance(count)
 
             stream = encode_on(self.devices, self.towers, self.pictures, jobs, advance)
@@ -284,9 +280,7 @@ class SuiteRun:
         if gathered.damaged:
             raise EvaluationDataError(gathered.damaged)
         require_whole(gathered.broken, len(this.scorer.rows))
-        digests = [
-            digest for start in sorted(gathered.digests) for digest in gathered.digests[start]
-        ]
+        digests = [digest for start in sorted(gathered.digests) for digest in gathered.digests[start]]
         digest = set_digest(this.set, this.scorer.rows, digests)
         results: list[Result] = []
         for i in self.lacking[which]:
@@ -296,12 +290,8 @@ class SuiteRun:
                     raise EvaluationDataError(gathered.not_finite[i])
                 features = np.concatenate(gathered.features[i])
                 for protocol in asked.protocols:
-                    scored = this.scorer.measure(
-                        features, model.encode_texts, protocol, model.logit_scale
-                    )
-                    intervals = metric_intervals(
-                        this.task, scored.metrics, scored.outcomes, seed=asked.seed
-                    )
+                    scored = this.scorer.measure(features, model.encode_texts, protocol, model.logit_scale)
+                    intervals = metric_intervals(this.task, scored.metrics, scored.outcomes, seed=asked.seed)
                     results.append(
                         replace(
                             self.blank(this, model, protocol),

@@ -55,9 +55,7 @@ class Crops:
     def _map(self, start: int) -> tuple[np.ndarray, np.ndarray] | None:
         if not self.holds(start):
             return None
-        return np.load(self._path(start, "pixels"), mmap_mode="r"), np.load(
-            self._path(start, "digests")
-        )
+        return np.load(self._path(start, "pixels"), mmap_mode="r"), np.load(self._path(start, "digests"))
 
     def _path(self, start: int, what: str) -> Path:
         return self.folder / f"{start:08d}-{self.chunk_size}.{what}.npy"

@@ -122,9 +122,7 @@ class EvaluationSet:
         try:
             lines = self._annotation(row, "txt").decode("utf-8").splitlines()
         except UnicodeDecodeError as error:
-            raise EvaluationDataError(
-                f"The captions of {self.where(row)} are not UTF-8: {error}."
-            ) from error
+            raise EvaluationDataError(f"The captions of {self.where(row)} are not UTF-8: {error}.") from error
         if not lines:
             raise EvaluationDataError(
                 f"{self.where(row)} has an empty .txt member: recall needs a caption for each "
@@ -156,8 +154,7 @@ def open_set(folder: Path, *, kind: str, split: str = "test") -> EvaluationSet:
     """
     if not folder.is_dir():
         raise EvaluationDataError(
-            f"There is no folder {folder}. Put the set there, or set root to the folder that "
-            f"holds {folder.name}."
+            f"There is no folder {folder}. Put the set there, or set root to the folder that holds {folder.name}."
         )
     _check_type(folder, kind)
     shards = tuple(folder / split / f"{i}.tar" for i in range(_num_shards(folder / split)))
@@ -198,9 +195,7 @@ def _num_shards(folder: Path) -> int:
     path = folder / "nshards.txt"
     text = _read_text(path)
     if not text.strip().isdigit():
-        raise EvaluationDataError(
-            f"{path} holds {text[:40]!r}; it must hold the number of tars beside it."
-        )
+        raise EvaluationDataError(f"{path} holds {text[:40]!r}; it must hold the number of tars beside it.")
     return int(text)
 
 

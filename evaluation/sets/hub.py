@@ -83,9 +83,7 @@ class HubSet(EvaluationSet):
                 return self._unpack(row, place)
             return file.read_bytes() if place is None else self._cell(row, place)
         except (OSError, struct.error, zlib.error) as error:
-            raise EvaluationDataError(
-                f"{self.where(row)} cannot be read: {error}. Fetch the set again."
-            ) from error
+            raise EvaluationDataError(f"{self.where(row)} cannot be read: {error}. Fetch the set again.") from error
 
     def close(self) -> None:
         super().close()
@@ -182,8 +180,7 @@ def _winogavil_tables(folder: Path) -> EvaluationSet:
             images = row["candidate_images"]
             if len(names) != len(images):
                 raise EvaluationDataError(
-                    f"{where} has {len(names)} candidates and {len(images)} candidate_images. Fetch "
-                    "the set again."
+                    f"{where} has {len(names)} candidates and {len(images)} candidate_images. Fetch the set again."
                 )
             for item, (name, image) in enumerate(zip(names, images, strict=True)):
                 if plain(name) not in found:

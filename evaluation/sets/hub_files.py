@@ -87,9 +87,7 @@ def read_csv(folder: Path, columns: Sequence[str]) -> tuple[Path, list[tuple[str
     ]
     for where, row in rows:
         if any(row[column] is None for column in columns):
-            raise EvaluationDataError(
-                f"{where} has too few fields. The file is cut; fetch it again."
-            )
+            raise EvaluationDataError(f"{where} has too few fields. The file is cut; fetch it again.")
     if not rows:
         raise EvaluationDataError(f"{path} has no row of the test split. Fetch it again.")
     return path, rows
@@ -122,9 +120,7 @@ def pictures_beside(folder: Path) -> list[Picture]:
     if zips := sorted(folder.glob("*.zip")):
         return [picture for path in zips for picture in _members(path)]
     return [
-        Picture(path, path.name, 0, path.stat().st_size)
-        for path in sorted(folder.rglob("*"))
-        if is_picture(path)
+        Picture(path, path.name, 0, path.stat().st_size) for path in sorted(folder.rglob("*")) if is_picture(path)
     ]
 
 
@@ -147,9 +143,7 @@ def plain(name: str) -> str:
     return name.replace("_", " ")
 
 
-def find_picture(
-    name: str, found: Mapping[str, list[Picture]], where: str, folder: Path
-) -> Picture:
+def find_picture(name: str, found: Mapping[str, list[Picture]], where: str, folder: Path) -> Picture:
     """Look up the picture that a row names.
 
     Raises:
@@ -173,9 +167,7 @@ def _rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
         line = data[: error.start].count(b"\n") + 1
         raise EvaluationDataError(f"{path} is not UTF-8 in line {line}: {error}.") from error
     except csv.Error as error:
-        raise EvaluationDataError(
-            f"{path} cannot be read as a CSV: {error}. Fetch it again."
-        ) from error
+        raise EvaluationDataError(f"{path} cannot be read as a CSV: {error}. Fetch it again.") from error
 
 
 def _members(path: Path) -> Iterator[Picture]:

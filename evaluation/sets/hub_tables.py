@@ -52,9 +52,7 @@ def read_tables(
         yield file, [(f"{file}, row {i}", row) for i, row in enumerate(rows, start=1)]
 
 
-def pictured(
-    file: Path, image: Mapping[str, Any], place: Cell, num_pictures: int, where: str
-) -> Picture:
+def pictured(file: Path, image: Mapping[str, Any], place: Cell, num_pictures: int, where: str) -> Picture:
     """Say where a picture of a table lies: in the table, or in the file that it names.
 
     Raises:
@@ -125,9 +123,7 @@ def _parquet_texts(file: Path, columns: Sequence[str], pictures: str) -> Any:
     with pq.ParquetFile(file) as opened:
         schema = opened.schema
         leaves = [schema.column(i).path for i in range(len(schema.names))]
-        names = [
-            leaf for leaf in leaves if leaf.startswith(f"{pictures}.") and leaf.endswith(".path")
-        ]
+        names = [leaf for leaf in leaves if leaf.startswith(f"{pictures}.") and leaf.endswith(".path")]
         return opened.read([*columns, *names], use_threads=False)
 
 

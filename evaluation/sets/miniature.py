@@ -59,10 +59,7 @@ def write_classification(
     generator = np.random.default_rng(seed)
     labels = generator.integers(len(class_names), size=num_samples)
     colours = generator.integers(256, size=(len(class_names), 3))
-    samples = [
-        {"png": noise_png(generator, size, colours[label]), "cls": str(label).encode()}
-        for label in labels
-    ]
+    samples = [{"png": noise_png(generator, size, colours[label]), "cls": str(label).encode()} for label in labels]
     write_set(
         folder,
         samples,
@@ -72,14 +69,10 @@ def write_classification(
     )
 
 
-def write_retrieval(
-    folder: Path, *, captions: Sequence[Sequence[str]], seed: int, size: int = 40
-) -> None:
+def write_retrieval(folder: Path, *, captions: Sequence[Sequence[str]], seed: int, size: int = 40) -> None:
     """Write pictures of noise, each with its captions."""
     generator = np.random.default_rng(seed)
-    samples = [
-        {"png": noise_png(generator, size), "txt": "\n".join(lines).encode()} for lines in captions
-    ]
+    samples = [{"png": noise_png(generator, size), "txt": "\n".join(lines).encode()} for lines in captions]
     write_set(folder, samples)
 
 

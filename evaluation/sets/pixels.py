@@ -32,9 +32,7 @@ class Transform:
 
         self.preprocess = preprocess
         steps = list(preprocess.transforms) if isinstance(preprocess, Compose) else []
-        self.is_cut = (
-            len(steps) > 1 and isinstance(steps[-2], ToTensor) and isinstance(steps[-1], Normalize)
-        )
+        self.is_cut = len(steps) > 1 and isinstance(steps[-2], ToTensor) and isinstance(steps[-1], Normalize)
         self.before: list[Any] = steps[:-2] if self.is_cut else []
         self.last: Any = steps[-1] if self.is_cut else None
 

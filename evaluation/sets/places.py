@@ -50,19 +50,14 @@ def _places(root: Path, task: Task) -> list[Path]:
         owner, name = task.hub.split("/")
         cache = f"datasets--{owner}--{name}"
         names += [name, task.hub, cache, f"hub/{cache}"]
-        names += [
-            f"hf_cache/{place}" for place in (name, cache, f"hub/{cache}", f"{owner}___{name}")
-        ]
+        names += [f"hf_cache/{place}" for place in (name, cache, f"hub/{cache}", f"{owner}___{name}")]
     return [root / name for name in dict.fromkeys(names)]
 
 
 def _snapshot(cache: Path) -> Path:
     """The files of the revision that a cache of the Hub calls main, or of its only one."""
     main = cache / "refs" / "main"
-    if (
-        main.is_file()
-        and (named := cache / "snapshots" / main.read_text(encoding="utf-8").strip()).is_dir()
-    ):
+    if main.is_file() and (named := cache / "snapshots" / main.read_text(encoding="utf-8").strip()).is_dir():
         return named
     revisions = sorted(path for path in (cache / "snapshots").iterdir() if path.is_dir())
     if len(revisions) == 1:

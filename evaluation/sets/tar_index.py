@@ -87,10 +87,7 @@ def scan_tar(path: Path, shard: int) -> list[Sample]:
             f"{path} ends or breaks after {len(pictures):,} samples without a tar's end mark. "
             "It is damaged or cut short; fetch it again."
         )
-    return [
-        _sample(path, shard, key, members, annotations.get(key, {}))
-        for key, members in pictures.items()
-    ]
+    return [_sample(path, shard, key, members, annotations.get(key, {})) for key, members in pictures.items()]
 
 
 def _sample(

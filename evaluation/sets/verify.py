@@ -152,11 +152,7 @@ def verify_set(
             f"It has {scorer.num_available:,} samples and the test set has {task.test_size:,}. Fetch "
             f"{folder} again, and nshards.txt with it."
         )
-    with (
-        nullcontext()
-        if progress is None
-        else progress(task.name, len(scorer.rows), "pictures") as bar
-    ):
+    with nullcontext() if progress is None else progress(task.name, len(scorer.rows), "pictures") as bar:
         advance = bar.advance if bar is not None else lambda count: None
         broken, digests = _read_pictures(opened, scorer, probe, seed, advance)
     if broken:
@@ -269,7 +265,5 @@ def _read_hashes(path: Path) -> dict[str, str]:
             "one is written."
         ) from error
     if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
-        raise WorldError(
-            f"{path} does not hold a hash for each task. Move it away, and a new one is written."
-        )
+        raise WorldError(f"{path} does not hold a hash for each task. Move it away, and a new one is written.")
     return values

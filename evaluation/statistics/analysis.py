@@ -40,9 +40,7 @@ def compare(arms: Sequence[Arm], seed: int = 0) -> dict[str, dict[str, Cell]]:
     return analyse(arms, seed).cells
 
 
-def analyse(
-    arms: Sequence[Arm], seed: int = 0, means: Mapping[str, Sequence[str]] | None = None
-) -> Analysis:
+def analyse(arms: Sequence[Arm], seed: int = 0, means: Mapping[str, Sequence[str]] | None = None) -> Analysis:
     """Compare arms with their controls on every task, and on means of tasks.
 
     All differences of tasks are one family of tests, those of means another.
@@ -57,18 +55,14 @@ def analyse(
     """
     names = [arm.name for arm in arms]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(
-            f"two arms are called {twice[0]!r}: their rows could not be told apart. Rename one."
-        )
+        raise ConfigError(f"two arms are called {twice[0]!r}: their rows could not be told apart. Rename one.")
     values, draws, tasks = _measured(arms, seed, means or {})
     cells, shared, noises = _compared(arms, values, draws, tasks)
     finer: dict[str, dict[str, Cell]] = {}
     for measure in fine.NAMES:
         more = _compared(arms, *_measured(arms, seed, {}, measure))[0]
         for name, row in more.items():
-            finer.setdefault(name, {}).update(
-                {f"{task} {measure}": cell for task, cell in row.items()}
-            )
+            finer.setdefault(name, {}).update({f"{task} {measure}": cell for task, cell in row.items()})
     return Analysis(cells, _notes(arms, cells, shared, noises), finer)
 
 
@@ -144,9 +138,7 @@ def _notes(
             else "All seeds have equal values: seed variance is unknown. Nothing is bold."
         )
     elif len(arms) > 1:
-        notes.append(
-            "No other arm has a finished control, so there are no differences. Nothing is bold."
-        )
+        notes.append("No other arm has a finished control, so there are no differences. Nothing is bold.")
     elif arms:
         notes.append("A single arm: there is nothing to compare it with. Nothing is bold.")
     of_mean = [noise for (_, column), noise in noises.items() if column == MEAN]
@@ -197,9 +189,7 @@ def _measured(
         for run in arm.runs:
             for result in run.results:
                 if _value(result, measure) is not None:
-                    sets.setdefault((result.task, result.set_digest), []).append(
-                        (arm.name, run.seed, result)
-                    )
+                    sets.setdefault((result.task, result.set_digest), []).append((arm.name, run.seed, result))
     values: Values = {arm.name: {} for arm in arms}
     drawn: dict[str, dict[str, list[np.ndarray]]] = {arm.name: {} for arm in arms}
     for (key, _), found in sets.items():
@@ -212,8 +202,7 @@ def _measured(
     tasks = list(dict.fromkeys(key for key, _ in sets))
     mean_draws = {
         name: {
-            key: np.mean(found, axis=0)
-            for key, found in sorted(by_task.items(), key=lambda kv: tasks.index(kv[0]))
+            key: np.mean(found, axis=0) for key, found in sorted(by_task.items(), key=lambda kv: tasks.index(kv[0]))
         }
         for name, by_task in drawn.items()
     }
@@ -223,9 +212,7 @@ def _measured(
             if members and all(len(mine.get(key, ())) == len(arm.runs) for key in members):
                 seeds = [run.seed for run in arm.runs]
                 mine[column] = {s: float(np.mean([mine[key][s] for key in members])) for s in seeds}
-                mean_draws[arm.name][column] = np.mean(
-                    [mean_draws[arm.name][key] for key in members], axis=0
-                )
+                mean_draws[arm.name][column] = np.mean([mean_draws[arm.name][key] for key in members], axis=0)
         order = [*(key for key in tasks if key in mine), *(c for c in mine if c not in tasks)]
         values[arm.name] = {column: mine[column] for column in order}
     return values, mean_draws, tasks

@@ -71,13 +71,9 @@ class SharedSeeds:
             for arm, columns in values.items()
         }
         shared = Counter(found for found in seeds.values() if len(found) >= MIN_SEEDS)
-        self.seeds = (
-            sorted(max(shared, key=lambda found: (shared[found], sorted(found)))) if shared else []
-        )
+        self.seeds = sorted(max(shared, key=lambda found: (shared[found], sorted(found)))) if shared else []
         self.arms = [arm for arm, found in seeds.items() if sorted(found) == self.seeds]
-        self.apart = [
-            arm for arm, found in seeds.items() if arm not in self.arms and len(found) >= MIN_SEEDS
-        ]
+        self.apart = [arm for arm, found in seeds.items() if arm not in self.arms and len(found) >= MIN_SEEDS]
 
         columns = dict.fromkeys(column for row in values.values() for column in row)
         self.layouts = {c: layout for c in columns if (layout := self._layout(c)) is not None}
@@ -99,8 +95,7 @@ class SharedSeeds:
             ratios = [
                 float(gains.var(ddof=1)) / (2 * self.pooled[task])
                 for task in self.tasks
-                if self.pooled.get(task, 0.0) > _NONE
-                and (gains := self._gains(arm, control, task)) is not None
+                if self.pooled.get(task, 0.0) > _NONE and (gains := self._gains(arm, control, task)) is not None
             ]
             self._spreads[arm, control] = max(1.0, float(np.mean(ratios))) if ratios else 1.0
         return self._spreads[arm, control]
@@ -113,9 +108,7 @@ class SharedSeeds:
             return None
         return np.array([sides[0][seed] - sides[1][seed] for seed in self.seeds])
 
-    def noise(
-        self, arm: str, control: str, column: str, sample_variance: float
-    ) -> TwoNoises | None:
+    def noise(self, arm: str, control: str, column: str, sample_variance: float) -> TwoNoises | None:
         """The two noises of a difference; none below three seeds, or where no seed moves a value.
 
         Arms of other seeds than their control's are compared unpaired.

@@ -169,14 +169,8 @@ def pair(
             if metric == RECALL
             else mean_replicates(gains, num_resamples=num_resamples, generator=generator)
         )
-        exchanged = exchanged_hits(
-            hits, their_hits, weights, num_exchanges=num_exchanges, generator=generator
-        )
-        p = (
-            exchange_p(float(gains @ weights), exchanged)
-            if metric == RECALL
-            else sign_test(hits, their_hits)
-        )
+        exchanged = exchanged_hits(hits, their_hits, weights, num_exchanges=num_exchanges, generator=generator)
+        p = exchange_p(float(gains @ weights), exchanged) if metric == RECALL else sign_test(hits, their_hits)
         return Paired(mine, other, draws, exchanged, p)
     both = paired_replicates(task, metric, [first, second], seed=seed, num_resamples=num_resamples)
     compute = on_draws(task, metric)
@@ -190,9 +184,7 @@ def pair(
 def mean_pair(pairs: Sequence[Paired]) -> Paired:
     """Compare two checkpoints on the plain mean of tasks, whose test sets are independent."""
     exchanged = np.mean([one.exchanged for one in pairs], axis=0)
-    first, second = (
-        float(np.mean([getattr(one, side) for one in pairs])) for side in ("first", "second")
-    )
+    first, second = (float(np.mean([getattr(one, side) for one in pairs])) for side in ("first", "second"))
     draws = np.mean([one.replicates for one in pairs], axis=0)
     return Paired(first, second, draws, exchanged, exchange_p(second - first, exchanged))
 

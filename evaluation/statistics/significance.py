@@ -54,9 +54,7 @@ def resample_counts(
     num_samples = int(counts.sum())
     step = max(1, _BLOCK // len(counts))
     sizes = [min(step, num_resamples - start) for start in range(0, num_resamples, step)]
-    return np.concatenate(
-        [statistic(generator.multinomial(num_samples, counts / num_samples, s)) for s in sizes]
-    )
+    return np.concatenate([statistic(generator.multinomial(num_samples, counts / num_samples, s)) for s in sizes])
 
 
 def mean_replicates(
@@ -125,9 +123,7 @@ def class_recall_replicates(
     return resample_counts(counts, recall, num_resamples=num_resamples, generator=generator)
 
 
-def percentile_interval(
-    replicates: Float[np.ndarray, " r"], level: float = LEVEL
-) -> tuple[float, float]:
+def percentile_interval(replicates: Float[np.ndarray, " r"], level: float = LEVEL) -> tuple[float, float]:
     """Cut equal tails off, so that `level` of the replicates lie between.
 
     Source:
@@ -178,9 +174,7 @@ def exchanged_hits(
 def exchanged_differences(
     first: Mapping[str, np.ndarray],
     second: Mapping[str, np.ndarray],
-    on_draws: Callable[
-        [Mapping[str, np.ndarray], Float32[np.ndarray, "r m"]], Float[np.ndarray, " r"]
-    ],
+    on_draws: Callable[[Mapping[str, np.ndarray], Float32[np.ndarray, "r m"]], Float[np.ndarray, " r"]],
     num_samples: int,
     *,
     num_exchanges: int,
@@ -210,9 +204,7 @@ def exchanged_differences(
     observed = float(difference(np.zeros((1, num_samples), bool))[0])
     step = max(1, _BLOCK // (2 * num_samples))
     sizes = [min(step, num_exchanges - start) for start in range(0, num_exchanges, step)]
-    found = [
-        difference(generator.integers(2, size=(size, num_samples), dtype=bool)) for size in sizes
-    ]
+    found = [difference(generator.integers(2, size=(size, num_samples), dtype=bool)) for size in sizes]
     return observed, np.concatenate(found)
 
 
@@ -249,8 +241,7 @@ def joined(
     moved = {OWNER: second[OWNER] + num_samples} if OWNER in second else {}
     second = {**second, **moved}
     return {
-        name: np.concatenate([values, second[name]]) if values.ndim else values
-        for name, values in first.items()
+        name: np.concatenate([values, second[name]]) if values.ndim else values for name, values in first.items()
     }
 
 
@@ -300,7 +291,5 @@ class TwoNoises:
             return _SMALLEST_P if difference else 1.0
         if difference == 0:
             return 1.0
-        found: Any = brentq(
-            lambda power: self.reach(10**power) - abs(difference), math.log10(_SMALLEST_P), 0
-        )
+        found: Any = brentq(lambda power: self.reach(10**power) - abs(difference), math.log10(_SMALLEST_P), 0)
         return float(10**found)

@@ -278,11 +278,7 @@ def _metrics(result: Result, all_metrics: bool) -> list[str]:
 
 def _means(rows: Sequence[Row]) -> list[Row]:
     """The group means of the tasks that were compared; their names say how many are missing."""
-    main = {
-        row.task: row.paired
-        for row in rows
-        if row.task and row.metric == find_task(row.task).main_metric
-    }
+    main = {row.task: row.paired for row in rows if row.task and row.metric == find_task(row.task).main_metric}
     found = []
     for group, members in groups().items():
         own = [main[key] for key in members if key in main]
@@ -301,10 +297,7 @@ def adjust(compared: Sequence[Comparison]) -> list[Comparison]:
         at = [i for i, row in enumerate(every) if (row.task is not None) == is_task]
         adjusted[at] = holm(np.array([every[i].paired.p for i in at]))
     values = iter(adjusted.tolist())
-    return [
-        replace(one, rows=[replace(row, adjusted_p=next(values)) for row in one.rows])
-        for one in compared
-    ]
+    return [replace(one, rows=[replace(row, adjusted_p=next(values)) for row in one.rows]) for one in compared]
 
 
 def tell(first: Evaluated, one: Comparison) -> dict[str, Any]:
@@ -346,9 +339,7 @@ def tell_concepts(store: Store, first: Evaluated, second: Evaluated, wanted: str
         return {}
     sides = (first.results, second.results)
     try:
-        found = concepts_of_runs(
-            store, (first.entry, second.entry), sides, limited=wanted == "auto"
-        )
+        found = concepts_of_runs(store, (first.entry, second.entry), sides, limited=wanted == "auto")
     except StoreError as error:
         if wanted == "true":
             raise

@@ -98,9 +98,7 @@ def _sweeps(store: Store) -> list[Path]:
     files = [
         file
         for folder in (store.runs / "sweeps").glob("*")
-        if (
-            file := next((f for f in (folder / FILE, folder / "results.jsonl") if f.exists()), None)
-        )
+        if (file := next((f for f in (folder / FILE, folder / "results.jsonl") if f.exists()), None))
     ]
     return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime)]
 

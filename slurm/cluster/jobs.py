@@ -87,9 +87,7 @@ class Sweep:
                 "submitted. Try again when it does; launcher=local runs the sweep on this machine."
             )
         if manifest.code != self.new.code and queue.tasks:
-            print(
-                f"note: jobs in the queue were handed in by {manifest.code}; this is {self.new.code}"
-            )
+            print(f"note: jobs in the queue were handed in by {manifest.code}; this is {self.new.code}")
         plan, encoders = self.plan()
         submitter = Submitter(self.launcher, self.folder, manifest, self.settings.name)
         if plan is None:

@@ -50,9 +50,7 @@ class Submitter:
             self._again("report", list(jobs), jobs)
         return jobs
 
-    def submit(
-        self, store: Store, missing: Sequence[Point], after: Sequence[Job] = ()
-    ) -> list[Job]:
+    def submit(self, store: Store, missing: Sequence[Point], after: Sequence[Job] = ()) -> list[Job]:
         """Submit the points that are missing, what they rest on, and the continuation.
 
         Args:
@@ -123,9 +121,7 @@ class Submitter:
             mine = tasks[first : first + size]
             at_once = f"%{self.launcher.throttle}" if self.launcher.throttle else ""
             command = ["-m", "slurm.task", str(self.folder), str(file), role, str(first)]
-            number = self._sbatch(
-                role, command, after, packed, [f"--array=0-{len(mine) - 1}{at_once}"]
-            )
+            number = self._sbatch(role, command, after, packed, [f"--array=0-{len(mine) - 1}{at_once}"])
             elements = [[keys[point] for point in task] for task in mine]
             made.append(Job(number, role, self.manifest.rounds, elements))
             jobs.append(made[-1])

@@ -77,17 +77,13 @@ class State:
     about: str = ""
 
 
-def states(
-    plan: Plan, store: Store, folder: Path, manifest: Manifest | None, queue: Queue
-) -> list[State]:
+def states(plan: Plan, store: Store, folder: Path, manifest: Manifest | None, queue: Queue) -> list[State]:
     """The state of each point of a plan, in its order."""
     with store.steady():
         return list(_states(plan, store, folder, manifest, queue))
 
 
-def _states(
-    plan: Plan, store: Store, folder: Path, manifest: Manifest | None, queue: Queue
-) -> Iterator[State]:
+def _states(plan: Plan, store: Store, folder: Path, manifest: Manifest | None, queue: Queue) -> Iterator[State]:
     keys = [str(store.key(point.last)) for point in plan.points]
     failures = read_failures(folder, keys)
     jobs: dict[str, list[tuple[Job, int]]] = {}
@@ -119,9 +115,7 @@ def _states(
             yield State("running", f"{trained}{job.role}, {left} left{_said(words)}")
         elif queued:
             job, number = queued[0]
-            yield State(
-                "waiting", f"{trained}{job.role} ({queue.tasks[job.number, number].reason})"
-            )
+            yield State("waiting", f"{trained}{job.role} ({queue.tasks[job.number, number].reason})")
         elif failed_in in last:  # an older reason is not why this try failed
             yield State("failed", reason)
         elif not mine:
@@ -137,9 +131,7 @@ def _states(
             yield State("failed", f"{trained}{job.role} {about}{words}")
 
 
-def lines(
-    plan: Plan, found: Sequence[State], manifest: Manifest | None, queue: Queue
-) -> Iterator[str]:
+def lines(plan: Plan, found: Sequence[State], manifest: Manifest | None, queue: Queue) -> Iterator[str]:
     """The states as text, a line each, with a count at the end."""
     width = max((len(point.label) for point in plan.points), default=0)
     for point, state in zip(plan.points, found, strict=True):

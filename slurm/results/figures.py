@@ -40,9 +40,7 @@ def draw_all(
         f"{settings.name}: {facts['samples_seen']:,} samples seen an arm. "
         "Bars: 95 % over test pictures; dots: seeds",
     )
-    dense = next(
-        (p for p in plan.points if (_folder(store, p) / "clusters.parquet").exists()), None
-    )
+    dense = next((p for p in plan.points if (_folder(store, p) / "clusters.parquet").exists()), None)
     if dense is None:
         return
     table = pq.read_table(_folder(store, dense) / "clusters.parquet")
@@ -77,18 +75,14 @@ def _kept_sizes(clusters: Clusters, keep: KeepList) -> np.ndarray:
     return clusters.sizes_of(keep.mask)
 
 
-def _draw_pictures(
-    point: Point, store: Store, clusters: Clusters, complexity: np.ndarray, path: Path
-) -> None:
+def _draw_pictures(point: Point, store: Store, clusters: Clusters, complexity: np.ndarray, path: Path) -> None:
     """Kept and pruned members of clusters from the least to the most complex, and of the duplicates."""
     pool: Pool = store.get(point.nodes["index"])
     keep: KeepList = store.get(point.nodes["select"])
     mask = keep.mask
     chosen = np.argsort(np.where(np.isnan(complexity), np.inf, complexity))
     chosen = chosen[: int((~np.isnan(complexity)).sum())]
-    chosen = chosen[
-        np.linspace(0, len(chosen) - 1, min(NUM_CLUSTERS_SHOWN, len(chosen))).astype(int)
-    ]
+    chosen = chosen[np.linspace(0, len(chosen) - 1, min(NUM_CLUSTERS_SHOWN, len(chosen))).astype(int)]
     lines = []
     for cluster in chosen:
         at = np.flatnonzero(clusters.assignment == cluster)
@@ -103,9 +97,7 @@ def _draw_pictures(
             for wanted in (True, False)
         ]
         name = f"cluster {cluster}: complexity {complexity[cluster]:.3f}, {len(sides[0])} kept of {len(at)}"
-        lines.append(
-            (name, *([(pool_image(pool, row), note) for row, note in side[:6]] for side in sides))
-        )
+        lines.append((name, *([(pool_image(pool, row), note) for row, note in side[:6]] for side in sides)))
     key = store.key(point.nodes["dedup"])
     assert key is not None, "what was trained on was curated"
     decisions = explained(store, key).decision_tables(np.arange(min(pool.num_rows, 5000)))
@@ -114,14 +106,8 @@ def _draw_pictures(
         lines.append(
             (
                 f"dedup at {point.label}: each pruned picture beside the earlier row it repeats",
-                [
-                    (pool_image(pool, d["related_row"]), pool.caption(d["related_row"])[:26])
-                    for d in gone
-                ],
-                [
-                    (pool_image(pool, d["row"]), f"{d['value']:.4f} {pool.caption(d['row'])[:20]}")
-                    for d in gone
-                ],
+                [(pool_image(pool, d["related_row"]), pool.caption(d["related_row"])[:26]) for d in gone],
+                [(pool_image(pool, d["row"]), f"{d['value']:.4f} {pool.caption(d['row'])[:20]}") for d in gone],
             )
         )
     plots.pictures(lines, path)

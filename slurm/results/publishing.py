@@ -58,9 +58,7 @@ def _send_results(store: Store, logger: Wandb, point: Point, run: Run) -> None:
                 if value is None:
                     continue
                 low, high = result.intervals.get(metric, (None, None))
-                table.add_data(
-                    result.task, result.protocol, metric, value, low, high, result.num_samples
-                )
+                table.add_data(result.task, result.protocol, metric, value, low, high, result.num_samples)
                 values[f"evaluate/{result.task}/{metric}"] = value
         with logger.session(store.runs, facts["train_key"]) as record:
             # Behind the last step: what is logged at a step that was seen is dropped.
@@ -69,9 +67,7 @@ def _send_results(store: Store, logger: Wandb, point: Point, run: Run) -> None:
             if entry is None:
                 raise StoreError(f"evaluation {facts['evaluate_key']} is gone from {store.runs}")
             files = [entry.folder / "results.jsonl"]
-            record.log_artifact(
-                artifact(f"results-{entry.key}", "evaluation", entry, [entry], files)
-            )
+            record.log_artifact(artifact(f"results-{entry.key}", "evaluation", entry, [entry], files))
 
 
 def _send_table(
@@ -96,9 +92,7 @@ def _send_table(
         ]  # fmt: skip
         with logger.session(store.runs, record_id, name=name, job_type="sweep") as record:
             record.config.update({"sweep": name, "runs": keys}, allow_val_change=True)
-            record.log(
-                {"table": wandb.Table(columns=list(heading), data=[list(row) for row in rows])}
-            )
+            record.log({"table": wandb.Table(columns=list(heading), data=[list(row) for row in rows])})
 
 
 def sweep_id(name: str, pool: str) -> str:

@@ -84,10 +84,7 @@ def write_summary(
         report.markdown(heading, rows),
         report.members_line(cells),
         "",
-        *(
-            f"{about}, difference to the control:\n\n{report.markdown(*table)}"
-            for about, table in finer.items()
-        ),
+        *(f"{about}, difference to the control:\n\n{report.markdown(*table)}" for about, table in finer.items()),
         "```",
         *planted_lines,
         "",
@@ -101,9 +98,7 @@ def write_summary(
     write_arms(plan, store, settings, out, failures=failures, encoders=encoders, notes=told)
     report.write(
         out / "table.csv",
-        report.csv_text(
-            arms, {arm: {**row, **analysis.finer.get(arm, {})} for arm, row in cells.items()}
-        ),
+        report.csv_text(arms, {arm: {**row, **analysis.finer.get(arm, {})} for arm, row in cells.items()}),
     )
     report.write(out / "results.jsonl", report.json_lines(arms))
     report.write(out / "ledger.json", json.dumps(ledger_json(ledger), indent=1))
@@ -170,9 +165,7 @@ def failure_notes(arms: Sequence[Arm]) -> list[str]:
     return [f"With failures: {', '.join(broken)}."] if broken else []
 
 
-def planted_report(
-    plan: Plan, store: Store, encoders: Encoders
-) -> tuple[dict[str, Any], list[str]]:
+def planted_report(plan: Plan, store: Store, encoders: Encoders) -> tuple[dict[str, Any], list[str]]:
     """What was planted in a glyphs pool, and how much of it dedup and CLIP score found.
 
     It is counted at the first point that removes near duplicates, in its pool.
@@ -197,9 +190,7 @@ def planted_report(
         at = unseen & ~np.isnan(values)
         area = area_under_roc(values[at], ~np.array(truth["caption_swapped"].to_pylist())[at])
         found["CLIP score against swapped captions, area under ROC"] = area
-        lines.append(
-            f"CLIP score tells true from swapped captions with area under the ROC curve {area:.3f}"
-        )
+        lines.append(f"CLIP score tells true from swapped captions with area under the ROC curve {area:.3f}")
     if _is_semantic(point) and store.entry(point.nodes["dedup"]):
         keep: KeepList = store.get(point.nodes["dedup"])
         twin = np.asarray(store.get(point.nodes["dedup"].inputs["similar"]).twin)

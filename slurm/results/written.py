@@ -35,9 +35,7 @@ def written_report(
         written = captions.of(rows)
         found: dict[str, Any] = repairs(written, pool.captions(rows), truth)
         has = [row for row, text in enumerate(written) if text is not None]
-        found["script"] = script_quality(
-            [written[row] for row in has], truth["character"].take(has).to_pylist()
-        )
+        found["script"] = script_quality([written[row] for row in has], truth["character"].take(has).to_pylist())
         script = found["script"]
         lines = [
             f"{point.label}: written captions of {captions.num_refined:,} rows name the script of "

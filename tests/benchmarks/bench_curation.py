@@ -43,9 +43,7 @@ Say = Callable[..., None]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=["assign", "chain", "triangle", "quotas", "temperature"])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=512)
@@ -53,13 +51,9 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=16_000)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument(
-        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "bench-curation"
-    )
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "bench-curation")
     parser.add_argument("--cold", action="store_true")
-    parser.add_argument(
-        "--rivals", action="store_true", help="the published methods on the same data, too"
-    )
+    parser.add_argument("--rivals", action="store_true", help="the published methods on the same data, too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, "
@@ -92,9 +86,7 @@ def _memory(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def products(
-    width: int, columns: int, threads: int, seconds: float, rows: int = BLOCK
-) -> tuple[float, float]:
+def products(width: int, columns: int, threads: int, seconds: float, rows: int = BLOCK) -> tuple[float, float]:
     """Plain fp32 products of blocks, on so many threads, for some time: operations, and seconds that they took."""
 
     def share(_: int) -> int:
@@ -218,9 +210,7 @@ def assign(options: Any) -> None:
         faiss_assign(options, vectors, fitted.centroids, labels)
 
 
-def faiss_assign(
-    options: Any, vectors: Vectors, centroids: np.ndarray, labels: dict[int, np.ndarray]
-) -> None:
+def faiss_assign(options: Any, vectors: Vectors, centroids: np.ndarray, labels: dict[int, np.ndarray]) -> None:
     """What the published code does: one search of an exact inner-product index over fp32 vectors."""
     import faiss
 
@@ -389,9 +379,9 @@ def temperature(options: Any) -> None:
         distance = (0.3 + 0.3 * rng.random(n, np.float32) + label / k / 5).astype(np.float32)
         Clusters(centroids, label, distance).save(folder / "clusters")
         kept = rng.random(n, np.float32) > 0.3
-        everything("rehearsal", np.ones(n, bool)).within(
-            "dedup", kept, "duplicate", "no earlier duplicate"
-        ).save(folder / "rows")
+        everything("rehearsal", np.ones(n, bool)).within("dedup", kept, "duplicate", "no earlier duplicate").save(
+            folder / "rows"
+        )
         del label, distance, kept
     for value in (0.1, 0.2):
         out = folder / f"select-{value}"

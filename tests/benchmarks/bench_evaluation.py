@@ -53,12 +53,8 @@ def write(folder: Path, num: int, seed: int, size: tuple[int, int]) -> None:
     rng = np.random.default_rng(seed)
     colours = rng.integers(256, size=(len(NAMES), 3))
     labels = rng.integers(len(NAMES), size=num)
-    samples = [
-        {"jpg": jpeg(rng, *size, colours[label]), "cls": str(label).encode()} for label in labels
-    ]
-    write_set(
-        folder, samples, class_names=NAMES, templates=TEMPLATES, samples_per_shard=-(-num // 2)
-    )
+    samples = [{"jpg": jpeg(rng, *size, colours[label]), "cls": str(label).encode()} for label in labels]
+    write_set(folder, samples, class_names=NAMES, templates=TEMPLATES, samples_per_shard=-(-num // 2))
 
 
 def make_checkpoint(folder: Path, model: str, seed: int) -> Path:
@@ -125,21 +121,15 @@ def tree(options: argparse.Namespace, folder: Path) -> None:
             f"round {number + 1}: ours {ours[-1]:.0f} s, clip_benchmark {rival[-1]:.0f} s",
             flush=True,
         )
-    found = load_results(
-        folder / "ours0" / "evaluations" / "tree" / "results.jsonl", with_outcomes=False
-    )
+    found = load_results(folder / "ours0" / "evaluations" / "tree" / "results.jsonl", with_outcomes=False)
     mine = {r.task: r.metrics for r in found if r.protocol == "datacomp"}
     worst = 0.0
     for key in keys:
-        theirs = json.loads((folder / "rival0" / f"{key.replace('/', '_')}.json").read_text())[
-            "metrics"
-        ]
+        theirs = json.loads((folder / "rival0" / f"{key.replace('/', '_')}.json").read_text())["metrics"]
         for name in ("acc1", "acc5", "mean_per_class_recall"):
             worst = max(worst, abs(theirs[name] - (mine[key][name] or 0.0)))
     ratios = ", ".join(f"{b / a:.2f}" for a, b in zip(ours, rival, strict=True))
-    print(
-        f"\n{len(keys)} tasks of {options.pictures} pictures, {options.model}, {options.workers} workers"
-    )
+    print(f"\n{len(keys)} tasks of {options.pictures} pictures, {options.model}, {options.workers} workers")
     print(f"ratio, each round: {ratios}; largest difference of a metric: {worst:.2g}")
 
 
@@ -158,9 +148,7 @@ def pictures(options: argparse.Namespace, folder: Path) -> None:
     most = max(options.checkpoints)
     towers = []
     for seed in range(most):
-        loaded = load_openclip(
-            options.model, checkpoint=make_checkpoint(folder, options.model, seed)
-        )
+        loaded = load_openclip(options.model, checkpoint=make_checkpoint(folder, options.model, seed))
         towers.append(
             Towers(
                 loaded.model, loaded.preprocess, loaded.tokenizer, loaded.name, loaded.digest,
@@ -180,9 +168,7 @@ def pictures(options: argparse.Namespace, folder: Path) -> None:
         return time.perf_counter() - start
 
     def encode() -> float:
-        batch = torch.zeros(
-            64, 3, towers[0].model.visual.image_size[0], towers[0].model.visual.image_size[0]
-        )
+        batch = torch.zeros(64, 3, towers[0].model.visual.image_size[0], towers[0].model.visual.image_size[0])
         times = []
         with torch.no_grad():
             for _ in range(12):
@@ -195,9 +181,7 @@ def pictures(options: argparse.Namespace, folder: Path) -> None:
         model.prepare_texts([t.format(c=name) for name in NAMES for t in TEMPLATES])
     for number in range(options.rounds):
         decode, forward = run(0), encode()
-        print(
-            f"round {number + 1}: decode {decode:.1f} s, encode {forward:.1f} s for {len(opened):,} pictures"
-        )
+        print(f"round {number + 1}: decode {decode:.1f} s, encode {forward:.1f} s for {len(opened):,} pictures")
         for num in options.checkpoints:
             took = run(num)
             bound = (decode + forward) / (decode / num + forward)
@@ -210,14 +194,10 @@ def pictures(options: argparse.Namespace, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=("tree", "pictures"))
     parser.add_argument("--rival", help="a Python that has clip_benchmark and numpy below 2.4")
-    parser.add_argument(
-        "--pictures", type=int, help="of a set: 30 for tree, as in the tests, 2000 for pictures"
-    )
+    parser.add_argument("--pictures", type=int, help="of a set: 30 for tree, as in the tests, 2000 for pictures")
     parser.add_argument("--checkpoints", type=int, nargs="+", default=[1, 10])
     parser.add_argument("--model", help="ViT-B-32 for tree, ViT-S-32 for pictures")
     parser.add_argument("--rounds", type=int, default=1)

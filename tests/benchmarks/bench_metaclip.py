@@ -90,9 +90,7 @@ def match(num_captions: int, num_entries: int, scanned: int) -> None:
     each = (time.process_time() - began) / len(few)
     same = Finder(entries, "reference")
     assert by_scan == [same.find(caption) for caption in few]
-    print(
-        f"scan over all entries: {each * 1e3:.0f} ms a caption; the same entries found in {len(few)}"
-    )
+    print(f"scan over all entries: {each * 1e3:.0f} ms a caption; the same entries found in {len(few)}")
 
 
 def held() -> float:

@@ -150,9 +150,7 @@ def measure(home: Path) -> None:
     began = time.perf_counter()
     found = states(plan, sweep.store, sweep.folder, *in_queue(keys))
     total += timed(f"states: {dict(Counter(state.word for state in found))}", began)
-    print(
-        f"{'together':<64} {total:8.2f} s   goal {GOAL:.0f} s: {'met' if total < GOAL else 'MISSED'}"
-    )
+    print(f"{'together':<64} {total:8.2f} s   goal {GOAL:.0f} s: {'met' if total < GOAL else 'MISSED'}")
     open_tasks(home, plan, keys)
     print(f"digest of the keys, with the paths of this run: {digest}")
 

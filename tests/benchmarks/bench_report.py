@@ -39,9 +39,7 @@ def main() -> None:
     pictures = Pictures(6000)
     numbers = [pictures.add(Photographs(), row) for row in range(6000)]  # type: ignore[arg-type]
     sheets = pictures.finish()
-    print(
-        f"{pictures.num_pictures:,} thumbnails of 224 pixels made in {time.perf_counter() - began:.0f} s"
-    )
+    print(f"{pictures.num_pictures:,} thumbnails of 224 pixels made in {time.perf_counter() - began:.0f} s")
     for num_arms, num_clusters, each in ((40, 500, 12), (40, 5000, 12), (200, 500, 12)):
         data = synthetic(num_arms, num_clusters, each)
         for sample in data["clusterings"][0]["samples"]:

@@ -38,8 +38,7 @@ def make_tars(folder: Path, num_samples: int, num_bytes: int, shard_size: int) -
                 members = {
                     "jpg": noise[at : at + num_bytes],
                     "txt": b"a caption of some fifty characters, as they are here",
-                    "json": b'{"caption": "a caption", "uid": "%032x", "rest": "%s"}'
-                    % (i, b"x" * 900),
+                    "json": b'{"caption": "a caption", "uid": "%032x", "rest": "%s"}' % (i, b"x" * 900),
                 }
                 for extension, content in members.items():
                     info = tarfile.TarInfo(f"{i:09d}.{extension}")
@@ -71,9 +70,7 @@ def by_ranges(pool: Pool, rows: np.ndarray, target: Path, sync: bool) -> None:
         np.concatenate([getattr(extents, name) for extents in found])
         for name in ("starts", "lengths", "num_ranges", "key_hashes")
     )
-    plan = TarPlan(
-        target, pool.shards, np.repeat(shard, num), starts, lengths, np.cumsum(num) - num, hashes
-    )
+    plan = TarPlan(target, pool.shards, np.repeat(shard, num), starts, lengths, np.cumsum(num) - num, hashes)
     write_tar(plan, sync=sync)
 
 
@@ -110,9 +107,7 @@ def bench_writing(folder: Path, given: argparse.Namespace) -> None:
     keep = KeepList(pool.digest, mask)
     whole = both_seconds(write_shards, pool, keep, folder / "out", 1000)
     total = sum(path.stat().st_size for path in tars)
-    print(
-        f"{len(rows):,} of {given.samples:,} samples kept, {total / 1e6:.0f} MB in {len(tars)} tars"
-    )
+    print(f"{len(rows):,} of {given.samples:,} samples kept, {total / 1e6:.0f} MB in {len(tars)} tars")
     size = out["tarfile"].stat().st_size
     for name, took in [*ways.items(), ("write_shards: shuffled, synced, verified", [whole])]:
         clock, own = (min(times) for times in zip(*took, strict=True))
@@ -133,9 +128,7 @@ def bench_look_ups(folder: Path, given: argparse.Namespace) -> None:
     assert isinstance(bits, KeptRows)
     rows = rng.integers(0, given.rows, 4_000_000)
     took = min(seconds(bits.contains_rows, rows) for _ in range(3))
-    print(
-        f"bitmap of {given.rows:,} rows: {len(rows) / took / 1e6:.1f} M rows/s at random (goal: 10)"
-    )
+    print(f"bitmap of {given.rows:,} rows: {len(rows) / took / 1e6:.1f} M rows/s at random (goal: 10)")
     pairs = np.lib.format.open_memmap(folder / "uids.npy", "w+", UIDS, (given.uids,))
     pairs["f0"] = np.sort(rng.integers(0, 2**64, given.uids, np.uint64))
     for start in range(0, given.uids, 1 << 22):
@@ -162,9 +155,7 @@ def bench_look_ups(folder: Path, given: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--samples", type=int, default=6000)
     parser.add_argument("--bytes", type=int, default=20_000, help="of a picture")
     parser.add_argument("--shard-size", type=int, default=2000, help="samples of a source tar")

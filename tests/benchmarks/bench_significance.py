@@ -33,9 +33,7 @@ def reach(variance: Any, freedom: Any, sample: float, alpha: float) -> np.ndarra
     return np.sqrt(seeds + ndtri(1 - alpha / 2) ** 2 * sample)
 
 
-def welch_holm(
-    mean: np.ndarray, variance: np.ndarray, freedom: np.ndarray, sample: float
-) -> np.ndarray:
+def welch_holm(mean: np.ndarray, variance: np.ndarray, freedom: np.ndarray, sample: float) -> np.ndarray:
     """Holm's steps: the smallest p at alpha / m, the next at alpha / (m - 1), until one is not reached."""
     left, found = np.ones(mean.shape, bool), np.zeros(mean.shape, bool)
     while left.any():
@@ -47,14 +45,10 @@ def welch_holm(
     return found
 
 
-def moderated(
-    own: np.ndarray, pooled: np.ndarray, freedom: float, most: float
-) -> tuple[np.ndarray, float]:
+def moderated(own: np.ndarray, pooled: np.ndarray, freedom: float, most: float) -> tuple[np.ndarray, float]:
     """Variances shrunk towards pooled ones by how much their ratios vary, and degrees of freedom (Smyth 2004)."""
     logs = np.log(own / pooled)
-    excess = (float(np.var(logs, ddof=1)) if logs.size > 1 else 0.0) - float(
-        polygamma(1, freedom / 2)
-    )
+    excess = (float(np.var(logs, ddof=1)) if logs.size > 1 else 0.0) - float(polygamma(1, freedom / 2))
     if excess <= 0:
         return pooled, most
     low, high = 1e-8, 1e8
@@ -163,8 +157,6 @@ def study(tables: int, say: Callable[[str], None]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", type=int, default=2000)
-    print(
-        "| controls | spreads | seed shift | seeds | analysis | false %, tasks | mean | power %, tasks | mean |"
-    )
+    print("| controls | spreads | seed shift | seeds | analysis | false %, tasks | mean | power %, tasks | mean |")
     print("|---|---|---|---|---|---|---|---|---|")
     study(parser.parse_args().tables, lambda line: print(line, flush=True))

@@ -111,9 +111,7 @@ def train_rival(given: dict[str, Any]) -> list[float]:
     import open_clip_train.train as loop
 
     if given["keep"]:
-        spec = importlib.util.spec_from_file_location(
-            "contains", HERE.parents[2] / "dbp/formats/contains.py"
-        )
+        spec = importlib.util.spec_from_file_location("contains", HERE.parents[2] / "dbp/formats/contains.py")
         assert spec is not None
         assert spec.loader is not None
         contains = importlib.util.module_from_spec(spec)
@@ -183,14 +181,10 @@ def train_ours(given: dict[str, Any]) -> list[float]:
     sees = loaded.model.visual.preprocess_cfg
     steps = given["epochs"] * given["epoch"] // given["batch"]
     horizon = Horizon(len(subset), given["batch"], steps)
-    optimiser = Optimiser(
-        1e-3, 0.9, 0.98, 1e-6, 0.2, "openclip3", "cosine", 5 * given["batch"], fused=True
-    )
+    optimiser = Optimiser(1e-3, 0.9, 0.98, 1e-6, 0.2, "openclip3", "cosine", 5 * given["batch"], fused=True)
     recipe = RandomResizedCrop(0.9, 1.0, decode=given["decode"])
     pairs = Pairs(subset, recipe, SIZE, loaded.tokenizer, 0)
-    module = Contrastive(
-        loaded.model, optimiser, horizon, 0, sees["mean"], sees["std"], trims=given["trims"]
-    )
+    module = Contrastive(loaded.model, optimiser, horizon, 0, sees["mean"], sees["std"], trims=given["trims"])
     ends: list[float] = []
 
     def batches(step: int, rank: int, world: int) -> Batches:
@@ -265,9 +259,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     """Run all arms in turn, round by round, and print the tables."""
     make_tars(folder, options.pairs, options.tars, 0.2)
     (folder / "tiny.json").write_text(json.dumps(TINY))
-    chosen = {
-        n: a for n, a in arms(options, folder).items() if not options.only or options.only in n
-    }
+    chosen = {n: a for n, a in arms(options, folder).items() if not options.only or options.only in n}
     rates: dict[str, list[float]] = {name: [] for name in chosen}
     for number in range(options.rounds):
         # Every other round backwards, so that a machine that slows down favours nobody.
@@ -290,9 +282,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rival", help="a Python that has open_clip_train and webdataset 0.2.86")
     parser.add_argument("--pairs", type=int, default=5120)
     parser.add_argument("--rounds", type=int, default=5)

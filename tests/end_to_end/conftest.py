@@ -162,9 +162,7 @@ def _wait(holds: Callable[[], bool], what: str, state: Path, seconds: float = 60
     until = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > until:
-            logs = "".join(
-                f"\n{log}:\n{log.read_text()[-800:]}" for log in state.glob("*.[lo][ou][gt]")
-            )
+            logs = "".join(f"\n{log}:\n{log.read_text()[-800:]}" for log in state.glob("*.[lo][ou][gt]"))
             raise RuntimeError(f"{what} after {seconds:.0f} s{logs}")
         time.sleep(0.2)
 
@@ -173,9 +171,7 @@ def _wait(holds: Callable[[], bool], what: str, state: Path, seconds: float = 60
 def cluster() -> Iterator[Cluster]:
     """The cluster, started; skipped where it cannot be."""
     if missing := [name for name in NEEDED if shutil.which(name) is None]:
-        pytest.skip(
-            f"SLURM is not installed ({', '.join(missing)}): apt-get install slurm-wlm munge"
-        )
+        pytest.skip(f"SLURM is not installed ({', '.join(missing)}): apt-get install slurm-wlm munge")
     if os.getuid() != 0:
         pytest.skip("the daemons of SLURM need root here")
     # Not below pytest's folder: a socket's path may have 107 bytes.

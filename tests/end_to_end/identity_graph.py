@@ -87,9 +87,7 @@ def write_pool(folder: Path) -> None:
     vectors = vectors + chance.normal(size=vectors.shape)
     copies = chance.choice(NUM_ROWS, 2 * NUM_COPIES, replace=False)
     noise = chance.choice([0.0, 1e-4, 1e-2], size=(NUM_COPIES, 1))
-    vectors[copies[NUM_COPIES:]] = vectors[copies[:NUM_COPIES]] + noise * chance.normal(
-        size=(NUM_COPIES, WIDTH)
-    )
+    vectors[copies[NUM_COPIES:]] = vectors[copies[:NUM_COPIES]] + noise * chance.normal(size=(NUM_COPIES, WIDTH))
     np.save(folder / "images.npy", vectors.astype(np.float32))
 
 
@@ -103,9 +101,7 @@ def settings(folder: Path, store: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def curate(
-    arguments: list[str], block: int | None = None, rows: int = ROWS_OF_VECTORS
-) -> dict[str, Any]:
+def curate(arguments: list[str], block: int | None = None, rows: int = ROWS_OF_VECTORS) -> dict[str, Any]:
     """Curate in small parts; return the keep list's own record, and the stages' parts."""
     config = compose("curate", overrides(arguments))
     store = open_store(config, lambda line: None)

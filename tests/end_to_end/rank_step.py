@@ -27,9 +27,7 @@ def batches(rank: int, size: int) -> list[dict[str, torch.Tensor]]:
     mine = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
     return [
         {
-            "images": torch.randint(0, 256, (BATCH, 3, 32, 32), generator=draw, dtype=torch.uint8)[
-                mine
-            ],
+            "images": torch.randint(0, 256, (BATCH, 3, 32, 32), generator=draw, dtype=torch.uint8)[mine],
             "tokens": torch.randint(0, 499, (BATCH, 16), generator=draw)[mine],
         }
         for _ in range(STEPS)
@@ -48,9 +46,7 @@ def main(folder: Path, chunk: int | None) -> None:
     with joined(folder) as ranks, ranks.together("cpu"), quiet():
         optimiser = Optimiser(1e-3, 0.9, 0.98, 1e-6, 0.2, "openclip3", "cosine", 0)
         model = fresh_model(Model(config=TINY), 5).model
-        module = Watched(
-            model, optimiser, Horizon(96, BATCH, STEPS), 0, [0.5] * 3, [0.5] * 3, chunk
-        )
+        module = Watched(model, optimiser, Horizon(96, BATCH, STEPS), 0, [0.5] * 3, [0.5] * 3, chunk)
         fed = batches(ranks.rank, ranks.size)
         loader = torch.utils.data.DataLoader(fed, batch_size=None)  # type: ignore[arg-type]
         make_trainer(folder, STEPS, "cpu", "fp32", [], ranks).fit(module, loader)

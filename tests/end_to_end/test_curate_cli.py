@@ -204,9 +204,7 @@ def test_ls_and_gc_say_what_is_there_and_remove_only_when_told(house, first):
     key = house.key(made)
     assert "may go (say delete=true" in house.dbp("gc", f"keep={house.key(first)}")
     assert key in house.dbp("ls")
-    assert str(house.store / "select" / key) in house.dbp(
-        "gc", f"keep={house.key(first)}", "delete=true"
-    )
+    assert str(house.store / "select" / key) in house.dbp("gc", f"keep={house.key(first)}", "delete=true")
     assert house.dbp("ls") == listed
 
 
@@ -227,9 +225,7 @@ def test_a_keep_list_is_exported(house, first, format_):
 
 def test_an_export_to_datacomp_needs_uids_of_128_bits(house, first):
     out = house.folder / "keep.npy"
-    refused = house.dbp(
-        "export", f"keep={house.key(first)}", "format=datacomp", f"out={out}", status=1
-    )
+    refused = house.dbp("export", f"keep={house.key(first)}", "format=datacomp", f"out={out}", status=1)
     assert "is not 32 hexadecimal digits" in refused
     assert "pool.uid=hash" in refused
     said = house.curate(*KEEP, "pool.uid=hash")
@@ -251,9 +247,7 @@ def test_a_budget_above_the_pool_stops_before_anything_is_embedded(house, tmp_pa
     fresh = House(tmp_path / "fresh")
     said = fresh.curate("budget.num_kept=90", status=1)
     assert "cannot keep budget.num_kept=90 rows: the pool has 89 valid rows of 90" in said
-    said = fresh.curate(
-        "budget.num_kept=80", "filter=top_fraction", "filter.fraction=0.5", status=1
-    )
+    said = fresh.curate("budget.num_kept=80", "filter=top_fraction", "filter.fraction=0.5", status=1)
     assert "the filter leaves at most 44 of them" in said
     assert sorted(p.name for p in fresh.store.glob("[!.]*")) == ["index", "valid"]
 

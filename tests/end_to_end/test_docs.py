@@ -119,9 +119,7 @@ class House:
         self.shards = sorted((folder / "data").glob("*.tar"))
         rng = np.random.default_rng(0)
         np.save(folder / "VECTORS.npy", rng.normal(size=(200, 16)).astype(np.float32))
-        said = self.dbp(
-            "curate", *self.pool(), "select=dbp", "budget.keep_fraction=0.5", *CURATE, *TINY_ENCODER
-        )
+        said = self.dbp("curate", *self.pool(), "select=dbp", "budget.keep_fraction=0.5", *CURATE, *TINY_ENCODER)
         self.key = re.findall(r"keep list ([0-9a-f]{12,})", said)[0]
         self.dbp("export", f"keep={self.key}", "format=txt", "out=uids.txt")
         self.uid = (folder / "uids.txt").read_text().split()[0]

@@ -33,9 +33,7 @@ class House:
         inner = json.loads(config.read_text())
         (folder / "wrapped.json").write_text(json.dumps({"model_cfg": inner}))
 
-    def start(
-        self, *said: str, runs: str = "runs", out: int = subprocess.PIPE, err: int = subprocess.PIPE
-    ):
+    def start(self, *said: str, runs: str = "runs", out: int = subprocess.PIPE, err: int = subprocess.PIPE):
         """Begin an evaluation of the tiny model, in a session of its own."""
         given = {word.partition("=")[0] for word in said}
         default = {"checkpoint": "tiny.pt", "model.config": "tiny.json", "root": "sets"}
@@ -79,9 +77,7 @@ def whole(house) -> str:
 def test_the_whole_suite_ends_in_a_table_and_in_datacomps_file(house, whole):
     text = (house.folder / "out" / "eval_results.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
-    assert [(line["key"], line["dataset"]) for line in lines] == [
-        (task.key, task.name) for task in LISTED
-    ]
+    assert [(line["key"], line["dataset"]) for line in lines] == [(task.key, task.name) for task in LISTED]
     assert len(lines) == 40
     main = {line["dataset"]: line["metrics"]["main_metric"] for line in lines}
     assert {name for name, value in main.items() if value is None} == {"FairFace", "UTKFace"}
@@ -128,9 +124,7 @@ def test_a_suite_that_is_killed_goes_on_to_the_results_of_an_undisturbed_run(hou
     assert 6 <= len(done) < 80
     said = house.dbp(suite, "protocol=datacomp", runs="killed")
     assert "40 tasks evaluated, 0 failed" in said
-    tables = [
-        text[text.index("\ntask ") : text.index("40 tasks evaluated")] for text in (said, whole)
-    ]
+    tables = [text[text.index("\ntask ") : text.index("40 tasks evaluated")] for text in (said, whole)]
     assert tables[0] == tables[1]
     assert sorted(house.lines("killed")) == sorted(house.lines("runs"))
     assert house.lines("killed")[: len(done)] == done
@@ -192,9 +186,7 @@ def test_sets_are_verified_before_a_long_run(house):
     names = house.folder / "sets" / "wds_glyphs-letters_test" / "classnames.txt"
     names.write_text("alpha\ngamma\n")
     said = house.dbp("suite=glyphs/letters,mnist", "verify=true", runs="verified", status=1)
-    assert re.search(
-        r"^WRONG glyphs/letters: Its hash is \w{16} and .*set_hashes.json has", said, re.M
-    )
+    assert re.search(r"^WRONG glyphs/letters: Its hash is \w{16} and .*set_hashes.json has", said, re.M)
     assert re.search(r"^WRONG mnist: .*It has 30 samples and the test set has 10,000\.", said, re.M)
     assert "nothing was evaluated" in said
 

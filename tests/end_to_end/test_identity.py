@@ -156,9 +156,7 @@ def test_the_kernels_of_other_processors_change_no_row_no_quota_and_no_order(
     assert made.stdout.strip() == reference["digest"]
     assert_same_values({"store": Store(store)}, reference)
     orders = {
-        subprocess.run(
-            [sys.executable, "-c", ORDER], env=env, text=True, capture_output=True
-        ).stdout
+        subprocess.run([sys.executable, "-c", ORDER], env=env, text=True, capture_output=True).stdout
         for env in (there, dict(os.environ))
     }
     assert len(orders) == 1
@@ -187,9 +185,7 @@ def progress(store: Path) -> int:
 
 
 @pytest.mark.nightly
-def test_ten_kills_at_random_moments_change_nothing(
-    pool: Path, tmp_path: Path, reference: dict[str, Any]
-) -> None:
+def test_ten_kills_at_random_moments_change_nothing(pool: Path, tmp_path: Path, reference: dict[str, Any]) -> None:
     chance, kills, ends = random.Random(0), [], 0
     while len(kills) < 10:
         store = tmp_path / f"store-{ends}"

@@ -79,9 +79,7 @@ def assert_whole(store):
     listed = list(Store(store).entries())
     for entry in listed:
         for name, size in entry.manifest["files"].items():
-            assert (entry.folder / name).stat().st_size == size, (
-                f"{entry.folder / name} is half-written"
-            )
+            assert (entry.folder / name).stat().st_size == size, f"{entry.folder / name} is half-written"
     said = subprocess.run(
         [sys.executable, "-m", "dbp", "ls", f"paths.store={store}"],
         text=True, capture_output=True, check=True,
@@ -123,9 +121,7 @@ def survives(folder, store, moment, undisturbed, after=0):
     return process.returncode == -signal.SIGKILL, complete
 
 
-def test_a_run_killed_at_either_of_two_moments_ends_in_the_same_keep_list(
-    folder, tmp_path, undisturbed
-):
+def test_a_run_killed_at_either_of_two_moments_ends_in_the_same_keep_list(folder, tmp_path, undisturbed):
     chance = random.Random(0)
     hits = []
     for part, after in enumerate((0, 7)):
@@ -139,9 +135,7 @@ def test_a_run_killed_at_either_of_two_moments_ends_in_the_same_keep_list(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
-def test_a_run_killed_at_a_random_moment_ends_in_the_same_keep_list(
-    folder, tmp_path, undisturbed, part
-):
+def test_a_run_killed_at_a_random_moment_ends_in_the_same_keep_list(folder, tmp_path, undisturbed, part):
     moment = (part + random.Random(part).random()) / 10
     survives(folder, tmp_path / "store", moment, undisturbed)
 

@@ -262,9 +262,7 @@ def test_a_single_arm_makes_a_page(home, tmp_path):
     assert "A single arm" in (tmp_path / "o" / "table.md").read_text()
 
 
-def test_a_moved_store_and_missing_shards_leave_a_page_that_says_so(
-    home, captions, tmp_path, capsys
-):
+def test_a_moved_store_and_missing_shards_leave_a_page_that_says_so(home, captions, tmp_path, capsys):
     shutil.copytree(home / "runs", tmp_path / "runs")
     assert report(tmp_path, "glyphs_methods", "figures=false") == 0  # no store at all
     folder = tmp_path / "runs/reports/glyphs_methods"
@@ -282,9 +280,7 @@ def test_a_moved_store_and_missing_shards_leave_a_page_that_says_so(
     shutil.rmtree(tmp_path / "runs/evaluate")
     assert report(tmp_path, "glyphs_methods", "figures=false") == 0
     arms = data_of(folder)["arms"]
-    assert all(
-        "removed, or the store was moved" in a["problems"][0] for a in arms if a["name"] != "greedy"
-    )
+    assert all("removed, or the store was moved" in a["problems"][0] for a in arms if a["name"] != "greedy")
     assert "7 not finished" in capsys.readouterr().out.splitlines()[-1]
 
 
@@ -300,10 +296,7 @@ def test_other_protocols_stand_in_a_table_of_their_own(home, tmp_path):
     data = data_of(tmp_path / "runs/reports/glyphs_methods")
     assert [list(group["cells"]) for group in data["groups"]][1:] == [["ssp"]]
     assert data["groups"][1]["reason"] == "limit: 40 and 39"
-    assert (
-        "(apart: limit: 40 and 39)"
-        in (tmp_path / "runs/reports/glyphs_methods/table.md").read_text()
-    )
+    assert "(apart: limit: 40 and 39)" in (tmp_path / "runs/reports/glyphs_methods/table.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,7 @@ def lose_while_running(slurm: Any, node: str, stage: str, lost: list[int]) -> th
     def watch() -> None:
         until = time.monotonic() + 300
         while time.monotonic() < until:
-            running = slurm.call(
-                "squeue", "--noheader", f"--name=dbp-{stage}", "--states=RUNNING", "--format=%N"
-            )
+            running = slurm.call("squeue", "--noheader", f"--name=dbp-{stage}", "--states=RUNNING", "--format=%N")
             if node in running.split() and len(pids := slurm.processes(node)) > 2:
                 time.sleep(1)
                 slurm.lose(node)
@@ -112,11 +110,7 @@ def test_arrays_over_two_nodes_each_lost_once_make_the_keep_list_of_one_process(
     pool: Path, tmp_path: Path, slurm: Any
 ) -> None:
     reference = graph.curate(settings(pool, tmp_path / "here"), rows=4 * PER_SHARD)
-    duplicates = [
-        e.manifest["counts"]["duplicate"]
-        for e in reference["store"].entries()
-        if e.stage == "dedup"
-    ]
+    duplicates = [e.manifest["counts"]["duplicate"] for e in reference["store"].entries() if e.stage == "dedup"]
     assert 80 <= duplicates[0] <= 99, "as planted, but for those that the clusters part"
 
     on_slurm = [
@@ -125,9 +119,7 @@ def test_arrays_over_two_nodes_each_lost_once_make_the_keep_list_of_one_process(
     ]  # fmt: skip
     said = settings(pool, tmp_path / "slurm")
     stores = [
-        graph.open_store(
-            graph.compose("curate", graph.overrides([*said, *more])), lambda line: None
-        )
+        graph.open_store(graph.compose("curate", graph.overrides([*said, *more])), lambda line: None)
         for more in ([], on_slurm)
     ]
     config = graph.compose("curate", graph.overrides(said))
@@ -155,16 +147,10 @@ def test_arrays_over_two_nodes_each_lost_once_make_the_keep_list_of_one_process(
 def test_a_partition_that_does_not_exist_is_named_with_the_setting(tmp_path: Path) -> None:
     runner = Slurm(2, SETTINGS | {"partition": "nosuch"})
     with pytest.raises(WorldError) as refusal:
-        Store(tmp_path / "store", runner=runner).get(
-            toys.Spell().bind(word=toys.Write("abc").bind())
-        )
+        Store(tmp_path / "store", runner=runner).get(toys.Spell().bind(word=toys.Write("abc").bind()))
     said = str(refusal.value)
-    assert said.startswith(
-        "SLURM took no jobs for spell: sbatch: error: invalid partition specified: nosuch"
-    )
-    assert (
-        "Settings are under parts.slurm (partition=nosuch, timeout_min=10, cpus_per_task=1)" in said
-    )
+    assert said.startswith("SLURM took no jobs for spell: sbatch: error: invalid partition specified: nosuch")
+    assert "Settings are under parts.slurm (partition=nosuch, timeout_min=10, cpus_per_task=1)" in said
     assert said.endswith("parts.runner=processes works on this machine.")
 
 
@@ -185,9 +171,7 @@ def test_a_task_that_always_fails_ends_after_its_rounds_with_the_last_line_of_it
     assert store.get(toys.Spell().bind(word=toys.Write("abc").bind())).text == "aabbcc"
 
 
-def test_more_tasks_than_an_array_may_have_go_into_several_arrays(
-    tmp_path: Path, slurm: Any
-) -> None:
+def test_more_tasks_than_an_array_may_have_go_into_several_arrays(tmp_path: Path, slurm: Any) -> None:
     word = "abcdefgh"
     runner = Slurm(2, SETTINGS | {"max_array": 3})
     store = Store(tmp_path / "store", runner=runner)

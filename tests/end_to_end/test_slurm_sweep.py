@@ -67,9 +67,7 @@ def here(configs: Path, seeds: list[int], tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def there(
-    configs: Path, seeds: list[int], cluster: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+def there(configs: Path, seeds: list[int], cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The whole grid on SLURM."""
     home = night.Home(tmp_path_factory.mktemp("there"), configs)
     with pytest.MonkeyPatch.context() as patch:
@@ -88,9 +86,7 @@ def test_slurm_makes_the_table_of_this_machine(here: Any, there: Any, seeds: lis
     assert len(here.results()) == 2 * len(seeds) * (4 + 2 + 2)
     assert there.results() == here.results()
     assert there.keep_lists() == here.keep_lists()
-    assert len(set(here.keep_lists().values())) > 4 * len(seeds), (
-        "methods and ratios keep different rows"
-    )
+    assert len(set(here.keep_lists().values())) > 4 * len(seeds), "methods and ratios keep different rows"
     assert there.artifacts() == here.artifacts()
 
 
@@ -104,24 +100,18 @@ def test_each_artifact_is_made_once(there: Any) -> None:
     assert not there.half_written()
 
 
-def test_a_second_sweep_submits_nothing_and_prints_the_table(
-    there: Any, slurm: Any, seeds: list[int]
-) -> None:
+def test_a_second_sweep_submits_nothing_and_prints_the_table(there: Any, slurm: Any, seeds: list[int]) -> None:
     before = there.manifest()
     began = time.monotonic()
     said = there.sweep(f"sweep.seed={seeds}", "launcher=slurm_cpu")
     print(f"a second sweep took {time.monotonic() - began:.1f} s")
     assert there.manifest() == before
     assert slurm.queue() == []
-    assert re.search(
-        rf"^dbp keep_fraction=0\.5 temperature=0\.0001 +{len(seeds)} ", said, re.MULTILINE
-    )
+    assert re.search(rf"^dbp keep_fraction=0\.5 temperature=0\.0001 +{len(seeds)} ", said, re.MULTILINE)
     assert "finished, in " in said
 
 
-def test_one_more_temperature_submits_its_arm_alone_and_cancel_empties_the_queue(
-    there: Any, slurm: Any
-) -> None:
+def test_one_more_temperature_submits_its_arm_alone_and_cancel_empties_the_queue(there: Any, slurm: Any) -> None:
     more = [*POINT[:2], "sweep.select.temperature=[0.1,0.0001,0.002]", "launcher=slurm_cpu"]
     before = there.manifest()["jobs"]
     said = there.sweep(*more)
@@ -197,8 +187,7 @@ def same_run(home: Any, other: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The manifests of a run that both homes have made."""
     (line,) = {line["train_key"] for line in home.results()}
     return tuple(  # type: ignore[return-value]
-        json.loads((at.folder / "runs" / "train" / line / "manifest.json").read_text())
-        for at in (home, other)
+        json.loads((at.folder / "runs" / "train" / line / "manifest.json").read_text()) for at in (home, other)
     )
 
 

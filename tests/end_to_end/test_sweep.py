@@ -51,9 +51,7 @@ def manifests(home: Path) -> set[str]:
 def test_every_arm_sees_equally_many_samples_in_equally_many_steps(swept):
     lines = [json.loads(line) for line in (swept / "results.jsonl").read_text().splitlines()]
     assert {line["arm"] for line in lines} == {"unpruned", "uniform", "clip score", "ssp", "dbp"}
-    assert {(line["samples_seen"], line["steps"], line["batch_size"]) for line in lines} == {
-        (64, 2, 32)
-    }
+    assert {(line["samples_seen"], line["steps"], line["batch_size"]) for line in lines} == {(64, 2, 32)}
 
 
 def test_the_methods_keep_equally_many_rows_and_the_unpruned_arm_keeps_all(swept):
@@ -108,9 +106,7 @@ def test_an_axis_that_no_arm_reads_is_refused(home, swept):
 
 
 def test_arms_of_unequal_compute_are_refused(home, swept):
-    with pytest.raises(
-        ConfigError, match="not compute-matched: train\\.samples_seen is 64 and 128"
-    ):
+    with pytest.raises(ConfigError, match="not compute-matched: train\\.samples_seen is 64 and 128"):
         sweep(home, "sweep.train.samples_seen=[64,128]")
 
 

@@ -73,9 +73,7 @@ def torchrun(pool: Path, home: Path, *more: str, ranks: int = 2) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_ranks_train_one_model_and_leave_together_when_one_is_asked_to(
-    pool: Path, tmp_path: Path
-) -> None:
+def test_two_ranks_train_one_model_and_leave_together_when_one_is_asked_to(pool: Path, tmp_path: Path) -> None:
     homes = {name: tmp_path / name for name in ("one", "two")}
     runs.finish(runs.start(runs.arguments(pool, homes["one"])))
     cut = "train.trim_captions=true"  # the lengths of the ranks' captions differ
@@ -111,9 +109,7 @@ def same_up_to_rounding(some: Path, other: Path) -> None:
     one, two = runs.manifest(some), runs.manifest(other)
     assert one["key"] == two["key"]
     assert one["counts"]["consumed"] == two["counts"]["consumed"]
-    weights = [
-        torch.load(m["folder"] / "weights.pt", weights_only=True)["state_dict"] for m in (one, two)
-    ]
+    weights = [torch.load(m["folder"] / "weights.pt", weights_only=True)["state_dict"] for m in (one, two)]
     start = float(weights[0]["visual.proj"].abs().max())
     for name in weights[0]:
         assert float((weights[0][name] - weights[1][name]).abs().max()) < 2e-2 * max(start, 1)

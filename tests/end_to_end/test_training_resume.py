@@ -32,9 +32,7 @@ def undisturbed(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return runs.manifest(home)
 
 
-@pytest.mark.parametrize(
-    "kind", ["SIGKILL", "SIGUSR1", pytest.param("SIGTERM", marks=pytest.mark.nightly)]
-)
+@pytest.mark.parametrize("kind", ["SIGKILL", "SIGUSR1", pytest.param("SIGTERM", marks=pytest.mark.nightly)])
 def test_five_interruptions_at_random_steps_change_no_bit(
     pool: Path, tmp_path: Path, undisturbed: dict[str, Any], kind: str
 ) -> None:

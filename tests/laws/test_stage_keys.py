@@ -406,8 +406,7 @@ def test_a_checkpoint_is_named_by_its_content_and_never_by_its_path(tmp_path: Pa
     for name, content in (("a.pt", b"one"), ("b.pt", b"one"), ("c.pt", b"two")):
         (tmp_path / name).write_bytes(content)
     here, moved, other = (
-        key(Embed(OpenClip(None, checkpoint=str(tmp_path / f"{name}.pt")), "image"))
-        for name in "abc"
+        key(Embed(OpenClip(None, checkpoint=str(tmp_path / f"{name}.pt")), "image")) for name in "abc"
     )
     assert here == moved != other
 
@@ -416,8 +415,7 @@ def test_precomputed_vectors_are_named_by_their_content(tmp_path: Path) -> None:
     for name, value in (("a", 0.0), ("b", 0.0), ("c", 1.0)):
         np.save(tmp_path / f"{name}.npy", np.full((2, 2), value))
     here, moved, other = (
-        key(Embed(Precomputed("x", images=str(tmp_path / f"{name}.npy")), "image"))
-        for name in "abc"
+        key(Embed(Precomputed("x", images=str(tmp_path / f"{name}.npy")), "image")) for name in "abc"
     )
     assert here == moved != other
 
@@ -427,9 +425,7 @@ def test_the_model_s_config_may_lie_in_a_file_or_in_the_settings(tmp_path: Path)
     file = tmp_path / "model.json"
     file.write_text(json.dumps(config))
     train = next(stage for stage in STAGES if isinstance(stage, Train))
-    inline, read = (
-        dataclasses.replace(train, model=Model(config=given)) for given in (config, str(file))
-    )
+    inline, read = (dataclasses.replace(train, model=Model(config=given)) for given in (config, str(file)))
     assert key(inline) == key(read)
 
 

@@ -280,9 +280,7 @@ def test_two_writers_of_one_key_both_end_well_with_one_result(store: Store) -> N
 
 def test_two_writers_of_the_same_parts_both_end_well(store: Store) -> None:
     barrier = threading.Barrier(2, timeout=10)
-    nodes = [
-        doing(Parts("abc"), before=lambda number, beside: barrier.wait()).bind() for _ in range(2)
-    ]
+    nodes = [doing(Parts("abc"), before=lambda number, beside: barrier.wait()).bind() for _ in range(2)]
     found = in_threads(*[lambda n=n: Store(store.root).get(n) for n in nodes])
     assert found == [Text("abc"), Text("abc")]
     assert len(list(store.entries())) == 1

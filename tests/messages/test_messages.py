@@ -46,13 +46,11 @@ POOL = "pool.shards=nowhere/{0..3}.tar"
         ),
         (
             ["select.temprature=0.1", "budget.num_kept=5"],
-            "ConfigError: select.temprature is not a setting here. Did you mean "
-            "'select.temperature'?",
+            "ConfigError: select.temprature is not a setting here. Did you mean 'select.temperature'?",
         ),
         (
             ["+select.temprature=0.1", "budget.num_kept=5"],
-            "ConfigError: select.temprature=0.1 is not a setting of Density. Did you mean "
-            "'temperature'?",
+            "ConfigError: select.temprature=0.1 is not a setting of Density. Did you mean 'temperature'?",
         ),
         (
             ["budgte.num_kept=5"],
@@ -155,8 +153,7 @@ def test_no_verb_at_all_prints_the_usage(capsys: pytest.CaptureFixture[str]) -> 
         (["show", "a", "b"], "ConfigError: dbp show takes one KEY; given: ['a', 'b']"),
         (
             ["why", "uid"],
-            "ConfigError: dbp why needs keep=KEY, the key of a keep list; `dbp ls stage=select` "
-            "lists them",
+            "ConfigError: dbp why needs keep=KEY, the key of a keep list; `dbp ls stage=select` lists them",
         ),
         (
             ["why", "kep=abc", "uid"],
@@ -171,9 +168,7 @@ def test_no_verb_at_all_prints_the_usage(capsys: pytest.CaptureFixture[str]) -> 
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_verbs_that_look_into_the_store_say_what_they_take(
-    arguments: list[str], message: str, said
-) -> None:
+def test_verbs_that_look_into_the_store_say_what_they_take(arguments: list[str], message: str, said) -> None:
     assert said(*arguments) == (1, message)
 
 
@@ -208,9 +203,7 @@ def test_a_key_that_is_not_there_says_where_it_was_looked_for(said, tmp_path: Pa
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_would_be_passed_over_in_silence_is_refused(
-    arguments: list[str], message: str, said
-) -> None:
+def test_what_would_be_passed_over_in_silence_is_refused(arguments: list[str], message: str, said) -> None:
     assert said(*arguments) == (1, message)
 
 

@@ -181,9 +181,7 @@ def test_an_experiment_has_the_runs_and_the_work_that_its_script_says(study, nam
     runs = studied.runs().values()
     assert header(script)["Runs"].startswith(str(len(runs) * studied.seeds))
     work = Counter(
-        (round(samples(p) / 1e6, 1), GFLOP[p.config.model.name])
-        for p in runs
-        for _ in range(studied.seeds)
+        (round(samples(p) / 1e6, 1), GFLOP[p.config.model.name]) for p in runs for _ in range(studied.seeds)
     )
     said = Counter[tuple[float, float]]()
     for n, millions, unit, gflop, _ in costs(script):

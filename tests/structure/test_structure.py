@@ -172,9 +172,7 @@ def test_the_packages_that_are_imported_are_ours(package: str) -> None:
 
 def run_in_a_fresh_python(code: str) -> list[str]:
     """What a script prints as its last line, as words."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1].split()
 

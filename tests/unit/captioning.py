@@ -86,9 +86,7 @@ def encoder(folder: Path) -> OpenClip:
             torch.manual_seed(0)
             made = load_openclip(config=config, random_weights=True)
         torch.save(made.model.state_dict(), checkpoint)
-    return OpenClip(
-        None, checkpoint=str(checkpoint), config=str(config), batch_size=8, device="cpu"
-    )
+    return OpenClip(None, checkpoint=str(checkpoint), config=str(config), batch_size=8, device="cpu")
 
 
 def training(folder: Path, **changed: Any) -> TrainCaptioner:
@@ -121,6 +119,4 @@ class House:
         return stage.bind(pool=self.pool, captioner=captioner)
 
     def captions(self, captioner: Node, refine: Refine = GREEDY, rows: Node | None = None) -> Node:
-        return refine.bind(
-            pool=self.pool, rows=rows or self.rows, captioner=captioner, codes=self.codes(captioner)
-        )
+        return refine.bind(pool=self.pool, rows=rows or self.rows, captioner=captioner, codes=self.codes(captioner))

@@ -11,9 +11,7 @@ OF_ASKED = ("protocols", "seed", "limit", "max_templates")
 OF_RUN = ("progress", "failures", "on_results", "keep", "crops", "known")
 
 
-def evaluate_one(
-    model: Any, preprocess: Any, tokenizer: Any, suite: Any, root: Any, **given: Any
-) -> list[Result]:
+def evaluate_one(model: Any, preprocess: Any, tokenizer: Any, suite: Any, root: Any, **given: Any) -> list[Result]:
     """Results under `corrected`, or under the protocols that are given."""
     asked = {name: given.pop(name) for name in OF_ASKED if name in given}
     of_run = {name: given.pop(name) for name in OF_RUN if name in given}

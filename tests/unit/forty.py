@@ -105,9 +105,7 @@ NAMES = {
     "fairness/dollar_street": "bathrooms|beds|books|cars|cups|front doors|stoves|toys",
     "fairness/geode": "bag|chair|dustbin|hat|light fixture",
     "fer2013": "angry|disgusted|fearful|happy|neutral|sad|surprised",
-    "vtab/dmlab": (
-        "nearby apple/melon|far apple/melon|very far apple/melon|nearby lemon|far lemon|very far lemon"
-    ),
+    "vtab/dmlab": ("nearby apple/melon|far apple/melon|very far apple/melon|nearby lemon|far lemon|very far lemon"),
     "voc2007_multilabel": "aeroplane|bicycle|bird|boat|bottle|bus|cat",
 }
 TEMPLATES = {
@@ -190,9 +188,7 @@ def write_model(folder: Path) -> tuple[Path, Path]:
     return weights, config
 
 
-def draw(
-    generator: np.random.Generator, size: int, colour: np.ndarray, form: tuple[str, str]
-) -> bytes:
+def draw(generator: np.random.Generator, size: int, colour: np.ndarray, form: tuple[str, str]) -> bytes:
     """Draw a picture of noise, of about one colour, in a mode and a format."""
     from PIL import Image
 
@@ -255,15 +251,12 @@ METADATA: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 }
 
 
-def _pictures(
-    generator: np.random.Generator, groups: np.ndarray, size: int
-) -> list[tuple[str, bytes]]:
+def _pictures(generator: np.random.Generator, groups: np.ndarray, size: int) -> list[tuple[str, bytes]]:
     """An ending and a file for each picture; those of a group are alike in colour."""
     colours = generator.integers(256, size=(int(groups.max()) + 1, 3))
     forms = [FORMS[i % len(FORMS)] for i in range(len(groups))]
     return [
-        (form[1], draw(generator, size, colours[group], form))
-        for form, group in zip(forms, groups, strict=True)
+        (form[1], draw(generator, size, colours[group], form)) for form, group in zip(forms, groups, strict=True)
     ]
 
 

@@ -65,10 +65,7 @@ class Spell(Parted):
         return [Part(f"part-{n:02d}", n, float(ord(c))) for n, c in enumerate(word.text)]
 
     def make(self, part: Part, folder: Path, /, word: Text) -> dict[str, Any]:
-        seen = [
-            os.environ.get(name, "")
-            for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURM_JOB_ID")
-        ]
+        seen = [os.environ.get(name, "") for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURM_JOB_ID")]
         if self.witness:
             name = f"{part.name} {os.getpid()} {uuid.uuid4().hex[:6]}"
             (Path(self.witness) / name).write_text(",".join(seen))
@@ -87,9 +84,7 @@ class Spell(Parted):
         (folder / "letter.txt").write_text(2 * word.text[part.number])
         return {"rows": 1}
 
-    def finish(
-        self, work: Work, counts: Mapping[str, dict[str, Any]], word: Text
-    ) -> dict[str, Any]:
+    def finish(self, work: Work, counts: Mapping[str, dict[str, Any]], word: Text) -> dict[str, Any]:
         letters = [(work.shared / name / "letter.txt").read_text() for name in counts]
         (work.folder / "text.txt").write_text("".join(letters))
         return {"rows": sum(found["rows"] for found in counts.values())}

@@ -125,9 +125,7 @@ def shown(page: Path, width: int = 1280, **context: Any) -> Iterator[tuple[Any, 
         wrongs: list[str] = []
         tab.on("console", lambda said: wrongs.append(f"console: {said.text}"))
         tab.on("pageerror", lambda error: wrongs.append(f"error: {error}"))
-        tab.on(
-            "dialog", lambda dialog: (wrongs.append(f"dialog: {dialog.message}"), dialog.dismiss())
-        )
+        tab.on("dialog", lambda dialog: (wrongs.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         own = ("file:", "blob:", "data:")
         tab.on("request", lambda asked: asked.url.startswith(own) or wrongs.append(asked.url))
         tab.goto(page.as_uri())

@@ -95,9 +95,7 @@ def point(label: str, rows: Node) -> Point:
     return Point(label, {}, config, {"select": keep, "train": train, "evaluate": evaluate}, label)
 
 
-SETTINGS = SweepSettings(
-    name="toys", arms={}, axes={}, encoder=None, control="uniform", plots=False
-)
+SETTINGS = SweepSettings(name="toys", arms={}, axes={}, encoder=None, control="uniform", plots=False)
 
 
 @dataclass

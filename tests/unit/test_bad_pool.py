@@ -142,9 +142,7 @@ def write_tar(path, members):
 
 def pairs(keys):
     return [
-        m
-        for key in keys
-        for m in ((f"{key}.jpg", JPEG), (f"{key}.txt", f"of {key}".encode("utf-8", "replace")))
+        m for key in keys for m in ((f"{key}.jpg", JPEG), (f"{key}.txt", f"of {key}".encode("utf-8", "replace")))
     ]
 
 
@@ -197,14 +195,8 @@ CAPTIONS = {
 
 
 def test_captions_are_read_as_text_whatever_their_bytes(store, tmp_path):
-    members = [
-        m
-        for key, (text, _, _) in CAPTIONS.items()
-        for m in ((f"{key}.jpg", JPEG), (f"{key}.txt", text))
-    ]
-    node = index(
-        write_tar(tmp_path / "a.tar", [*members, ("none.jpg", JPEG), ("alone.txt", b"no picture")])
-    )
+    members = [m for key, (text, _, _) in CAPTIONS.items() for m in ((f"{key}.jpg", JPEG), (f"{key}.txt", text))]
+    node = index(write_tar(tmp_path / "a.tar", [*members, ("none.jpg", JPEG), ("alone.txt", b"no picture")]))
     pool = store.get(node)
     rows = dict(zip(pool.uids(), range(pool.num_rows), strict=True))
     for key, (_, reason, text) in CAPTIONS.items():
@@ -248,9 +240,7 @@ def test_folders_and_links_and_odd_extensions_are_no_samples(store, tmp_path):
 
 def test_a_tar_whose_keys_all_hold_dots_is_told_so(store, tmp_path):
     shard = write_tar(tmp_path / "a.tar", pairs(["v1.2", "v1.3"]))
-    with pytest.raises(
-        PoolError, match=r"no sample .*first dot. pictures not read: a dot in the key: 2"
-    ):
+    with pytest.raises(PoolError, match=r"no sample .*first dot. pictures not read: a dot in the key: 2"):
         store.get(index(shard))
 
 
@@ -299,9 +289,7 @@ CUTS = {
 
 
 @pytest.mark.parametrize("how", CUTS)
-def test_a_damaged_shard_is_an_error_that_names_it_its_last_member_and_the_way_out(
-    store, tmp_path, how
-):
+def test_a_damaged_shard_is_an_error_that_names_it_its_last_member_and_the_way_out(store, tmp_path, how):
     shard = damaged(tmp_path / "bad.tar", how)
     with pytest.raises(PoolError) as error:
         store.get(index(shard))
@@ -311,9 +299,7 @@ def test_a_damaged_shard_is_an_error_that_names_it_its_last_member_and_the_way_o
 
 
 @pytest.mark.parametrize("how", CUTS)
-def test_of_a_damaged_shard_the_samples_before_the_damage_can_be_kept_and_are_counted(
-    store, tmp_path, how
-):
+def test_of_a_damaged_shard_the_samples_before_the_damage_can_be_kept_and_are_counted(store, tmp_path, how):
     write_tar(tmp_path / "a.tar", pairs(["x"]))
     damaged(tmp_path / "b.tar", how)
     write_tar(tmp_path / "c.tar", pairs(["y"]))
@@ -326,9 +312,7 @@ def test_of_a_damaged_shard_the_samples_before_the_damage_can_be_kept_and_are_co
 def test_a_file_that_is_no_tar_is_named_or_counted(store, tmp_path, content):
     write_tar(tmp_path / "a.tar", pairs(["x"]))
     (tmp_path / "b.tar").write_bytes(content)
-    with pytest.raises(
-        PoolError, match=r"b\.tar cannot be read at its first member: .*Fetch it again"
-    ):
+    with pytest.raises(PoolError, match=r"b\.tar cannot be read at its first member: .*Fetch it again"):
         store.get(index(f"{tmp_path}/*.tar"))
     node = index(f"{tmp_path}/*.tar", broken_shards="keep_readable")
     assert store.get(node).uids() == ["x"]
@@ -344,9 +328,7 @@ def test_a_missing_shard_stops_before_any_work(store, tmp_path):
 
 def test_an_empty_tar_is_no_harm_beside_others_and_an_error_alone(store, tmp_path):
     write_tar(tmp_path / "0.tar", [])
-    with pytest.raises(
-        PoolError, match=r"no sample in 1 shards, the first being .*0\.tar\. A sample is"
-    ):
+    with pytest.raises(PoolError, match=r"no sample in 1 shards, the first being .*0\.tar\. A sample is"):
         store.get(index(tmp_path / "0.tar"))
     write_tar(tmp_path / "1.tar", pairs(["x"]))
     assert store.get(index(f"{tmp_path}/*.tar")).uids() == ["x"]
@@ -370,9 +352,7 @@ def test_pictures_and_captions_that_stand_apart_are_told_so(store, tmp_path):
 def test_a_sample_without_the_uid_that_was_asked_for_is_named(store, tmp_path, told):
     members = pairs(["k0"]) + ([("k0.json", told)] if told is not None else [])
     shard = write_tar(tmp_path / "a.tar", members)
-    with pytest.raises(
-        PoolError, match=r"sample 'k0' of shard .*a\.tar has no field 'uid'.*pool.uid=key"
-    ):
+    with pytest.raises(PoolError, match=r"sample 'k0' of shard .*a\.tar has no field 'uid'.*pool.uid=key"):
         store.get(index(shard, uid="json:uid"))
 
 
@@ -380,9 +360,7 @@ def test_a_shard_that_shrinks_or_goes_after_the_index_is_named(store, tmp_path):
     shard = write_tar(tmp_path / "a.tar", pairs("abc"))
     pool = store.get(index(shard))
     cut_at(shard, offsets(shard)["c.txt"][1])
-    with pytest.raises(
-        PoolError, match=r"a\.tar ends before the caption of 'c'.*Restore the shard"
-    ):
+    with pytest.raises(PoolError, match=r"a\.tar ends before the caption of 'c'.*Restore the shard"):
         pool.caption(2)
     gone = Store(store.root).get(index(write_tar(tmp_path / "b.tar", pairs("abc"))))
     (tmp_path / "b.tar").unlink()
@@ -413,9 +391,7 @@ class Brightness:
         )  # fmt: skip
 
 
-def test_pictures_that_do_not_decode_are_counted_by_embed_and_told_in_the_decision_table(
-    store, tmp_path
-):
+def test_pictures_that_do_not_decode_are_counted_by_embed_and_told_in_the_decision_table(store, tmp_path):
     broken = PICTURES["broken JPEG"][0]
     cut = [m for i in range(3) for m in ((f"{i}.jpg", broken), (f"{i}.txt", b"cut"))]
     write_tar(tmp_path / "a.tar", cut)  # a whole shard without a vector
@@ -429,9 +405,7 @@ def test_pictures_that_do_not_decode_are_counted_by_embed_and_told_in_the_decisi
     assert made.width == 3
     assert counts(store, node) == {"rows": 4, "undecodable image": 6}
     kept = deduplicated(store, pool, node)
-    assert [kept.decision(row)["reason"] for row in (0, 7, 10)] == ["undecodable image"] * 2 + [
-        "no image"
-    ]
+    assert [kept.decision(row)["reason"] for row in (0, 7, 10)] == ["undecodable image"] * 2 + ["no image"]
 
 
 def deduplicated(store, pool, images, texts=None):
@@ -535,9 +509,7 @@ def test_a_file_that_holds_no_plain_array_is_named_and_never_unpickled(store, tm
 )  # fmt: skip
 def test_vectors_of_another_shape_or_type_are_refused(store, tmp_path, vectors):
     pool = index(write_tar(tmp_path / "a.tar", pairs("ab")))
-    with pytest.raises(
-        WorldError, match=r"v\.npy has shape .*; the pool has 2 rows, and one float vector"
-    ):
+    with pytest.raises(WorldError, match=r"v\.npy has shape .*; the pool has 2 rows, and one float vector"):
         store.get(precomputed(tmp_path, vectors).bind(pool=pool))
 
 

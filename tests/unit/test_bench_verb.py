@@ -136,9 +136,7 @@ def test_pairs_are_read_as_the_pool_reads_them_in_fewer_calls(
     calls = []
     pread = os.pread
     monkeypatch.setattr(os, "pread", lambda *given: calls.append(given) or pread(*given))
-    monkeypatch.setattr(
-        "training.feed.data.NEAR", 1200
-    )  # a picture's neighbour, not the next but one
+    monkeypatch.setattr("training.feed.data.NEAR", 1200)  # a picture's neighbour, not the next but one
     read = read_pairs(pool, rows)
     assert (read.pictures, read.captions) == expected
     assert len(calls) == 4  # rows 0, 2, 7, 11; each picture with its caption

@@ -242,9 +242,7 @@ def test_code_vectors_worked_by_hand() -> None:
     codes = np.array([[0, 0, 2], [1, 2, 0]], np.uint16)
     codebook = np.array([[1.0, 0], [0, 3], [4, 3]], np.float32)
     assert code_vectors(codes, codebook, "histogram").tolist() == [[2, 0, 1], [1, 1, 1]]
-    assert code_vectors(codes, codebook, "mean") == pytest.approx(
-        np.array([[2, 1], [5 / 3, 2]], np.float32)
-    )
+    assert code_vectors(codes, codebook, "mean") == pytest.approx(np.array([[2, 1], [5 / 3, 2]], np.float32))
     assert code_vectors(codes, codebook, "published").tolist() == [[0, 0, 2], [1, 2, 0]]
 
 
@@ -279,18 +277,12 @@ def test_the_log_counts_codes_and_the_codebook_is_used(captioner: Captioner, hou
     assert counts["codes_used"] == rows[-1]["codes_used"]
 
 
-def test_the_same_seed_gives_the_same_weights_codes_and_captions(
-    house: House, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_weights_codes_and_captions(house: House, tmp_path: Path) -> None:
     both = (house, House(tmp_path))
-    a, b = (
-        torch.load(h.store.get(h.captioner(samples_seen=640)).folder / "captioner.pt") for h in both
-    )
+    a, b = (torch.load(h.store.get(h.captioner(samples_seen=640)).folder / "captioner.pt") for h in both)
     assert all(torch.equal(a[name], b[name]) for name in a)
     for node in ("codes", "captions"):
-        first, second = (
-            h.store.get(getattr(h, node)(h.captioner(samples_seen=640))).folder for h in both
-        )
+        first, second = (h.store.get(getattr(h, node)(h.captioner(samples_seen=640))).folder for h in both)
         for file in sorted(p for p in first.rglob("*") if p.name != "manifest.json"):
             if file.is_file():
                 assert file.read_bytes() == (second / file.relative_to(first)).read_bytes()
@@ -308,9 +300,7 @@ def test_what_cannot_be_decoded_is_counted_and_keeps_its_original(house: House) 
     assert captions.num_refined == counts["refined"]
 
 
-def test_a_caption_that_comes_out_empty_is_none_and_counted(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_caption_that_comes_out_empty_is_none_and_counted(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     write = "dbp.captioning.captioner.OpenCaptioner.write"
     monkeypatch.setattr(write, lambda self, codes, choose: ["", "x"] + ["y"] * (len(codes) - 2))
     node = house.captions(house.captioner(), replace(GREEDY, temperature=0.7))
@@ -331,9 +321,7 @@ class Half(Stage):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_caption_depends_on_neither_parts_batches_nor_company(
-    house: House, temperature: float
-) -> None:
+def test_a_caption_depends_on_neither_parts_batches_nor_company(house: House, temperature: float) -> None:
     refine = replace(GREEDY, temperature=temperature)
     captioner = house.captioner()
     all_rows = house.store.get(house.captions(captioner, refine)).of(np.arange(0, 96, 2))
@@ -402,9 +390,7 @@ def test_a_captioner_that_was_moved_works_and_a_changed_one_is_refused(
     assert str(captioner.folder.parents[2]) not in (moved / "captioner.json").read_text()
     node = LocalCaptioner(str(moved))
     assert node.identity() == LocalCaptioner(str(captioner.folder)).identity()
-    assert Captioner.load(moved).open("cpu").codebook() == pytest.approx(
-        captioner.open("cpu").codebook()
-    )
+    assert Captioner.load(moved).open("cpu").codebook() == pytest.approx(captioner.open("cpu").codebook())
     (moved / "encoder.pt").unlink()
     (moved / "encoder.pt").write_bytes(b"other")
     with pytest.raises(WorldError, match="not the file that this captioner was trained with"):
@@ -469,9 +455,7 @@ def test_vectors_of_a_file_are_no_image_network(house: House) -> None:
         house.store.get(node)
 
 
-def test_a_pool_whose_captions_have_no_words_is_refused(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pool_whose_captions_have_no_words_is_refused(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.captioner.captions_of", lambda subset: iter(["", " \t"]))
     with pytest.raises(ConfigError, match="none of 96 rows has a word in its caption"):
         house.store.get(house.captioner(seed=77))
@@ -495,9 +479,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_a_way_out(house: House) -> 
         (LocalCaptioner, {}, r"c\.folder=null: give the folder of a trained captioner"),
     ],
 )
-def test_settings_out_of_range_are_refused_by_name(
-    kind: Any, changed: dict[str, Any], message: str
-) -> None:
+def test_settings_out_of_range_are_refused_by_name(kind: Any, changed: dict[str, Any], message: str) -> None:
     from dataclasses import asdict
 
     given = {Network: asdict(NETWORK), Refine: asdict(GREEDY), LocalCaptioner: {}}[kind]
@@ -506,18 +488,14 @@ def test_settings_out_of_range_are_refused_by_name(
 
 
 def test_a_vit_of_timm_gives_its_patches_as_tokens() -> None:
-    tower = Timm(
-        "vit_tiny_patch16_224", 32, "token", random_weights=True, batch_size=2, device="cpu"
-    ).load()
+    tower = Timm("vit_tiny_patch16_224", 32, "token", random_weights=True, batch_size=2, device="cpu").load()
     assert tower.tokens is not None
     assert tower.tokens(torch.zeros(2, 3, 32, 32), -1).shape == (2, 4, 192)
     assert tower.sees is not None
     assert tower.sees["size"] == 32
 
 
-def test_the_log_says_how_many_keep_their_original(
-    house: House, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_log_says_how_many_keep_their_original(house: House, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "dbp"):
         house.store.get(house.captions(house.captioner(), replace(GREEDY, temperature=0.4)))
     assert "of 96 kept rows keep their original caption alone" in caplog.text

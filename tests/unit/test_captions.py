@@ -198,9 +198,7 @@ def test_only_what_decides_the_text_enters_the_key(tmp_path: Path, file: str) ->
         ({"rule": "replaced"}, r"caption\.rule='replaced': Did you mean 'replace'\?"),
     ],
 )
-def test_settings_that_contradict_the_rule_are_refused(
-    settings: dict[str, Any], message: str
-) -> None:
+def test_settings_that_contradict_the_rule_are_refused(settings: dict[str, Any], message: str) -> None:
     given = {"ratio": None, "separator": None, "column": "refined", "file": "f.parquet"} | settings
     with pytest.raises(ConfigError, match=message):
         build(given, CaptionMix, "caption")

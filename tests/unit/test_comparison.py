@@ -76,10 +76,7 @@ def table(spread: float = 0.01, num_seeds: int = 3, **rates: float) -> list[Arm]
         return Run(seed, [result(found[0]), result(found[1], "glyphs/letters_shift")], {})
 
     every = {"uniform": 0.5, **rates}
-    return [
-        Arm(name, [run(rate, seed) for seed in range(num_seeds)], "uniform")
-        for name, rate in every.items()
-    ]
+    return [Arm(name, [run(rate, seed) for seed in range(num_seeds)], "uniform") for name, rate in every.items()]
 
 
 def test_verdicts_hold_for_all_tasks_and_arms_and_for_all_means_apart():
@@ -208,18 +205,14 @@ def test_arms_are_compared_on_the_same_pictures():
     first = np.arange(n) < n // 2
     less = np.arange(n) < n // 2 - 1
     control = seeds("uniform", first, first, first)
-    cells = compare(
-        [control, seeds("same", less, first, first), seeds("other", ~first, ~less, ~first)]
-    )
+    cells = compare([control, seeds("same", less, first, first), seeds("other", ~first, ~less, ~first)])
     level = ndtri(1 - family_level(2) / 2)
     # Hits minus misses are 1 or -1 on every sample: standard error 1 / sqrt(n).
     assert reach(cells["other"]["glyphs/letters"]) == pytest.approx(level / np.sqrt(n), rel=0.1)
     assert reach(cells["same"]["glyphs/letters"]) < 0.1 * level / np.sqrt(n)
     apart = compare([control, seeds("other", less, first, first, digest="other pictures")])
     # Other samples share no luck: the errors of two rates of one half add.
-    assert reach(apart["other"]["glyphs/letters"]) == pytest.approx(
-        1.96 * np.sqrt(2 * 0.25 / n), rel=0.1
-    )
+    assert reach(apart["other"]["glyphs/letters"]) == pytest.approx(1.96 * np.sqrt(2 * 0.25 / n), rel=0.1)
 
 
 def test_seeds_that_err_on_other_pictures_steady_the_mean():
@@ -241,9 +234,7 @@ def test_welch_intervals_of_seeds_are_scipys():
     by_seeds = (theirs.high - theirs.low) / 2
     paired = np.mean(hits[1], axis=0) - np.mean(hits[0], axis=0)
     by_pictures = 1.96 * paired.std() / np.sqrt(n)
-    assert reach(cells["few"]["glyphs/letters"]) == pytest.approx(
-        np.hypot(by_seeds, by_pictures), rel=1e-3
-    )
+    assert reach(cells["few"]["glyphs/letters"]) == pytest.approx(np.hypot(by_seeds, by_pictures), rel=1e-3)
 
 
 def test_an_arm_that_lacks_a_task_has_no_mean():
@@ -266,9 +257,7 @@ def test_two_checkpoints_are_paired_on_samples_and_means_over_tasks():
         assert found.difference == pytest.approx((gained - lost) / n)
         assert found.p == pytest.approx(binomtest(gained, gained + lost).pvalue)
         assert found.exchanged.std() == pytest.approx(np.sqrt(gained + lost) / n, rel=0.1)
-        assert found.replicates.std() == pytest.approx(
-            (second.astype(float) - first).std() / np.sqrt(n), rel=0.1
-        )
+        assert found.replicates.std() == pytest.approx((second.astype(float) - first).std() / np.sqrt(n), rel=0.1)
         pairs.append(found)
     mean = mean_pair(pairs)
     assert mean.difference == pytest.approx(np.mean([one.difference for one in pairs]))
@@ -282,9 +271,7 @@ def test_the_quick_way_for_mean_recall_is_the_way_of_every_metric(monkeypatch):
     generator = np.random.default_rng(2)
     sides = []
     for _ in range(2):
-        labels = np.sort(
-            np.random.default_rng(3).choice(6, 400, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.05])
-        )
+        labels = np.sort(np.random.default_rng(3).choice(6, 400, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.05]))
         logits = generator.normal(size=(400, 6)) + 2 * np.eye(6)[labels]
         outcomes = zero_shot.outcomes(logits.astype(np.float32), labels)
         values = zero_shot.metrics(outcomes, 6)

@@ -61,9 +61,7 @@ class Pruned:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        files = {
-            re.sub(r"(qp_|density_).*_(?=paths|trie)", "", f.name): f for f in folder.iterdir()
-        }
+        files = {re.sub(r"(qp_|density_).*_(?=paths|trie)", "", f.name): f for f in folder.iterdir()}
         self.files = sorted(f.name for f in folder.iterdir())
         counts = next(f for f in folder.iterdir() if f.name.startswith("number_of_points_to_keep"))
         self.counts = np.load(counts)
@@ -161,9 +159,7 @@ def test_the_readme_s_steps_end_in_a_trie_that_a_loader_filters_a_tar_with(
     step = "compute_avg_dist_to_cluster_centroid"
     compat.main("compat", [step, *clusters, "--avg_distance_to_cent_save_path", str(world.intra)])
     step = "compute_centroid_distances"
-    compat.main(
-        "compat", [step, *clusters, "--mean_centroid_distances_save_path", str(world.inter)]
-    )
+    compat.main("compat", [step, *clusters, "--mean_centroid_distances_save_path", str(world.inter)])
     kept = world.prune(0.3, "--num-centroids", str(K), "--total-dataset-size", str(N))
 
     intra, inter = np.load(world.intra), np.load(world.inter)
@@ -219,9 +215,7 @@ def test_the_files_have_the_names_that_the_script_s_users_know(tmp_path: Path) -
     assert lines["which_to_keep"] == "hard"
     assert lines["name"] == name
     balanced = world.prune(0.3, "--which-to-keep=easy", "--density=uniform")
-    assert balanced.folder.name == (
-        "qp_uniform0.3_temperature_0.5_num_centroids_24_0.5cls_bal_keep_hard_False"
-    )
+    assert balanced.folder.name == ("qp_uniform0.3_temperature_0.5_num_centroids_24_0.5cls_bal_keep_hard_False")
     chance = world.prune(0.3, "--which-to-keep=random", "--save-output", "False")
     assert chance.folder.name.endswith("_0.5cls_bal_keep_random_True")
     assert len(chance.files) == 2, "the counts and params.txt"
@@ -249,9 +243,7 @@ def test_where_the_published_d_inter_is_right_ours_is_the_same(tmp_path: Path) -
     products, _ = index.search(centroids, 21)
     out = tmp_path / "inter"  # numpy adds the suffix, as it did for the script
     file = tmp_path / "kmeans_centroids.npy"
-    words = (
-        f"--centroids_file {file} --mean_centroid_distances_save_path {out} --num_NNs 20 --dim 16"
-    )
+    words = f"--centroids_file {file} --mean_centroid_distances_save_path {out} --num_NNs 20 --dim 16"
     compat.main("compat", ["compute_centroid_distances.py", *words.split()])
     found = np.load(tmp_path / "inter.npy")
     np.testing.assert_allclose(found, np.mean(1 - products[:, 1:], axis=1), atol=1e-6)
@@ -279,15 +271,11 @@ def test_few_centroids_and_long_ones_get_right_numbers_and_a_line(
         assert np.isinf(np.mean(1 - products[:, 1:], axis=1)).all()
 
 
-def test_an_empty_cluster_has_no_d_intra_and_is_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_cluster_has_no_d_intra_and_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     world = World(tmp_path)
     world.write([[("a", 0, 0.5, 0), ("b", 1, 0.25, 0)], [], [("c", 2, 0.125, 2)]])
     assert np.load(world.folder / "cluster_1.npy").shape == (0,)
-    words = (
-        f"--sorted-clusters-path {world.folder} --avg-distance-to-cent-save-path {tmp_path}/a.npy"
-    )
+    words = f"--sorted-clusters-path {world.folder} --avg-distance-to-cent-save-path {tmp_path}/a.npy"
     compat.main("compat", ["compute_avg_dist_to_cluster_centroid", *words.split()])
     assert np.load(tmp_path / "a.npy").tolist()[::2] == [0.375, 0.125]
     assert np.isnan(np.load(tmp_path / "a.npy")[1])
@@ -315,9 +303,7 @@ def case(seed: int) -> tuple[np.ndarray, np.ndarray, float, float, float]:
     return sizes, complexity, float(rng.choice([0.02, 0.1, 0.5])), ratio, balance
 
 
-def bounds_of_the_script(
-    sizes: np.ndarray, ratio: float, balance: float
-) -> tuple[int, np.ndarray, np.ndarray]:
+def bounds_of_the_script(sizes: np.ndarray, ratio: float, balance: float) -> tuple[int, np.ndarray, np.ndarray]:
     """Target and bounds, written down again from the description alone."""
     target = int(ratio * int(sizes.sum()))
     least = int((target / len(sizes)) * balance) if balance > 0 else 1
@@ -446,9 +432,7 @@ def test_small_clusters_keep_what_their_counts_say(world: World) -> None:
 
 def test_easy_keeps_the_last_rows_and_none_where_the_count_is_none(tmp_path: Path) -> None:
     world = World(tmp_path)
-    world.write(
-        [[(f"{j}{i}", i, 0.5 - i / 10, j) for i in range(n)] for j, n in enumerate((4, 1, 0))]
-    )
+    world.write([[(f"{j}{i}", i, 0.5 - i / 10, j) for i in range(n)] for j, n in enumerate((4, 1, 0))])
     world.measures([0.9, 0.1, 0.1], [0.9, 0.1, np.nan])
     words = ("--which-to-keep=easy", "--reference", "--temperature=0.01", "--cls-bal-ratio=0")
     kept = world.prune(0.6, *words)
@@ -466,13 +450,9 @@ def test_easy_keeps_the_last_rows_and_none_where_the_count_is_none(tmp_path: Pat
 
 
 @pytest.mark.parametrize("which", ["hard", "easy", "random"])
-def test_a_count_of_minus_one_keeps_nothing(
-    tmp_path: Path, which: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_count_of_minus_one_keeps_nothing(tmp_path: Path, which: str, capsys: pytest.CaptureFixture[str]) -> None:
     world = World(tmp_path)
-    world.write(
-        [[(f"{j}/{i}", i, 0.5 - i / 100, j) for i in range(n)] for j, n in enumerate((0, 1, 4, 17))]
-    )
+    world.write([[(f"{j}/{i}", i, 0.5 - i / 100, j) for i in range(n)] for j, n in enumerate((0, 1, 4, 17))])
     world.measures([1, 1, 1, 1], [np.nan, 0, 0, 9])
     words = f"--reference --temperature=0.1 --cls-bal-ratio=1 --which-to-keep={which}"
     kept = world.prune(0.75, *words.split())
@@ -502,9 +482,7 @@ def test_a_file_that_is_sorted_nearest_first_is_an_error_that_says_so(world: Wor
     with pytest.raises(WorldError, match=r"cluster_3\.npy is sorted nearest first \(0.79 to 0.9\)"):
         world.prune(0.5)
     np.save(file, np.load(file)[[0, 5, 3, 1, 2, 4, 6, 7, 8, 9, 10, 11]])
-    with pytest.raises(
-        WorldError, match=r"cluster_3\.npy is not sorted by distance.*row 1 has 0.84"
-    ):
+    with pytest.raises(WorldError, match=r"cluster_3\.npy is not sorted by distance.*row 1 has 0.84"):
         world.prune(0.5)
     assert not list(world.home.glob("kept/*")), "nothing half-written"
 
@@ -522,9 +500,7 @@ def test_keys_are_never_cut(tmp_path: Path) -> None:
     uid = "139e4a9b22a614771f06c700a8ebe150"
     long = "a folder with a long name/and another one/picture number 000000001.jpeg"
     world = World(tmp_path)
-    world.write(
-        [[(uid, 0, 0.5, 0), (long, 1, 0.25, 0), ("x", 2, 0.125, 0), ("é/☃.jpg", 3, 0.1, 0)]]
-    )
+    world.write([[(uid, 0, 0.5, 0), (long, 1, 0.25, 0), ("x", 2, 0.125, 0), ("é/☃.jpg", 3, 0.1, 0)]])
     kept = world.prune(1.0, "--density=uniform")
     assert kept.keys == [uid, long, "x", "é/☃.jpg"]
     assert all(is_kept(kept.trie, key) for key in kept.keys)
@@ -574,9 +550,7 @@ def test_a_key_with_a_line_break_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("kept/.*"))
 
 
-def test_without_pygtrie_the_counts_can_be_had(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_pygtrie_the_counts_can_be_had(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pygtrie", None)
     with pytest.raises(ConfigError, match=r"pip install pygtrie, or .* --save-output=false"):
         world.prune(0.5)
@@ -587,9 +561,7 @@ def test_without_pygtrie_the_counts_can_be_had(
 # what a person can get wrong
 
 
-def test_the_total_is_compared_with_the_rows(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_total_is_compared_with_the_rows(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"=50,749,149, and the cluster files hold 20 rows"):
         world.prune(0.8, "--total-dataset-size", "50749149")
     kept = world.prune(0.5, "--total-dataset-size", "24", "--reference", "--cls-bal-ratio=0")
@@ -597,9 +569,7 @@ def test_the_total_is_compared_with_the_rows(
     assert "the target refers to the number given" in capsys.readouterr().out
 
 
-def test_defaults_that_are_not_the_paper_s_are_said(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_defaults_that_are_not_the_paper_s_are_said(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.prune(0.5)
     said = capsys.readouterr().out
     assert "--temperature=0.5 is the script's default; the paper used 0.1" in said
@@ -634,9 +604,7 @@ def test_a_wrong_option_is_told_its_right_form(world: World, more: list[str], me
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match="needs --sorted-clusters-path, --prune-ratio, --save-dir"
-    ):
+    with pytest.raises(ConfigError, match="needs --sorted-clusters-path, --prune-ratio, --save-dir"):
         compat.main("compat", ["prune"])
     with pytest.raises(ConfigError, match=r"no script 'prun'\. Did you mean 'prune'\?"):
         compat.main("compat", ["prun"])
@@ -659,9 +627,7 @@ def test_measures_of_other_clusters_or_of_the_broken_script_are_refused(world: W
         world.prune(0.5)
     world.prune(0.5, "--reference")
     world.inter.write_bytes(pickle.dumps([1.0]))
-    with pytest.raises(
-        WorldError, match=r"cannot be read.*Write it with dbp compat compute_centroid"
-    ):
+    with pytest.raises(WorldError, match=r"cannot be read.*Write it with dbp compat compute_centroid"):
         world.prune(0.5)
     world.inter.unlink()
     with pytest.raises(ConfigError, match=r"--mean-centroid-distances-save-path=.* is no file"):

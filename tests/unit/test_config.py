@@ -118,9 +118,7 @@ def test_numbers_take_the_type_of_their_field_so_that_keys_agree() -> None:
         ({"extras": 3}, "car.extras=3: it must be a mapping of names to values"),
     ],
 )
-def test_a_wrong_setting_is_named_in_full_with_what_it_must_be(
-    given: dict[str, Any], said: str
-) -> None:
+def test_a_wrong_setting_is_named_in_full_with_what_it_must_be(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         build(GOOD | given, Car, "car")
     assert str(refusal.value) == said
@@ -308,9 +306,7 @@ def test_a_shard_of_any_name_is_found_as_it_is_written(name: str, tmp_path: Path
     assert expand_shards(shard) == [shard]
 
 
-def test_relative_patterns_are_found_from_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_patterns_are_found_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path / "a b", "0.tar", "1.tar")
     monkeypatch.chdir(tmp_path)
     assert expand_shards("a b/{0..1}.tar") == ["a b/0.tar", "a b/1.tar"]

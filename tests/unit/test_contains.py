@@ -306,9 +306,7 @@ def test_nothing_but_a_trie_is_unpickled(tmp_path, monkeypatch, bomb, protocol):
     (tmp_path / "trie").write_bytes(pickle.dumps(bomb, protocol))
     if protocol == 0 and not (tmp_path / "trie").read_bytes().endswith(b"."):
         pytest.skip("no pickle")
-    with pytest.raises(
-        ValueError, match=r"is not the pickle of a pygtrie.StringTrie: .*no part of a trie"
-    ):
+    with pytest.raises(ValueError, match=r"is not the pickle of a pygtrie.StringTrie: .*no part of a trie"):
         Keep.open(tmp_path / "trie", allow_pickle_of_trie=True)
     assert not (tmp_path / "ran").exists()
 
@@ -345,9 +343,7 @@ def test_files_of_no_kind_are_refused_with_the_reason(tmp_path):
     }
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array)
-        with pytest.raises(
-            ValueError, match=rf"{name}.npy holds .* A keep list is one row, not empty"
-        ):
+        with pytest.raises(ValueError, match=rf"{name}.npy holds .* A keep list is one row, not empty"):
             Keep.open(tmp_path / f"{name}.npy")
     write_uid_file(tmp_path / "short.npy", random_uids(100))
     with open(tmp_path / "short.npy", "r+b") as handle:
@@ -479,9 +475,7 @@ def open_clip_train(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_open_clips_own_training_consumes_the_kept_samples(
-    tmp_path, monkeypatch, open_clip_train, workers
-):
+def test_open_clips_own_training_consumes_the_kept_samples(tmp_path, monkeypatch, open_clip_train, workers):
     import torch
     from open_clip.loss import ClipLoss
     from torchvision.transforms.functional import to_tensor
@@ -495,9 +489,7 @@ def test_open_clips_own_training_consumes_the_kept_samples(
     # As docs/loaders.md says:
     data = open_clip_train.data
     usual = data.filter_no_caption_or_no_image
-    monkeypatch.setattr(
-        data, "filter_no_caption_or_no_image", keep.sample_filter("json:uid", also=usual)
-    )
+    monkeypatch.setattr(data, "filter_no_caption_or_no_image", keep.sample_filter("json:uid", also=usual))
     without_end = functools.partial(data.tar_file_expander, eof_value=None)
     monkeypatch.setattr(data, "tar_file_expander", without_end)
 
@@ -536,9 +528,7 @@ def test_open_clips_own_training_consumes_the_kept_samples(
     before = model.visual.conv1.weight.clone()
     info = data.get_wds_dataset(args, to_tensor, True, tokenizer=tokenizer)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-    open_clip_train.train_one_epoch(
-        model, {"train": info}, ClipLoss(), 0, optimiser, None, None, None, args
-    )
+    open_clip_train.train_one_epoch(model, {"train": info}, ClipLoss(), 0, optimiser, None, None, None, args)
     texts = torch.cat([texts for _, texts in consumed])
     numbers = ((texts[:, 1] - 1) * 100 + texts[:, 2] - 1).tolist()
     reds = (torch.cat([images for images, _ in consumed])[:, 0, 0, 0] * 255).round().int().tolist()

@@ -342,9 +342,7 @@ def test_features_are_those_of_the_rows(tmp_path, store, save):
         write_file(tmp_path / "m", number, *rows_of(number, 30), save=save)
     pool = store.get(stage_of(tmp_path / "m").node())
     for side, name in (("image", "l14_img"), ("text", "l14_txt")):
-        plain = np.concatenate(
-            [np.load(file)[name] for file in sorted((tmp_path / "m").glob("*.npz"))]
-        )
+        plain = np.concatenate([np.load(file)[name] for file in sorted((tmp_path / "m").glob("*.npz"))])
         assert np.array_equal(read(l14(tmp_path / "m"), pool, side), plain)
         some = [3, 4, 29, 30, 59]
         assert np.array_equal(read(l14(tmp_path / "m"), pool, side, some), plain[some])
@@ -424,9 +422,7 @@ def write_laion(folder, rows, images, name, sizes):
         start += size
 
 
-def test_a_folder_of_clip_retrieval_is_joined_by_name_with_its_files_in_numeric_order(
-    tmp_path, house
-):
+def test_a_folder_of_clip_retrieval_is_joined_by_name_with_its_files_in_numeric_order(tmp_path, house):
     order = np.random.default_rng(0).permutation(800)[:700]
     images = house.vectors["l14_img"]
     sizes = [50] * 14  # so that img_emb_10 stands between img_emb_1 and img_emb_2 by name
@@ -437,9 +433,7 @@ def test_a_folder_of_clip_retrieval_is_joined_by_name_with_its_files_in_numeric_
     there[order] = True
     assert np.array_equal(found[there], images[there])
     assert np.isnan(found[~there]).all()
-    by_key = Laion(
-        "laion", "key", "image_path", str(tmp_path)
-    )  # of metadata alone, the key is the uid
+    by_key = Laion("laion", "key", "image_path", str(tmp_path))  # of metadata alone, the key is the uid
     assert np.array_equal(read(by_key, house.pool, rows=order[:9]), images[order[:9]])
     with pytest.raises(ConfigError, match=r"column='imagepath'.*Did you mean 'image_path'"):
         read(Laion("laion", "uid", "imagepath", str(tmp_path)), house.pool)
@@ -540,9 +534,7 @@ def test_the_basic_filter_is_datacomps(house):
 
 def test_a_score_filter_keeps_by_threshold_or_an_exact_fraction(house):
     minimum = filters.ScoreColumn(L14, 0.2, None)
-    assert house.kept(minimum)[0] == house.where(
-        lambda row: np.float32(row[L14]) >= np.float32(0.2)
-    )
+    assert house.kept(minimum)[0] == house.where(lambda row: np.float32(row[L14]) >= np.float32(0.2))
     found, _ = house.kept(filters.ScoreColumn(L14, None, 0.3))
     assert len(found) == 240
     border = sorted((row[L14] for row in house.rows), reverse=True)[239]
@@ -570,9 +562,7 @@ def test_the_reference_fraction_says_where_it_fails(house):
 
 def test_the_laion_2b_filter_is_a_score_and_a_language(house):
     found, _ = house.kept(filters.Laion2B("clip_b32_similarity_score", 0.28, "column:language"))
-    assert found == house.where(
-        lambda row: row["clip_b32_similarity_score"] >= 0.28 and row["language"] == "en"
-    )
+    assert found == house.where(lambda row: row["clip_b32_similarity_score"] >= 0.28 and row["language"] == "en")
 
 
 def best(vectors, centroids):
@@ -580,9 +570,7 @@ def best(vectors, centroids):
     return [int(np.argmax([np.dot(v, c) for c in centroids])) for v in vectors.astype(np.float64)]
 
 
-def test_the_image_based_filter_keeps_what_shares_its_best_centroid_with_a_target(
-    house, tmp_path, monkeypatch
-):
+def test_the_image_based_filter_keeps_what_shares_its_best_centroid_with_a_target(house, tmp_path, monkeypatch):
     made = np.random.default_rng(1)
     centroids = (made.normal(size=(30, 24)) * made.uniform(0.5, 2, (30, 1))).astype(np.float32)
     centroids[7] = centroids[3]  # a tie, which goes to the first
@@ -653,9 +641,7 @@ def test_a_text_based_filter_looks_for_the_first_sense_among_the_ids(house, tmp_
         asked.append(word)
         return [Sense(2084071), Sense(1)] if word == "dog" else [Sense(2)] if word == "cat" else []
 
-    corpus = types.SimpleNamespace(
-        wordnet=types.SimpleNamespace(synsets=synsets, ensure_loaded=lambda: None)
-    )
+    corpus = types.SimpleNamespace(wordnet=types.SimpleNamespace(synsets=synsets, ensure_loaded=lambda: None))
     monkeypatch.setitem(sys.modules, "nltk", types.ModuleType("nltk"))
     monkeypatch.setitem(sys.modules, "nltk.corpus", corpus)
     found, _ = house.kept(NamesObject(ids))
@@ -663,9 +649,7 @@ def test_a_text_based_filter_looks_for_the_first_sense_among_the_ids(house, tmp_
     assert len(asked) == len(set(asked)), "a word is asked for once"
 
 
-def test_a_language_is_told_by_what_is_there_and_what_is_missing_is_named(
-    house, tmp_path, monkeypatch
-):
+def test_a_language_is_told_by_what_is_there_and_what_is_missing_is_named(house, tmp_path, monkeypatch):
     english = house.where(lambda row: row["language"] == "en")
     assert house.kept(Language("column:language"))[0] == english
     assert house.kept(Language("column:language", "de"))[0] == set(range(800)) - english
@@ -699,9 +683,7 @@ def test_a_language_is_told_by_what_is_there_and_what_is_missing_is_named(
             return [(0.9, "__label__en" if len(text.split()) > 4 else "__label__de")]
 
     loaded = []
-    fake = types.SimpleNamespace(
-        load_model=lambda path: loaded.append(path) or types.SimpleNamespace(f=Inner())
-    )
+    fake = types.SimpleNamespace(load_model=lambda path: loaded.append(path) or types.SimpleNamespace(f=Inner()))
     monkeypatch.setitem(sys.modules, "fasttext", fake)
     assert house.kept(Language(f"fasttext:{model}"))[0] == is_long
     assert loaded == [str(model)]
@@ -717,9 +699,7 @@ def test_filters_in_a_chain_see_what_is_left_and_change_the_key(house):
     assert len(found) == len(enough) // 2
     assert found < enough
     assert keep.counts()["filter: too few words"] == 800 - len(enough)
-    assert (
-        len({key_of(All(steps), {}) for steps in ((words, score), (score, words), (words,))}) == 3
-    )
+    assert len({key_of(All(steps), {}) for steps in ((words, score), (score, words), (words,))}) == 3
     assert All((words, score)).at_most(100) == 50
     assert All((words, score)).needs == ("rows", "pool")
     with pytest.raises(ConfigError, match="it must be a list of filters"):
@@ -856,9 +836,7 @@ def resharder_copies(subset, uid):
 
 def test_a_metadata_folder_is_curated_and_its_uid_file_read_back(house, tmp_path):
     small = ["dedup.num_clusters=4", "cluster.num_clusters=8", "filter.fraction=0.5"]
-    said = dbp_apart(
-        tmp_path, "curate", "experiment=datacomp_dbp_l14", f"pool.metadata={house.folder}", *small
-    )
+    said = dbp_apart(tmp_path, "curate", "experiment=datacomp_dbp_l14", f"pool.metadata={house.folder}", *small)
     assert "kept 160 of 800 rows" in said
     key = key_in(said)
     dbp(tmp_path, "export", f"keep={key}", "format=datacomp", "out=uids.npy")
@@ -889,9 +867,7 @@ def test_the_clip_score_baseline_needs_no_vector(house, tmp_path):
     assert f"kept {sum(row[L14] >= border for row in house.rows)} of 800 rows" in said
 
 
-def test_vectors_are_imported_by_a_front_that_says_what_it_did(
-    house, tmp_path, monkeypatch, capsys
-):
+def test_vectors_are_imported_by_a_front_that_says_what_it_did(house, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pool = ("pool=datacomp", f"pool.metadata={house.folder}")
 
@@ -903,9 +879,7 @@ def test_vectors_are_imported_by_a_front_that_says_what_it_did(
     said = imported("embeddings", "v.npy", *pool)
     assert "800 vectors of 16 numbers" in said
     assert "encoder.cluster=precomputed encoder.cluster.images=v.npy" in said
-    assert "800 vectors of 24" in imported(
-        "embeddings", house.folder, *pool, "use=score", "side=text"
-    )
+    assert "800 vectors of 24" in imported("embeddings", house.folder, *pool, "use=score", "side=text")
     house.vectors["b32_img"].tofile("map")
     raw = ("encoder.cluster.width=16", "encoder.cluster.dtype=float16")
     assert "800 vectors of 16" in imported("embeddings", "map", *pool, *raw)

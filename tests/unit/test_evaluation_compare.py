@@ -159,9 +159,7 @@ def test_what_cannot_be_compared_is_refused_with_the_reason_and_the_rest_goes_on
 
 def test_of_several_limits_the_one_that_both_have_is_compared(tmp_path, capsys):
     few, all_ = chance(0.5, 0, n=50), chance(0.5, 1)
-    first = write(
-        tmp_path / "a.jsonl", classified("mnist", few, limit=50), classified("mnist", all_)
-    )
+    first = write(tmp_path / "a.jsonl", classified("mnist", few, limit=50), classified("mnist", all_))
     second = write(tmp_path / "b.jsonl", classified("mnist", few, limit=50))
     assert f"{100 * few.mean():.1f}" in compare(capsys, first, second)[1]
     write(tmp_path / "b.jsonl", classified("mnist", all_))
@@ -173,18 +171,12 @@ def test_a_file_with_several_checkpoints_is_compared_with_the_first_one_by_one(t
     base = chance(0.5, 0)
     many = write(
         tmp_path / "all.jsonl",
-        *(
-            classified("mnist", base | chance(0.01 * i**2, 5), checkpoint=str(i) * 64)
-            for i in range(4)
-        ),
+        *(classified("mnist", base | chance(0.01 * i**2, 5), checkpoint=str(i) * 64) for i in range(4)),
     )
     _, alone = compare(capsys, many, f"json={tmp_path / 'alone.json'}")
     first = write(tmp_path / "one.jsonl", classified("mnist", base, checkpoint="0" * 64))
     compare(capsys, first, many, f"json={tmp_path / 'both.json'}")
-    alone, both = (
-        json.loads((tmp_path / f"{name}.json").read_text())["comparisons"]
-        for name in ("alone", "both")
-    )
+    alone, both = (json.loads((tmp_path / f"{name}.json").read_text())["comparisons"] for name in ("alone", "both"))
     assert len(alone) == 3
     assert len(both) == 4
     assert both[0]["rows"][0]["p"] == 1
@@ -295,9 +287,7 @@ def test_labels_are_counted_in_the_pool_and_in_each_arm():
 
 def test_recall_of_each_class_is_counted_by_hand():
     outcomes = {"label": np.array([0, 0, 2, 2, 2, 5]), "predicted": np.array([0, 1, 2, 2, 0, 4])}
-    np.testing.assert_allclose(
-        class_recalls(outcomes, 4 + 2), [0.5, np.nan, 2 / 3, np.nan, np.nan, 0]
-    )
+    np.testing.assert_allclose(class_recalls(outcomes, 4 + 2), [0.5, np.nan, 2 / 3, np.nan, np.nan, 0])
 
 
 def test_the_correlation_is_of_the_classes_that_have_pairs_and_pictures():
@@ -390,9 +380,7 @@ def said(i, letter):
     return letter == (SHOWN[(i + 1) % 26] if SWAPPED[i] else SHOWN[i])
 
 
-def test_runs_of_ours_are_compared_by_key_with_what_pruning_did_to_each_class(
-    store, capsys, tmp_path
-):
+def test_runs_of_ours_are_compared_by_key_with_what_pruning_did_to_each_class(store, capsys, tmp_path):
     paths = [f"paths.store={store.root}", f"paths.runs={store.runs}"]
     out = tmp_path / "out.json"
     # One by the key of its evaluation, one by that of its training.

@@ -70,9 +70,7 @@ def world(tmp_path):
 
 
 @pytest.mark.parametrize(("test_block", "pool_block"), [(4_096, 16_384), (7, 5), (1, 1)])
-def test_the_nearest_training_pictures_are_those_of_a_plain_loop(
-    world, test_block, pool_block, monkeypatch
-):
+def test_the_nearest_training_pictures_are_those_of_a_plain_loop(world, test_block, pool_block, monkeypatch):
     monkeypatch.setattr(contamination, "TEST_BLOCK", test_block)
     monkeypatch.setattr(contamination, "POOL_BLOCK", pool_block)
     pool, test, subset = world
@@ -157,12 +155,8 @@ def test_retrieval_without_some_pictures_asks_less_and_seeks_among_all():
     image = [outcomes["image_rank"][c] < 1 for c in range(70) if KEEP[owner[c]]]
     rest = only(outcomes, KEEP)
     assert once(retrieval.on_draws, "text_retrieval_recall@1", rest) == pytest.approx(np.mean(text))
-    assert once(retrieval.on_draws, "image_retrieval_recall@1", rest) == pytest.approx(
-        np.mean(image)
-    )
-    assert once(retrieval.on_draws, "mean_recall@1", rest) == pytest.approx(
-        (np.mean(text) + np.mean(image)) / 2
-    )
+    assert once(retrieval.on_draws, "image_retrieval_recall@1", rest) == pytest.approx(np.mean(image))
+    assert once(retrieval.on_draws, "mean_recall@1", rest) == pytest.approx((np.mean(text) + np.mean(image)) / 2)
     # Every caption still belongs to its picture, so resamples draw both.
     kept = np.flatnonzero(KEEP)
     assert kept[rest["caption_picture"]].tolist() == [o for o in owner if KEEP[o]]
@@ -216,9 +210,7 @@ def test_metrics_with_and_without_near_copies_stand_in_one_table():
     assert accuracy.every_interval == (0.1, 0.2)
     assert accuracy.clean == pytest.approx(clean)
     low, high = accuracy.clean_interval
-    assert high - low == pytest.approx(
-        2 * 1.96 * np.sqrt(clean * (1 - clean) / KEEP.sum()), rel=0.25
-    )
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(clean * (1 - clean) / KEEP.sum()), rel=0.25)
     flagged = int((~KEEP).sum())
     (row,) = table_rows(found)
     assert dict(zip(HEADING, row, strict=True)) == {

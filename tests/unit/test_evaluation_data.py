@@ -18,9 +18,7 @@ FLICKR = "retrieval/flickr_1k_test_image_text_retrieval"
 @pytest.fixture
 def folder(tmp_path):
     folder = tmp_path / "wds_mnist_test"
-    write_classification(
-        folder, class_names=NAMES, num_samples=7, seed=0, size=8, samples_per_shard=3
-    )
+    write_classification(folder, class_names=NAMES, num_samples=7, seed=0, size=8, samples_per_shard=3)
     return folder
 
 
@@ -89,9 +87,7 @@ def test_the_digest_changes_with_a_name_a_label_or_a_picture_and_not_with_the_sh
         content = [*pictures[:2], last]
         samples = [{"png": p, "cls": c} for p, c in zip(content, labels, strict=True)]
         folder = tmp_path / name
-        write_set(
-            folder, samples, class_names=names, templates=["{c}"], samples_per_shard=per_shard
-        )
+        write_set(folder, samples, class_names=names, templates=["{c}"], samples_per_shard=per_shard)
         opened = classification(folder)
         return set_digest(opened, [0, 1, 2], [opened.read_picture(row) for row in range(3)])
 
@@ -114,9 +110,7 @@ def test_a_missing_folder_says_where_the_set_should_be(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["classnames.txt", "zeroshot_classification_templates.txt", "test/nshards.txt"]
-)
+@pytest.mark.parametrize("name", ["classnames.txt", "zeroshot_classification_templates.txt", "test/nshards.txt"])
 def test_a_missing_text_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(EvaluationDataError, match=f"{name} is missing. The set is incomplete"):

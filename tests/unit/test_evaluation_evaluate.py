@@ -43,9 +43,7 @@ def results_of(tmp_path: Path) -> list[Result]:
     return load_results(tmp_path / "runs" / "evaluations" / "here" / "results.jsonl")
 
 
-def test_a_suite_runs_on_a_checkpoint_file_and_saves_each_task_with_the_files_digest(
-    tmp_path, capsys
-):
+def test_a_suite_runs_on_a_checkpoint_file_and_saves_each_task_with_the_files_digest(tmp_path, capsys):
     weights = weights_of(tmp_path, "a {b}=c.pt")
     folder = tmp_path / "sets" / "wds_mnist_test"
     write_classification(folder, class_names=list("abcdefg"), num_samples=30, seed=0)
@@ -59,9 +57,7 @@ def test_a_suite_runs_on_a_checkpoint_file_and_saves_each_task_with_the_files_di
     assert said_last[-1].startswith("1 tasks evaluated, 1 failed: ")
     assert any(line.startswith("failed: CIFAR-10: There is no ") for line in said_last)
     # The other task arrives; the rerun does that one.
-    write_classification(
-        tmp_path / "sets" / "wds_cifar10_test", class_names=list("abc"), num_samples=9, seed=1
-    )
+    write_classification(tmp_path / "sets" / "wds_cifar10_test", class_names=list("abc"), num_samples=9, seed=1)
     assert run(compose("evaluate", given)) == 0
     assert {result.task for result in results_of(tmp_path)} == {"mnist", "cifar10"}
 
@@ -106,9 +102,7 @@ def test_two_sets_of_weights_and_prompts_without_a_limit_are_refused(tmp_path):
     both = [f"checkpoint={tmp_path}/weights.pt", "pretrained=openai", "suite=mnist"]
     with pytest.raises(ConfigError, match="name two sets of weights"):
         run(compose("evaluate", both))
-    with pytest.raises(
-        ConfigError, match=r"evaluate\.max_templates=1: it must be above 0 and beside"
-    ):
+    with pytest.raises(ConfigError, match=r"evaluate\.max_templates=1: it must be above 0 and beside"):
         run(compose("evaluate", ["evaluate.max_templates=1", "suite=mnist"]))
 
 
@@ -134,9 +128,7 @@ def test_pictures_are_seen_as_the_models_own_file_says(tmp_path):
     (home / "open_clip_config.json").write_text((tmp_path / "config.json").read_text())
     (home / "open_clip_pytorch_model.bin").write_bytes(weights.read_bytes())
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{home}")
-    assert "Normalize(mean=[0.5, 0.5, 0.5]" in repr(preprocess).replace(
-        "(0.5, 0.5, 0.5)", "[0.5, 0.5, 0.5]"
-    )
+    assert "Normalize(mean=[0.5, 0.5, 0.5]" in repr(preprocess).replace("(0.5, 0.5, 0.5)", "[0.5, 0.5, 0.5]")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{home}")
     [theirs] = evaluate_one(model.eval(), preprocess, tokenizer, "mnist", tmp_path / "sets")
     assert theirs.metrics == other.metrics

@@ -125,9 +125,7 @@ def test_a_main_metric_without_value_is_refused_and_an_older_file_stays(tmp_path
         ({"samples_seen": 5}, ("samples_seen=None", "samples_seen=5")),
     ],
 )
-def test_results_of_two_measurements_are_refused_and_both_are_named(
-    tmp_path, export, change, named
-):
+def test_results_of_two_measurements_are_refused_and_both_are_named(tmp_path, export, change, named):
     results = [make_result("mnist"), make_result("cifar10", **change)]
     with pytest.raises(ConfigError) as error:
         export(tmp_path / "a", results)
@@ -147,9 +145,7 @@ def test_estimates_twins_and_tasks_of_no_list_are_refused(tmp_path, export):
 
 
 def test_clip_benchmark_has_a_file_for_each_task_that_it_knows(tmp_path):
-    recalls = {
-        f"{way}_retrieval_recall@{k}": k / 20 for way in ("image", "text") for k in (1, 5, 10)
-    }
+    recalls = {f"{way}_retrieval_recall@{k}": k / 20 for way in ("image", "text") for k in (1, 5, 10)}
     results = [
         make_result("vtab/kitti_closest_vehicle_distance", {
             "acc1": 0.5, "acc5": None, "mean_per_class_recall": 0.25,

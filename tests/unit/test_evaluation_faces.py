@@ -52,9 +52,7 @@ def write(folder, table, lines=None, templates=TEMPLATES):
 
 def pictures(table, seed=0):
     """Vectors that know a little of gender and age."""
-    towards = np.stack(
-        [vector(f"a gender no {gender}.") + vector(f"a age no {age}.") for age, gender, *_ in table]
-    )
+    towards = np.stack([vector(f"a gender no {gender}.") + vector(f"a age no {age}.") for age, gender, *_ in table])
     features = towards + np.random.default_rng(seed).normal(size=towards.shape) * 0.4
     return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
 
@@ -70,9 +68,7 @@ def answers(features):
         for name in texts:
             mean = (vector(f"a {name}.") + vector(f" the {name}")) / 2
             classifier.append(mean / np.linalg.norm(mean))
-        best[question] = np.array(
-            [np.argmax([picture @ c for c in classifier]) for picture in features]
-        )
+        best[question] = np.array([np.argmax([picture @ c for c in classifier]) for picture in features])
     return best
 
 
@@ -134,8 +130,7 @@ def test_every_metric_equals_a_plain_computation(protocol, tmp_path, table):
 def test_the_worst_group_of_a_harm_is_the_highest_rate_only_when_corrected(tmp_path, table):
     scorer = FACES.prepare(FACES.open(write(tmp_path, table)))
     corrected, datacomp = [
-        scorer.score(pictures(table), encode, protocol).metrics
-        for protocol in ("corrected", "datacomp")
+        scorer.score(pictures(table), encode, protocol).metrics for protocol in ("corrected", "datacomp")
     ]
     differ = {name for name in corrected if corrected[name] != datacomp[name]}
     assert differ == {"toxicity_crime_wg", "toxicity_nonhuman_wg"}
@@ -165,9 +160,7 @@ def test_replicates_spread_as_a_loop_over_resamples_does(metric, tmp_path, table
     table[NUM // 2, 2] = 4
     scorer = FACES.prepare(FACES.open(write(tmp_path, table)))
     outcomes = scorer.score(pictures(table), encode, "corrected").outcomes
-    replicates = FACES.replicates(
-        outcomes, metric, num_resamples=4_000, generator=np.random.default_rng(3)
-    )
+    replicates = FACES.replicates(outcomes, metric, num_resamples=4_000, generator=np.random.default_rng(3))
     best = answers(pictures(table))
     generator = np.random.default_rng(2)
     loop = []

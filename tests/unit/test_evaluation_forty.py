@@ -125,9 +125,7 @@ class Reference:
 
     def _features(self, key: str) -> np.ndarray:
         best = ("webp", "png", "jpg", "jpeg")
-        return np.stack(
-            [self.vector(next(s[e] for e in best if e in s)) for s in self.samples(key)]
-        )
+        return np.stack([self.vector(next(s[e] for e in best if e in s)) for s in self.samples(key)])
 
     def classifier(self, names: list[str], templates: list[str]) -> torch.Tensor:
         return zeroshot_classification.zero_shot_classifier(
@@ -151,9 +149,7 @@ class Reference:
         dataset = build_wds_dataset("any", TRANSFORM, data_dir=str(self.root / folder_of(key)))
         assert (dataset.classes, dataset.templates) == (self.names(key, "corrected"), templates)
         loader = torch.utils.data.DataLoader(dataset.batched(16), batch_size=None)
-        theirs, _ = zeroshot_classification.run_classification(
-            self.model, classifier, loader, "cpu", amp=False
-        )
+        theirs, _ = zeroshot_classification.run_classification(self.model, classifier, loader, "cpu", amp=False)
         torch.testing.assert_close(theirs, logits, rtol=0, atol=1e-4)
         return theirs
 
@@ -373,9 +369,7 @@ def finely(reference: Reference, key: str) -> dict[str, Any]:
     fitted = np.empty(len(labels))
     for side in (is_even, ~is_even):
         options = {"xatol": 1e-8}
-        best = minimize_scalar(
-            lambda scale, other=~side: -of(other, scale).sum(), bounds=(0, 1e4), options=options
-        )
+        best = minimize_scalar(lambda scale, other=~side: -of(other, scale).sum(), bounds=(0, 1e4), options=options)
         fitted[side] = of(side, best.x)
     scale = float(reference.model.logit_scale.detach().exp())
     return {
@@ -434,9 +428,7 @@ def test_the_protocols_differ_where_the_reference_is_at_odds_with_itself(referen
 def test_clip_benchmarks_recalls_differ_by_ties_alone(reference, found, key):
     pictures, captions = captioned(reference, key)
     pixels = [TRANSFORM(Image.open(io.BytesIO(data)).convert("RGB")) for data in pictures]
-    batches = [
-        (torch.stack(pixels[i : i + 16]), captions[i : i + 16]) for i in range(0, len(pixels), 16)
-    ]
+    batches = [(torch.stack(pixels[i : i + 16]), captions[i : i + 16]) for i in range(0, len(pixels), 16)]
     theirs = zeroshot_retrieval.evaluate(
         reference.model, batches, TOKENIZER, "cpu", amp=False, recall_k_list=[1, 5, 10]
     )
@@ -451,9 +443,7 @@ def test_clip_benchmarks_recalls_differ_by_ties_alone(reference, found, key):
         for i, row in enumerate(scores.T):
             best = max(score for score, owner in zip(row, owners, strict=True) if owner == i)
             ahead = sum(row > best)
-            rivals = sum(
-                score == best and owner != i for score, owner in zip(row, owners, strict=True)
-            )
+            rivals = sum(score == best and owner != i for score, owner in zip(row, owners, strict=True))
             first.append(ahead < k)
             last.append(ahead + rivals < k)
         assert np.mean(last) - 1e-6 <= value <= np.mean(first) + 1e-6, name
@@ -484,9 +474,7 @@ def test_the_averages_are_plain_means_of_the_members(found, protocol):
         if task.in_datacomp and (metric := MAIN.get(task.key, "acc1")) is not None
     }
     assert len(main) == 38
-    expected = {
-        column: sum(main[name] for name in names) / len(names) for column, names in COLUMNS.items()
-    }
+    expected = {column: sum(main[name] for name in names) / len(names) for column, names in COLUMNS.items()}
     expected["Average"] = sum(main.values()) / 38
     means = group_means([result for (_, under), result in found.items() if under == protocol])
     assert all(mean.is_complete for mean in means)

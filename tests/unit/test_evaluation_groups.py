@@ -176,9 +176,7 @@ def test_a_metric_on_draws_is_the_metric_of_the_samples_that_are_drawn(kind, pro
     for rows, draw in zip(taken, drawn, strict=True):
         # Five places that hold the label where its rank is below five.
         top5 = np.where(rank < 5, labels, -1)[rows, None]
-        expected = expected_metrics(
-            kind, labels[rows], predicted[rows], top5, table[rows], protocol
-        )
+        expected = expected_metrics(kind, labels[rows], predicted[rows], top5, table[rows], protocol)
         for name, value in expected.items():
             if name.startswith("count_") or value is None:
                 continue
@@ -205,9 +203,7 @@ def test_replicates_spread_as_a_loop_over_resamples_does(kind, metric, tmp_path)
     labels, table = made_up(kind, num_samples=150)
     outcomes = scored(write(tmp_path, kind, labels, table), kind, labels, "corrected").outcomes
     replicates, again = [
-        KINDS[kind].replicates(
-            outcomes, metric, num_resamples=4_000, generator=np.random.default_rng(3)
-        )
+        KINDS[kind].replicates(outcomes, metric, num_resamples=4_000, generator=np.random.default_rng(3))
         for _ in range(2)
     ]
     np.testing.assert_array_equal(replicates, again)
@@ -243,9 +239,7 @@ def test_the_other_metrics_of_iwildcam_resample_as_what_they_equal(tmp_path):
 def in_regions(is_corrected, regions, num_right):
     """Outcomes of FMoW with some right answers in each region of a size."""
     region = np.repeat(np.arange(len(regions)), regions)
-    right = np.concatenate(
-        [np.arange(size) < good for size, good in zip(regions, num_right, strict=True)]
-    )
+    right = np.concatenate([np.arange(size) < good for size, good in zip(regions, num_right, strict=True)])
     return {
         "label": np.ones(len(region), dtype=np.int64),
         "predicted": right.astype(np.int64),
@@ -290,9 +284,7 @@ def test_replicates_of_a_small_group_are_of_resamples_that_have_it():
 
 
 def test_groups_count_the_first_field_fastest_and_are_named_last_field_first():
-    group, names = groups.number_groups(
-        {"gender": np.array([0, 1, 1, 0]), "race": np.array([2, 0, 1, 1])}
-    )
+    group, names = groups.number_groups({"gender": np.array([0, 1, 1, 0]), "race": np.array([2, 0, 1, 1])})
     assert group.tolist() == [4, 1, 3, 2]
     assert [names[i] for i in group] == [
         "race:2_gender:0",

@@ -62,10 +62,7 @@ FILES = [f"{i}00.png" for i in range(4)]
 
 
 def flickr_csv(folder):
-    rows = [
-        [json.dumps(lines), "[0]", "test", name]
-        for lines, name in zip(CAPTIONS, FILES, strict=True)
-    ]
+    rows = [[json.dumps(lines), "[0]", "test", name] for lines, name in zip(CAPTIONS, FILES, strict=True)]
     write_csv(folder / "test_1k_flickr.csv", ["raw", "sentids", "split", "filename"], rows)
 
 
@@ -341,9 +338,7 @@ def test_a_cut_csv_names_the_row_or_the_file(tmp_path):
 
 def test_a_pointer_of_git_lfs_in_place_of_a_zip_is_told(tmp_path):
     flickr_csv(tmp_path)
-    (tmp_path / "images.zip").write_text(
-        "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
-    )
+    (tmp_path / "images.zip").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     raises(open_captioned, tmp_path, "Cannot read", "images.zip as a zip", "pointer of Git LFS")
 
 
@@ -363,9 +358,7 @@ def test_a_damaged_picture_in_a_zip_is_never_given_out(tmp_path, method):
     data[start : start + 20] = b"\xff" * 20
     (tmp_path / "images.zip").write_bytes(bytes(data))
     assert opened.read_picture(0) == pictures()[0]
-    with pytest.raises(
-        EvaluationDataError, match=r"images\.zip: 100\.png (is damaged|cannot be read)"
-    ):
+    with pytest.raises(EvaluationDataError, match=r"images\.zip: 100\.png (is damaged|cannot be read)"):
         opened.read_picture(1)
 
 
@@ -381,9 +374,7 @@ def test_a_zip_that_was_cut_after_it_was_indexed_is_noticed(tmp_path):
 
 
 def test_a_folder_without_a_csv_or_a_table_says_what_it_needs(tmp_path):
-    raises(
-        open_captioned, tmp_path, "must hold a CSV with a zip of pictures, or one folder of parquet"
-    )
+    raises(open_captioned, tmp_path, "must hold a CSV with a zip of pictures, or one folder of parquet")
 
 
 def test_two_versions_of_a_table_are_refused(tmp_path):
@@ -405,17 +396,13 @@ def test_a_table_with_other_columns_or_none_is_told(tmp_path, suffix):
 def test_a_table_whose_files_are_gone_names_the_row(tmp_path):
     table = flickr_table(inside=False, prefix="/gone/hf_cache/downloads/extracted/f00/")
     write_arrow(tmp_path / "flickr-test.arrow", table)
-    raises(
-        open_captioned, tmp_path, "flickr-test.arrow, row 1 has no picture", "f00/000.png' is gone"
-    )
+    raises(open_captioned, tmp_path, "flickr-test.arrow, row 1 has no picture", "f00/000.png' is gone")
 
 
 def test_a_parquet_without_bytes_names_the_row_when_it_is_read(tmp_path):
     pq.write_table(flickr_table(inside=False), tmp_path / "test.parquet")
     opened = open_captioned(tmp_path)
-    with pytest.raises(
-        EvaluationDataError, match=r"test\.parquet, row 3: 200 has no bytes in column"
-    ):
+    with pytest.raises(EvaluationDataError, match=r"test\.parquet, row 3: 200 has no bytes in column"):
         opened.read_picture(2)
 
 

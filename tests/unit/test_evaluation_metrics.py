@@ -24,9 +24,7 @@ def test_accuracy_and_recall_equal_scikit_learn(num_classes):
     metrics = zero_shot.metrics(outcomes, num_classes)
     predicted = logits.argmax(axis=1)
     assert metrics["acc1"] == pytest.approx((predicted == labels).mean(), abs=1e-12)
-    assert metrics["mean_per_class_recall"] == pytest.approx(
-        balanced_accuracy_score(labels, predicted), abs=1e-12
-    )
+    assert metrics["mean_per_class_recall"] == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-12)
     if num_classes > 5:
         expected = top_k_accuracy_score(labels, logits, k=5, labels=np.arange(num_classes))
         assert metrics["acc5"] == pytest.approx(expected, abs=1e-12)

@@ -113,9 +113,7 @@ def test_replicates_spread_as_a_loop_over_resamples_does(tmp_path):
     labels, features = made_up(100)
     scorer = KIND.prepare(KIND.open(write(tmp_path, labels)))
     outcomes = scorer.score(features, encode, "corrected").outcomes
-    replicates = KIND.replicates(
-        outcomes, METRIC, num_resamples=4_000, generator=np.random.default_rng(3)
-    )
+    replicates = KIND.replicates(outcomes, METRIC, num_resamples=4_000, generator=np.random.default_rng(3))
     generator = np.random.default_rng(2)
     loop = []
     for _ in range(400):

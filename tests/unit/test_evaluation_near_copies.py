@@ -87,10 +87,7 @@ class World:
         files[3] = encoded(self.pictures[self.exact])
         files[7] = encoded(self.pictures[self.again], "JPEG", quality=97, subsampling=0)
         files[9] = encoded(self.pictures[self.pruned])
-        samples = [
-            {"jpg" if i == 7 else "png": file, "cls": str(i % 3).encode()}
-            for i, file in enumerate(files)
-        ]
+        samples = [{"jpg" if i == 7 else "png": file, "cls": str(i % 3).encode()} for i, file in enumerate(files)]
         write_set(home / "sets/wds_mnist_test", samples, class_names="abc", templates=["a {c}"])
 
     def trained(self, *settings: str) -> Any:
@@ -203,9 +200,7 @@ def test_an_epsilon_outside_0_to_1_is_refused(world, epsilon):
 
 def test_a_checkpoint_that_is_no_run_of_ours_is_refused(world):
     file = world.home / "encoder.pt"
-    with pytest.raises(
-        ConfigError, match=r"encoder\.pt' is no run of ours in .*dbp ls stage=train"
-    ):
+    with pytest.raises(ConfigError, match=r"encoder\.pt' is no run of ours in .*dbp ls stage=train"):
         world.evaluate(f"checkpoint={file}", f"model.config={world.home}/config.json")
     with pytest.raises(ConfigError, match="'openai' is no run of ours"):
         world.evaluate("model.name=ViT-B-32", "pretrained=openai")
@@ -224,24 +219,18 @@ def test_a_run_is_found_by_its_folder_and_by_the_weights_in_it_but_not_by_a_copy
         world.found(str(copy / "weights.pt"))
 
 
-def test_vectors_that_were_removed_are_told_with_the_command_that_makes_them_again(
-    world, monkeypatch
-):
+def test_vectors_that_were_removed_are_told_with_the_command_that_makes_them_again(world, monkeypatch):
     kept = world.found().embeddings
     away = world.home / "away"
     kept.folder.rename(away)
     try:
-        with pytest.raises(
-            StoreError, match=rf"vectors {kept.key} .*dbp curate … until=embed, with"
-        ):
+        with pytest.raises(StoreError, match=rf"vectors {kept.key} .*dbp curate … until=embed, with"):
             world.found()
         manifest = world.train.folder / "manifest.json"
         before = manifest.read_text()
         said = json.loads(before) | {"command": ["/bin/dbp", "train", "pool.shards={0..1}.tar"]}
         manifest.write_text(json.dumps(said))
-        with pytest.raises(
-            StoreError, match=r"dbp curate 'pool\.shards=\{0\.\.1\}\.tar' until=embed"
-        ):
+        with pytest.raises(StoreError, match=r"dbp curate 'pool\.shards=\{0\.\.1\}\.tar' until=embed"):
             world.evaluate(f"checkpoint={world.train.key}")
         manifest.write_text(before)
     finally:
@@ -263,9 +252,7 @@ def test_a_pool_without_vectors_and_one_whose_vectors_were_read_are_told(world, 
     }
     said["made_by"]["encoder"] = read
     manifest.write_text(json.dumps(said))
-    with pytest.raises(
-        StoreError, match=r"were read from files.*Embed the pool with a network: dbp"
-    ):
+    with pytest.raises(StoreError, match=r"were read from files.*Embed the pool with a network: dbp"):
         find_trained(store, world.train.key)
     for one in lineage(store, store.find(world.train.key)):
         if one.stage in ("embed", "similar", "cluster", "centroids"):

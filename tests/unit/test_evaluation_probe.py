@@ -38,9 +38,7 @@ def test_the_optimum_is_scikit_learns(penalty, monkeypatch):
     theirs.fit(part.features.astype(np.float64), part.labels)
     best = loss(theirs.coef_.T, theirs.intercept_, part, penalty)
     assert ours.loss == pytest.approx(best, abs=1e-5)
-    assert loss(ours.weights.astype(float), ours.intercept, part, penalty) == pytest.approx(
-        best, abs=1e-5
-    )
+    assert loss(ours.weights.astype(float), ours.intercept, part, penalty) == pytest.approx(best, abs=1e-5)
     chances = np.exp(ours.logits(part.features))
     chances /= chances.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(chances, theirs.predict_proba(part.features), atol=5e-3)
@@ -100,9 +98,7 @@ def test_of_equal_accuracies_the_largest_penalty_is_taken():
 
 
 def test_the_probe_is_refitted_on_train_and_validation_and_scored_on_test():
-    train, validation, test = (
-        made_up(n, seed, noise=1.5) for n, seed in ((300, 3), (150, 4), (400, 5))
-    )
+    train, validation, test = (made_up(n, seed, noise=1.5) for n, seed in ((300, 3), (150, 4), (400, 5)))
     found = probe.probe(train, validation, test, 6, seed=0)
     both = Part(
         np.concatenate([train.features, validation.features]),
@@ -110,16 +106,12 @@ def test_the_probe_is_refitted_on_train_and_validation_and_scored_on_test():
     )
     theirs = LogisticRegression(C=1 / found.penalty, tol=1e-8, max_iter=5_000)
     theirs.fit(both.features, both.labels)
-    assert found.fit.loss == pytest.approx(
-        loss(theirs.coef_.T, theirs.intercept_, both, found.penalty), abs=1e-4
-    )
+    assert found.fit.loss == pytest.approx(loss(theirs.coef_.T, theirs.intercept_, both, found.penalty), abs=1e-4)
     predicted = theirs.predict(test.features)
     np.testing.assert_array_equal(found.outcomes["predicted"], predicted)
     assert found.metrics == {
         "lp_acc1": pytest.approx((predicted == test.labels).mean()),
-        "lp_acc5": pytest.approx(
-            top_k_accuracy_score(test.labels, theirs.decision_function(test.features), k=5)
-        ),
+        "lp_acc5": pytest.approx(top_k_accuracy_score(test.labels, theirs.decision_function(test.features), k=5)),
         "lp_mean_per_class_recall": pytest.approx(balanced_accuracy_score(test.labels, predicted)),
     }
     assert set(found.intervals) == set(found.metrics)

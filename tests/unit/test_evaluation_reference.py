@@ -41,12 +41,8 @@ def root(tmp_path_factory):
     write_classification(
         root / "wds_cifar10_test", class_names=NAMES, num_samples=230, seed=0, samples_per_shard=80
     )
-    write_classification(
-        root / "wds_stl10_test", class_names=[*NAMES[3:], "night heron"], num_samples=150, seed=4
-    )
-    write_classification(
-        root / "wds_vtab-pcam_test", class_names=["benign", "tumour"], num_samples=60, seed=1
-    )
+    write_classification(root / "wds_stl10_test", class_names=[*NAMES[3:], "night heron"], num_samples=150, seed=4)
+    write_classification(root / "wds_vtab-pcam_test", class_names=["benign", "tumour"], num_samples=60, seed=1)
     generator = np.random.default_rng(2)
     words = [
         "a",
@@ -63,8 +59,7 @@ def root(tmp_path_factory):
         "under",
     ]
     captions = [
-        [" ".join(generator.choice(words, size=6)) for _ in range(generator.integers(1, 6))]
-        for _ in range(90)
+        [" ".join(generator.choice(words, size=6)) for _ in range(generator.integers(1, 6))] for _ in range(90)
     ]
     folder = root / "wds_retrieval-flickr_1k_test_image_text_retrieval_test"
     write_retrieval(folder, captions=captions, seed=3)
@@ -88,9 +83,7 @@ def reference_logits(model, folder):
     classifier = zeroshot_classification.zero_shot_classifier(
         model, TOKENIZER, dataset.classes, dataset.templates, "cpu", amp=False
     )
-    logits, labels = zeroshot_classification.run_classification(
-        model, classifier, loader, "cpu", amp=False
-    )
+    logits, labels = zeroshot_classification.run_classification(model, classifier, loader, "cpu", amp=False)
     return classifier, logits, labels
 
 
@@ -106,9 +99,7 @@ def test_classification_equals_clip_benchmark(model, root, key):
     assert len(predicted.unique()) > 1
     [result] = evaluate(model, root, key, batch_size=37)
     assert result.metrics["acc1"] == pytest.approx(share(predicted == labels))
-    assert result.metrics["mean_per_class_recall"] == pytest.approx(
-        balanced_accuracy_score(labels, predicted)
-    )
+    assert result.metrics["mean_per_class_recall"] == pytest.approx(balanced_accuracy_score(labels, predicted))
     if key == "stl10":
         # cifar10 here has twin names, whose ties topk breaks by luck.
         top = logits.topk(5, 1, True, True)[1]
@@ -137,9 +128,7 @@ def test_retrieval_equals_clip_benchmark(model, root):
     key = "retrieval/flickr_1k_test_image_text_retrieval"
     folder = root / "wds_retrieval-flickr_1k_test_image_text_retrieval_test"
     _, loader = reference_loader(folder, 32, image_captions_collate_fn)
-    expected = zeroshot_retrieval.evaluate(
-        model, loader, TOKENIZER, "cpu", amp=False, recall_k_list=[1, 5, 10]
-    )
+    expected = zeroshot_retrieval.evaluate(model, loader, TOKENIZER, "cpu", amp=False, recall_k_list=[1, 5, 10])
     [result] = evaluate(model, root, key)
     mean = (expected["text_retrieval_recall@1"] + expected["image_retrieval_recall@1"]) / 2
     metrics = {name: value for name, value in result.metrics.items() if name not in fine.NAMES}
@@ -168,9 +157,7 @@ def test_datacomp_drops_the_blank_name_and_reads_later_labels_one_off(model, roo
     classifier = zeroshot_classification.zero_shot_classifier(
         model, TOKENIZER, names, dataset.templates, "cpu", amp=False
     )
-    logits, labels = zeroshot_classification.run_classification(
-        model, classifier, loader, "cpu", amp=False
-    )
+    logits, labels = zeroshot_classification.run_classification(model, classifier, loader, "cpu", amp=False)
     # The reference encodes twin names in two calls, whose vectors may differ in last bits: either may win.
     # No other two classes lie closer together than rounding reaches.
     twin = torch.tensor([names.index(name) for name in names])

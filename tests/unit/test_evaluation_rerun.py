@@ -37,9 +37,7 @@ def root(tmp_path: Path) -> Path:
         folder = tmp_path / "sets" / f"wds_{key}_test"
         write_classification(folder, class_names=list("abcdef"), num_samples=70, seed=seed)
     captions = [[f"a {i}", f"the {i * 7}"][: 1 + i % 2] for i in range(40)]
-    write_retrieval(
-        tmp_path / "sets" / f"wds_{FLICKR.replace('/', '-')}_test", captions=captions, seed=3
-    )
+    write_retrieval(tmp_path / "sets" / f"wds_{FLICKR.replace('/', '-')}_test", captions=captions, seed=3)
     return tmp_path / "sets"
 
 
@@ -70,10 +68,7 @@ def counted(model: Towers) -> list[int]:
 
 
 def numbers(results: list[Result]) -> list[Any]:
-    return [
-        (r.task, r.protocol, r.checkpoint, dict(r.metrics), dict(r.intervals), r.set_digest)
-        for r in results
-    ]
+    return [(r.task, r.protocol, r.checkpoint, dict(r.metrics), dict(r.intervals), r.set_digest) for r in results]
 
 
 def test_kept_vectors_are_not_encoded_again_and_give_the_same_results(root, tmp_path):
@@ -225,10 +220,7 @@ def test_a_suite_killed_in_the_middle_of_a_task_goes_on_to_the_results_of_an_und
     process.wait()
     done = load_results(results)
     assert {r.task for r in done} < {r.task for r in undisturbed}
-    kept = sum(
-        int(file.stem.split("-")[1]) - int(file.stem.split("-")[0])
-        for file in vectors.rglob("0*.npz")
-    )
+    kept = sum(int(file.stem.split("-")[1]) - int(file.stem.split("-")[0]) for file in vectors.rglob("0*.npz"))
     again = towers(tmp_path)
     seen = counted(again)
     found = evaluate_checkpoints(

@@ -131,8 +131,7 @@ def test_outcomes_of_equal_tasks_do_not_overwrite_each_other(tmp_path):
 def test_a_mean_is_plain_and_its_interval_that_of_independent_tasks():
     members = ["mnist", "cifar10", "stl10", "gtsrb"]
     results = [
-        make_result(key, hits=0.2 * (i + 1), num_samples=300 + 100 * i, seed=i)
-        for i, key in enumerate(members)
+        make_result(key, hits=0.2 * (i + 1), num_samples=300 + 100 * i, seed=i) for i, key in enumerate(members)
     ]
     mean = average(results, "four", members, num_resamples=8_000)
     shares = [result.metrics["acc1"] for result in results]
@@ -140,9 +139,7 @@ def test_a_mean_is_plain_and_its_interval_that_of_independent_tasks():
     assert mean.value == pytest.approx(np.mean(shares), abs=1e-12)
     variances = [p * (1 - p) / (300 + 100 * i) for i, p in enumerate(shares)]
     error = np.sqrt(np.sum(variances)) / 4
-    assert mean.interval == pytest.approx(
-        (mean.value - 1.96 * error, mean.value + 1.96 * error), abs=0.1 * error
-    )
+    assert mean.interval == pytest.approx((mean.value - 1.96 * error, mean.value + 1.96 * error), abs=0.1 * error)
 
 
 def test_a_mean_with_missing_members_names_them_and_is_not_complete():

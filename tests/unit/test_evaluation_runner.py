@@ -67,9 +67,7 @@ def break_picture(root, key, content, extension="png"):
     write_set(folder, samples, class_names=["a", "b"], templates=["{c}"])
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"<html>404</html>", noise_png(np.random.default_rng(0), 30)[:900]]
-)
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", noise_png(np.random.default_rng(0), 30)[:900]])
 def test_broken_pictures_are_counted_and_named_and_fail_their_task_only(root, content):
     break_picture(root, "cifar10", content)
     failures = []
@@ -92,9 +90,7 @@ def test_a_broken_picture_is_named_from_a_worker_too(root):
 
 def test_without_a_list_for_failures_they_are_raised_after_the_others_ended(root):
     seen = []
-    with pytest.raises(
-        WorldError, match=r"2 of 3 tasks failed:\n  gtsrb: There is no set of GTSRB"
-    ):
+    with pytest.raises(WorldError, match=r"2 of 3 tasks failed:\n  gtsrb: There is no set of GTSRB"):
         evaluate("gtsrb,mnist,wilds/fmow", root, on_results=lambda found: seen.extend(found))
     assert [result.task for result in seen] == ["mnist"]
 
@@ -128,9 +124,7 @@ def test_a_tokenizer_of_another_length_is_named(root):
     model.context_length = 77
     failures = []
     evaluate("mnist", root, model, failures=failures)
-    assert failures[0].reason.startswith(
-        "The tokenizer gives 128 tokens a text, the model takes 77"
-    )
+    assert failures[0].reason.startswith("The tokenizer gives 128 tokens a text, the model takes 77")
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,7 @@ def test_the_interval_of_a_class_recall_covers_the_truth_in_95_of_100_sets():
     for _ in range(500):
         labels = generator.choice(5, size=1_500, p=share)
         is_right = generator.random(1_500) < recall[labels]
-        replicates = class_recall_replicates(
-            is_right, labels, num_resamples=400, generator=generator
-        )
+        replicates = class_recall_replicates(is_right, labels, num_resamples=400, generator=generator)
         low, high = percentile_interval(replicates)
         covered.append(low <= recall.mean() <= high)
     assert abs(np.mean(covered) - 0.95) < 4 * binomial_error(0.95, 500)
@@ -83,9 +81,7 @@ def test_class_recall_over_samples_equals_drawing_samples_one_by_one():
     generator = np.random.default_rng(4)
     labels = generator.integers(4, size=60)
     predicted = np.where(generator.random(60) < 0.6, labels, (labels + 1) % 4)
-    counted = class_recall_replicates(
-        predicted == labels, labels, num_resamples=4_000, generator=generator
-    )
+    counted = class_recall_replicates(predicted == labels, labels, num_resamples=4_000, generator=generator)
     rows = generator.integers(60, size=(4_000, 60))
     drawn = [zero_shot.mean_per_class_recall(predicted[r], labels[r]) for r in rows]
     assert counted.mean() == pytest.approx(np.mean(drawn), abs=0.005)
@@ -101,9 +97,7 @@ def test_mean_recall_over_pictures_equals_drawing_pictures_one_by_one():
         "image_rank": generator.integers(2, size=len(owner)),
         "caption_picture": owner,
     }
-    counted = retrieval.replicates(
-        outcomes, "mean_recall@1", num_resamples=4_000, generator=generator
-    )
+    counted = retrieval.replicates(outcomes, "mean_recall@1", num_resamples=4_000, generator=generator)
     drawn = []
     for pictures in generator.integers(40, size=(4_000, 40)):
         captions = np.concatenate([np.flatnonzero(owner == p) for p in pictures])
@@ -125,9 +119,7 @@ def test_exchanges_see_a_difference_that_two_intervals_do_not():
     generator = np.random.default_rng(7)
     difficulty = generator.random(2_000)
     first, second = difficulty < 0.50, difficulty < 0.52
-    apart = [
-        percentile_interval(mean_replicates(hits, generator=generator)) for hits in (first, second)
-    ]
+    apart = [percentile_interval(mean_replicates(hits, generator=generator)) for hits in (first, second)]
     assert apart[0][1] > apart[1][0]
     assert sign_test(first, second) < 1e-6
 
@@ -181,9 +173,7 @@ def retrieval_on_draws(outcomes, drawn):
     return retrieval.on_draws(outcomes, "mean_recall@1", drawn)
 
 
-WORST = groups.Measure(
-    "acc", ("region",), lambda outcomes: outcomes["rank"] < 1, "acc_worst_region"
-)
+WORST = groups.Measure("acc", ("region",), lambda outcomes: outcomes["rank"] < 1, "acc_worst_region")
 
 
 def worst_on_draws(outcomes, drawn):
@@ -194,9 +184,7 @@ def two_of_each(generator, num_samples):
     """Two checkpoints' outcomes of each metric, equally good on every sample."""
     labels = np.sort(generator.integers(6, size=num_samples) % 5)
     ease = generator.beta(1, 1, size=num_samples)
-    owner = np.sort(
-        np.r_[np.arange(num_samples), generator.integers(num_samples, size=num_samples // 2)]
-    )
+    owner = np.sort(np.r_[np.arange(num_samples), generator.integers(num_samples, size=num_samples // 2)])
     image = generator.beta(1, 1, size=len(owner))
     region = {"region": generator.integers(3, size=num_samples), "is_corrected": np.array(True)}
     pairs = [
@@ -242,9 +230,7 @@ def test_random_exchanges_are_all_exchanges_equally_often(at):
     assert set(np.round(exchanged, 9)) == set(np.round(exact, 9))
     for value in set(np.round(exact, 9)):
         share = np.mean(np.round(exact, 9) == value)
-        assert abs(np.mean(np.round(exchanged, 9) == value) - share) < 5 * binomial_error(
-            share, 20_000
-        )
+        assert abs(np.mean(np.round(exchanged, 9) == value) - share) < 5 * binomial_error(share, 20_000)
     as_far = np.mean(np.abs(exact) >= abs(observed) - 1e-9)
     assert exchange_p(observed, exchanged) == pytest.approx(as_far, abs=0.02)
 
@@ -343,8 +329,7 @@ def test_a_planted_difference_of_a_mean_is_found_at_the_computed_power():
     shift, trials, sizes = 0.05, 600, (200, 400, 300)
     # Hits are independent given the sample; ease 0.2 or 0.8, so their variances are 0.16 or nearly so.
     variance = sum(
-        np.mean([e * (1 - e) + (e + shift) * (1 - e - shift) for e in (0.2, 0.8 - shift)]) / n
-        for n in sizes
+        np.mean([e * (1 - e) + (e + shift) * (1 - e - shift) for e in (0.2, 0.8 - shift)]) / n for n in sizes
     )
     power = norm.sf(1.959964 - len(sizes) * shift / np.sqrt(variance))
     assert 0.5 < power < 0.95
@@ -356,9 +341,7 @@ def test_a_planted_difference_of_a_mean_is_found_at_the_computed_power():
             ease = generator.choice([0.2, 0.8 - shift], size=n)
             hits = generator.random((2, n)) < np.stack([ease, ease + shift])
             observed.append(hits[1].mean() - hits[0].mean())
-            exchanged.append(
-                exchanged_hits(*hits, plain(hits), num_exchanges=399, generator=generator)
-            )
+            exchanged.append(exchanged_hits(*hits, plain(hits), num_exchanges=399, generator=generator))
         found.append(exchange_p(float(np.mean(observed)), np.mean(exchanged, axis=0)) <= ALPHA)
     assert abs(np.mean(found) - power) < 4 * binomial_error(power, trials) + 0.02
 
@@ -406,10 +389,7 @@ def test_intervals_repeat_with_the_seed_and_differ_between_tasks():
     first = metric_intervals(task, metrics, outcomes, seed=3)
     assert set(first) == {"acc1", "acc5", "mean_per_class_recall"}
     assert first == metric_intervals(task, metrics, outcomes, seed=3)
-    draws = [
-        metric_replicates(t, "acc1", outcomes, seed=s)
-        for t, s in ((task, 3), (other, 3), (task, 4))
-    ]
+    draws = [metric_replicates(t, "acc1", outcomes, seed=s) for t, s in ((task, 3), (other, 3), (task, 4))]
     assert not np.array_equal(draws[0], draws[1])
     assert not np.array_equal(draws[0], draws[2])
     for name, (low, high) in first.items():

@@ -81,9 +81,7 @@ SEMDEDUP_TABLE = (
 )
 
 
-@pytest.mark.parametrize(
-    ("suite", "table"), [("metaclip26", METACLIP_TABLE), ("semdedup24", SEMDEDUP_TABLE)]
-)
+@pytest.mark.parametrize(("suite", "table"), [("metaclip26", METACLIP_TABLE), ("semdedup24", SEMDEDUP_TABLE)])
 def test_a_papers_suite_and_what_it_misses_are_the_columns_of_its_table_in_order(suite, table):
     missing = missing_members(suite)
     expected = [name for name in table.split(",") if name not in missing]
@@ -121,9 +119,7 @@ def test_a_list_may_mix_suites_and_tasks_and_names_each_task_once():
 def test_a_misspelt_suite_or_task_names_the_nearest(wrong, meant):
     with pytest.raises(ConfigError) as error:
         resolve_suite(f"imagenet,{wrong}")
-    assert str(error.value) == (
-        f"suite={wrong} is neither a suite nor a task. Did you mean '{meant}'?"
-    )
+    assert str(error.value) == (f"suite={wrong} is neither a suite nor a task. Did you mean '{meant}'?")
 
 
 def test_a_suite_of_nothing_is_refused():

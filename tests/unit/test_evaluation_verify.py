@@ -32,9 +32,7 @@ def small(key, **changes):
 @pytest.fixture
 def folder(tmp_path):
     folder = tmp_path / "wds_mnist_test"
-    write_classification(
-        folder, class_names=["a", "b", "c"], num_samples=12, seed=0, size=8, samples_per_shard=5
-    )
+    write_classification(folder, class_names=["a", "b", "c"], num_samples=12, seed=0, size=8, samples_per_shard=5)
     return folder
 
 
@@ -52,15 +50,11 @@ def test_a_right_set_has_no_problem_and_the_digest_that_a_result_carries(folder)
 
 
 def test_a_count_that_is_not_the_test_sets_is_told(folder):
-    assert "It has 12 samples and the test set has 10,000." in problems(
-        folder, small("mnist", test_size=10_000)
-    )
+    assert "It has 12 samples and the test set has 10,000." in problems(folder, small("mnist", test_size=10_000))
     assert "classnames.txt has 3 names and the task has 10 classes" in problems(
         folder, small("mnist", num_classes=10)
     )
-    assert "has 3 templates and the task has 80" in problems(
-        folder, small("mnist", num_templates=80)
-    )
+    assert "has 3 templates and the task has 80" in problems(folder, small("mnist", num_templates=80))
 
 
 def test_a_fact_that_was_never_counted_is_not_checked(folder):
@@ -94,9 +88,7 @@ def test_faults_that_were_published_are_notes_and_others_of_the_same_set_are_not
     (folder / "classnames.txt").write_text("a\nb\nc\n\n")
     checked = verify_set(clevr, folder)
     assert checked.problems == ()
-    assert checked.line().endswith(
-        "(class 3 has an empty name, as published; protocol=datacomp drops it)"
-    )
+    assert checked.line().endswith("(class 3 has an empty name, as published; protocol=datacomp drops it)")
     (folder / "classnames.txt").write_text("a\n\nb\nc")
     assert "class 1 has an empty name" in problems(folder, clevr)
     imagenet = small("imagenet1k", num_classes=5)
@@ -151,9 +143,7 @@ def test_every_broken_header_is_counted_and_a_broken_body_is_found_in_the_probe(
 def test_instances_of_winogavil_are_counted_and_not_its_pictures(tmp_path):
     folder = tmp_path / "wds_misc-winogavil_test"
     write_set(folder, [{"png": noise_png(np.random.default_rng(i), 4)} for i in range(3)])
-    (folder / "a.csv").write_text(
-        "candidates,cue,associations\n\"['s0000000', 's0000001']\",x,\"['s0000001']\"\n"
-    )
+    (folder / "a.csv").write_text("candidates,cue,associations\n\"['s0000000', 's0000001']\",x,\"['s0000001']\"\n")
     task = find_task("misc/winogavil")
     assert verify_set(replace(task, test_size=1), folder).problems == ()
     assert "It has 1 samples and the test set has 3,563" in problems(folder, task)
@@ -187,9 +177,7 @@ def test_hashes_are_recorded_for_right_sets_and_compared_the_next_time(tmp_path,
     recorded = json.loads(hashes.read_text())
     assert list(recorded) == ["mnist"]
     assert [len(one.problems) for one in verify_suite(tasks[:1], tmp_path, hashes=hashes)] == [0]
-    write_classification(
-        folder, class_names=["a", "b", "c"], num_samples=12, seed=1, size=8, samples_per_shard=5
-    )
+    write_classification(folder, class_names=["a", "b", "c"], num_samples=12, seed=1, size=8, samples_per_shard=5)
     [checked] = verify_suite(tasks[:1], tmp_path, hashes=hashes, say=said.append)
     [problem] = checked.problems
     assert f"set_hashes.json has {recorded['mnist'][:16]}" in problem
@@ -210,7 +198,5 @@ def test_a_set_of_the_same_content_in_other_tars_has_the_recorded_hash(tmp_path)
 @pytest.mark.parametrize("text", ["not json", '["mnist"]', '{"mnist": 1}'])
 def test_a_file_of_hashes_that_is_something_else_is_refused(tmp_path, text):
     (tmp_path / "hashes.json").write_text(text)
-    with pytest.raises(
-        WorldError, match=r"hashes\.json .*Move it away|hashes\.json .*move it away"
-    ):
+    with pytest.raises(WorldError, match=r"hashes\.json .*Move it away|hashes\.json .*move it away"):
         verify_suite([small("mnist")], tmp_path, hashes=tmp_path / "hashes.json")

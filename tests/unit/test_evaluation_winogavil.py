@@ -75,9 +75,7 @@ def test_without_ties_both_protocols_equal_scikit_learn_on_the_references_choice
         taken = np.isin(np.arange(len(true)), np.argsort(values)[-true.sum() :])
         expected.append(jaccard_score(true, taken))
     for protocol in ("corrected", "datacomp"):
-        np.testing.assert_allclose(
-            jaccard_scores(similarity, truth, instance, protocol), expected, atol=1e-15
-        )
+        np.testing.assert_allclose(jaccard_scores(similarity, truth, instance, protocol), expected, atol=1e-15)
 
 
 def test_an_instance_worked_by_hand():
@@ -147,9 +145,7 @@ def test_a_draw_without_any_instance_of_a_metric_changes_nothing():
     outcomes = winogavil.outcomes(np.array([0.25, 1.0]), np.array([12, 5]), np.arange(2))
     drawn = np.array([[0.0, 2.0], [1.0, 1.0]], np.float32)
     np.testing.assert_array_equal(on_draws(outcomes, "jaccard_score_12", drawn), [0.25, 0.25])
-    spread = replicates(
-        outcomes, "jaccard_score_12", num_resamples=50, generator=np.random.default_rng(0)
-    )
+    spread = replicates(outcomes, "jaccard_score_12", num_resamples=50, generator=np.random.default_rng(0))
     np.testing.assert_array_equal(spread, np.full(50, 0.25))
 
 

@@ -67,9 +67,7 @@ def test_uids_and_pairs_say_the_same_as_pythons_integers(numbers):
 def test_what_is_no_uid_is_told_apart_in_blocks_of_any_size(monkeypatch, block):
     monkeypatch.setattr(names, "BLOCK", block)
     texts = [EXAMPLE, None, "", "g" * 32, "0" * 31, "0" * 33, "é" * 16, " " + "0" * 31, EXAMPLE]
-    chunked = pa.chunked_array(
-        [pa.array(texts[:4]), pa.array(texts[4:]), pa.array([], pa.string())]
-    )
+    chunked = pa.chunked_array([pa.array(texts[:4]), pa.array(texts[4:]), pa.array([], pa.string())])
     found, is_hex = hex_bytes(chunked)
     assert is_hex.tolist() == [True] + [False] * 7 + [True]
     assert found[-1].tobytes() == bytes.fromhex(EXAMPLE)
@@ -82,9 +80,7 @@ def test_a_slice_of_a_column_is_read_where_it_begins():
 
 
 def test_a_uid_that_is_not_hexadecimal_is_named_with_the_way_out():
-    with pytest.raises(
-        ConfigError, match=r"uid 's0001' is not 32 hexadecimal digits.*pool\.uid=hash"
-    ):
+    with pytest.raises(ConfigError, match=r"uid 's0001' is not 32 hexadecimal digits.*pool\.uid=hash"):
         uids_to_pairs([EXAMPLE, "s0001"])
 
 
@@ -202,9 +198,7 @@ def test_bad_files_are_named_with_the_reason(tmp_path):
     whole = (tmp_path / "a.npy").read_bytes()
     assert "damaged or cut short" in refused(whole[:-3])
     assert "47 bytes, no multiple of 16" in refused(b"\0" * 47)
-    assert "looks like a pickle, which is never read" in refused(
-        pickle.dumps({"a": list(range(99))})
-    )
+    assert "looks like a pickle, which is never read" in refused(pickle.dumps({"a": list(range(99))}))
     assert "is a text file" in refused(b"0123\n")
     assert "is empty" in refused(b"")
     assert "is an archive" in refused(b"PK\x03\x04rest")

@@ -48,11 +48,7 @@ def image_of(sample):
 
 
 def all_bytes(folder):
-    return {
-        path.relative_to(folder): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -268,8 +264,7 @@ def test_one_plan_makes_one_sequence_of_bytes_and_another_seed_another(pool, tmp
         ({"swapped_captions": 1.5}, "swapped_captions=1.5: it must be from 0 to 1"),
         (
             {"exact_copies": 0.3, "reencoded_copies": 0.3},
-            "reencoded_copies=0.3: it must be at most 0.2 beside exact_copies=0.3 (one copy each); "
-            "lower one",
+            "reencoded_copies=0.3: it must be at most 0.2 beside exact_copies=0.3 (one copy each); lower one",
         ),
     ],
 )
@@ -282,9 +277,7 @@ def test_a_field_out_of_range_is_named(fields, text):
 def test_errors_name_the_counts_and_the_way_out(pool, tmp_path):
     folder, _, _, _ = pool
     available = len(split_glyphs(PLAN).pool)
-    with pytest.raises(
-        ConfigError, match=f"needs 75,000 different glyphs: {available:,} are left .* Lower num"
-    ):
+    with pytest.raises(ConfigError, match=f"needs 75,000 different glyphs: {available:,} are left .* Lower num"):
         render_pool(dataclasses.replace(PLAN, num_pairs=100_000), tmp_path)
     with pytest.raises(ConfigError, match=r"chooses 1 rows, 1 of which look the same.* Raise num"):
         render_pool(GlyphPlan(num_pairs=10, swapped_captions=0.1), tmp_path)

@@ -68,9 +68,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_counts_sizes_lengths_and_formats_are_those_of_the_folder(folder):
-    write_tar(
-        folder / "00002.tar", {"a": {"png": picture(99, "png", (30, 90)), "txt": b"one two three"}}
-    )
+    write_tar(folder / "00002.tar", {"a": {"png": picture(99, "png", (30, 90)), "txt": b"one two three"}})
     found = look(folder)
     assert (found.rows, found.usable, len(found.shards), found.is_whole) == (41, 41, 3, True)
     assert found.total_bytes == sum(tar.stat().st_size for tar in folder.glob("*.tar"))
@@ -187,10 +185,7 @@ def test_the_experiment_composes_for_curating_training_and_sweeping(folder, tmp_
         assert config.cluster.num_clusters == round(math.sqrt(30))
         assert config.select.temperature == 0.1
         assert config.train.samples_seen % config.train.batch_size == 0
-    assert (
-        main(["sweep", "plan", "--config-dir", str(tmp_path), "experiment=my_cats", "root=glyphs"])
-        == 0
-    )
+    assert main(["sweep", "plan", "--config-dir", str(tmp_path), "experiment=my_cats", "root=glyphs"]) == 0
     assert "15 points before collapsing" in capsys.readouterr().out
 
 
@@ -279,9 +274,7 @@ def test_a_folder_without_tars_says_what_is_there(tmp_path):
     with pytest.raises(PoolError, match=r"no tar lies in .* but nothing\. Make webdataset tars"):
         look(tmp_path / "empty")
     (tmp_path / "empty/0.parquet").touch()
-    with pytest.raises(
-        PoolError, match=r"1 x \.parquet\. A folder of DataComp's metadata .* pool=datacomp"
-    ):
+    with pytest.raises(PoolError, match=r"1 x \.parquet\. A folder of DataComp's metadata .* pool=datacomp"):
         look(tmp_path / "empty")
 
 
@@ -289,17 +282,13 @@ def test_tars_without_samples_pictures_or_captions_are_told_apart(tmp_path):
     home = tmp_path / "pool"
     home.mkdir()
     (home / "0.tar").write_bytes(b"x" * 1024)
-    with pytest.raises(
-        PoolError, match=r"no sample can be read from the 1 tars .* cannot be read at its first"
-    ):
+    with pytest.raises(PoolError, match=r"no sample can be read from the 1 tars .* cannot be read at its first"):
         look(home)
     write_tar(home / "0.tar", {"a": {"txt": b"text"}})
     with pytest.raises(PoolError, match=r"the 1 samples read from .* have no picture"):
         look(home)
     write_tar(home / "0.tar", {"a": {"jpg": picture(0), "json": b'{"tags": "x", "n": 3}'}})
-    with pytest.raises(
-        PoolError, match=r"have no caption.*Text fields of the json: tags\..*json:FIELD"
-    ):
+    with pytest.raises(PoolError, match=r"have no caption.*Text fields of the json: tags\..*json:FIELD"):
         look(home)
 
 

@@ -31,8 +31,7 @@ class Told:
         valid = self.rng.random(n) < 0.8
         self.kept = everything("pool", valid)
         self.rows: list[dict[str, Any]] = [
-            self.row(row, bool(valid[row]), "pool", "valid" if valid[row] else "invalid")
-            for row in range(n)
+            self.row(row, bool(valid[row]), "pool", "valid" if valid[row] else "invalid") for row in range(n)
         ]
 
     @staticmethod
@@ -129,9 +128,7 @@ def test_values_that_are_functions_are_called_when_someone_asks_and_not_before()
         asked.append(1)
         return np.arange(5) / 10
 
-    kept = everything("pool", np.ones(5, bool)).within(
-        "select", np.arange(5) < 2, "late", "early", value=value
-    )
+    kept = everything("pool", np.ones(5, bool)).within("select", np.arange(5) < 2, "late", "early", value=value)
     kept.counts()
     assert (kept.num_kept, kept.digest != "", asked) == (2, True, [])
     assert kept.decision(3)["value"] == 0.3
@@ -217,9 +214,7 @@ def test_combined_lists_say_for_each_row_why_it_is_in_or_out() -> None:
     a, b = (everything("pool", np.array(keep, bool)) for keep in ([1, 1, 0, 0], [1, 0, 1, 0]))
     both, either = a & b, a | b
     assert both.decisions["reason"].to_pylist() == ["in both lists"] + ["not in both lists"] * 3
-    assert either.decisions["reason"].to_pylist() == ["in one of the lists"] * 3 + [
-        "not in one of the lists"
-    ]
+    assert either.decisions["reason"].to_pylist() == ["in one of the lists"] * 3 + ["not in one of the lists"]
     for kept in (both, either):
         assert set(kept.decisions["stage"].to_pylist()) == {"combine"}
         assert sum(kept.counts().values()) == 4
@@ -231,17 +226,14 @@ def test_lists_of_two_pools_are_refused_with_the_way_out() -> None:
         with pytest.raises(ValueError) as refusal:
             combine(a, b)
         assert str(refusal.value) == (
-            "keep lists of two pools (a-digest-of-, b-digest-of-) cannot be combined by row; export "
-            "uids instead"
+            "keep lists of two pools (a-digest-of-, b-digest-of-) cannot be combined by row; export uids instead"
         )
 
 
 # on disk
 
 
-def test_a_list_comes_back_with_its_rows_and_reasons_and_without_values(
-    told: Told, tmp_path: Path
-) -> None:
+def test_a_list_comes_back_with_its_rows_and_reasons_and_without_values(told: Told, tmp_path: Path) -> None:
     told.kept.save(tmp_path)
     again = KeepList.load(tmp_path)
     np.testing.assert_array_equal(again.mask, told.kept.mask)

@@ -44,10 +44,7 @@ def centres(rng: np.random.Generator, k: int, width: int) -> np.ndarray:
 
 def reference(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The first of the nearest centroids and the cosine, from products of whole numbers of 2^-24."""
-    whole = [
-        np.rint(a.astype(np.float64) * GRID).astype(np.int64).astype(object)
-        for a in (vectors, centroids)
-    ]
+    whole = [np.rint(a.astype(np.float64) * GRID).astype(np.int64).astype(object) for a in (vectors, centroids)]
     products = (whole[0] @ whole[1].T).astype(np.longdouble)
     lengths = [np.sqrt((a**2).sum(axis=1).astype(np.longdouble)) for a in whole]
     cosine = products / lengths[1]
@@ -55,9 +52,7 @@ def reference(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, n
     return nearest, (cosine[np.arange(len(vectors)), nearest] / lengths[0]).astype(np.float64)
 
 
-def write(
-    folder: Path, vectors: np.ndarray, rows: np.ndarray | None = None, num_parts: int = 3
-) -> Embeddings:
+def write(folder: Path, vectors: np.ndarray, rows: np.ndarray | None = None, num_parts: int = 3) -> Embeddings:
     """Embeddings of some rows (all by default) in parts; the second part is empty."""
     rows = np.arange(len(vectors)) if rows is None else rows
     parts = np.array_split(np.arange(len(rows)), num_parts)
@@ -157,9 +152,7 @@ def test_a_row_between_two_centroids_goes_to_the_lower_number() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("block", [1, 7, 1_000, 8_192])
-def test_the_assignment_does_not_depend_on_blocks_or_threads(
-    block: int, threads: int, tmp_path: Path
-) -> None:
+def test_the_assignment_does_not_depend_on_blocks_or_threads(block: int, threads: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     rows = np.sort(rng.choice(500, 300, replace=False))
     vectors = Vectors.of(write(tmp_path, unit(rng, 300, 24), rows))
@@ -220,9 +213,7 @@ def sides(folder: Path) -> tuple[Embeddings, Embeddings]:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("block", [1, 7, 8_192])
-def test_joint_vectors_go_to_the_centroid_nearest_to_both_sides(
-    block: int, threads: int, tmp_path: Path
-) -> None:
+def test_joint_vectors_go_to_the_centroid_nearest_to_both_sides(block: int, threads: int, tmp_path: Path) -> None:
     vectors = Vectors.of(*sides(tmp_path))
     rows = np.setdiff1d(np.arange(60), [5, 9, 33])
     centroids = centres(np.random.default_rng(7), 8, 15)
@@ -279,9 +270,7 @@ def test_the_order_of_the_pool_changes_no_centroid_and_no_member(tmp_path: Path)
     for number, settings in enumerate(({}, {"start": "kmeans++"}, {"full": True})):
         one, other = (tmp_path / f"{name}-{number}" for name in ("here", "there"))
         how: Any = {"num_clusters": 7, "points_per_centroid": 10, **settings}
-        here = cluster(
-            one, everything("pool", kept), write(one, vectors), pool=pool_of(uids), **how
-        )
+        here = cluster(one, everything("pool", kept), write(one, vectors), pool=pool_of(uids), **how)
         there = cluster(
             other,
             everything("pool", kept[moved]),
@@ -434,9 +423,7 @@ def test_the_automatic_number_is_the_root_of_three_quarters_of_the_rows(tmp_path
     assert cluster(tmp_path, rows, image, num_clusters="auto").num_clusters == 6
 
 
-@pytest.mark.parametrize(
-    "field", ["num_clusters", "num_iterations", "points_per_centroid", "threads", "block"]
-)
+@pytest.mark.parametrize("field", ["num_clusters", "num_iterations", "points_per_centroid", "threads", "block"])
 def test_settings_out_of_range_are_named(field: str) -> None:
     with pytest.raises(ConfigError, match=f"^{field}=0: it must be at least 1"):
         KMeans(**({"num_clusters": 5} | FIT | {field: 0}))

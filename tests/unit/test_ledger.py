@@ -49,9 +49,7 @@ def ledger(pruned_samples: int, seconds: float) -> Ledger:
     made = Ledger()
     for seed in (0, 1):
         made.add("unpruned", map(item_of, run("unpruned", seed, 100.0, 2000, 2000)))
-        items = [
-            item_of(m) for m in [EMBED, SELECT, *run("pruned", seed, seconds, pruned_samples, 500)]
-        ]
+        items = [item_of(m) for m in [EMBED, SELECT, *run("pruned", seed, seconds, pruned_samples, 500)]]
         made.add("pruned", [item_of(ENCODER, "encoder"), *items])
     return made
 
@@ -127,9 +125,7 @@ def test_gpu_hours_are_counted_told_by_the_device_or_not_known() -> None:
     assert item_of({**named, "gpu": "NVIDIA L4"}).gpu_hours == 300 / 3600
     made = ledger(500, 25.0)
     made.add("pruned", [item_of({**EMBED, "key": "other", "made_by": {"device": "auto"}})])
-    assert (
-        "0.14 GPU-hours and those of 1 artifacts on device=auto, not known" in ledger_lines(made)[0]
-    )
+    assert "0.14 GPU-hours and those of 1 artifacts on device=auto, not known" in ledger_lines(made)[0]
     assert ledger_json(made)["arms"]["pruned"]["gpu_hours"] is None
     assert ledger_json(made)["arms"]["unpruned"]["gpu_hours"] == pytest.approx(200 / 1800)
 

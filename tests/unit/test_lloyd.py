@@ -146,9 +146,7 @@ def test_the_sums_of_a_plain_loop_would_depend_on_the_order() -> None:
     rng = np.random.default_rng(4)
     vectors = unit(rng, 3_000, 8)
     moved = vectors[rng.permutation(3_000)]
-    assert (
-        np.add.reduce(vectors.astype(np.float32)) != np.add.reduce(moved.astype(np.float32))
-    ).any()
+    assert (np.add.reduce(vectors.astype(np.float32)) != np.add.reduce(moved.astype(np.float32))).any()
     a, b = (lloyd._pass(on_grid(np.eye(1, 8)), [v], 1, "cpu", 1.0) for v in (vectors, moved))
     np.testing.assert_array_equal(a.vectors, b.vectors)
     whole = np.rint(vectors.astype(np.float64) * GRID).astype(np.int64)
@@ -341,9 +339,7 @@ def stored(tmp_path: Path) -> tuple[Vectors, np.ndarray, np.ndarray]:
     return Vectors.of(made), mask, made.gather(rows[mask[rows]])
 
 
-def test_rows_streamed_from_disk_give_the_bits_of_rows_in_memory(
-    stored: tuple, tmp_path: Path
-) -> None:
+def test_rows_streamed_from_disk_give_the_bits_of_rows_in_memory(stored: tuple, tmp_path: Path) -> None:
     vectors, mask, together = stored
     first = on_grid(together[:15].astype(np.float64))
     expected = iterate(first, in_blocks(together, 8192), 5)
@@ -353,9 +349,7 @@ def test_rows_streamed_from_disk_give_the_bits_of_rows_in_memory(
         assert found.objective == expected.objective
 
 
-def test_a_fit_of_all_rows_that_is_killed_goes_on_after_its_last_step(
-    stored: tuple, tmp_path: Path
-) -> None:
+def test_a_fit_of_all_rows_that_is_killed_goes_on_after_its_last_step(stored: tuple, tmp_path: Path) -> None:
     vectors, mask, together = stored
     first = on_grid(together[:15].astype(np.float64))
     expected = iterate(first, in_blocks(together, 8192), 6)
@@ -380,9 +374,7 @@ def test_a_fit_of_all_rows_that_is_killed_goes_on_after_its_last_step(
     assert found.objective == expected.objective
 
 
-def test_a_fit_of_all_rows_that_had_come_to_rest_is_told_the_same_again(
-    stored: tuple, tmp_path: Path
-) -> None:
+def test_a_fit_of_all_rows_that_had_come_to_rest_is_told_the_same_again(stored: tuple, tmp_path: Path) -> None:
     vectors, mask, together = stored
     first = on_grid(together[:3].astype(np.float64))
     whole = fit_all(first, vectors, mask, 100, tmp_path / "shared")
@@ -394,9 +386,7 @@ def test_a_fit_of_all_rows_that_had_come_to_rest_is_told_the_same_again(
 
 
 @pytest.mark.parametrize("torn", [b"", b"PK\x03\x04 half of a state", None])
-def test_a_state_that_cannot_be_read_is_passed_over(
-    torn: bytes | None, stored: tuple, tmp_path: Path
-) -> None:
+def test_a_state_that_cannot_be_read_is_passed_over(torn: bytes | None, stored: tuple, tmp_path: Path) -> None:
     vectors, mask, together = stored
     first = on_grid(together[:15].astype(np.float64))
     expected = iterate(first, in_blocks(together, 8192), 3)
@@ -448,9 +438,7 @@ def in_processes(count: int, *arguments: object) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_bits_of_one_also_where_one_goes_on_after_two(
-    stored: tuple, tmp_path: Path
-) -> None:
+def test_two_processes_give_the_bits_of_one_also_where_one_goes_on_after_two(stored: tuple, tmp_path: Path) -> None:
     vectors, mask, together = stored
     first = on_grid(together[:15].astype(np.float64))
     expected = iterate(first, in_blocks(together, 8192), 6)

@@ -266,9 +266,7 @@ def test_a_row_s_random_number_is_the_keyed_hash_that_every_selection_uses(seed:
 
 
 @pytest.mark.parametrize("few", [0, 50, 400])
-def test_how_many_rows_are_held_in_memory_changes_nothing(
-    few: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_how_many_rows_are_held_in_memory_changes_nothing(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, entries = random_matches(2000, 60)
     pool, matches = pool_of([""] * 2000), in_parts(rows, entries, 7)
     kept, counts = decide(to(500), pool, matches)
@@ -334,9 +332,7 @@ def test_a_budget_is_kept_exactly_over_several_languages(budget: int) -> None:
 
 def test_too_few_rows_with_an_entry_are_said_with_the_way_out() -> None:
     pool, matches = pool_of(CAPTIONS), matches_of(CAPTIONS, ENTRIES)
-    message = (
-        r"cannot keep 28 rows: 27 of the 30 rows at hand hold one of the 12 entries. .*metadata"
-    )
+    message = r"cannot keep 28 rows: 27 of the 30 rows at hand hold one of the 12 entries. .*metadata"
     with pytest.raises(BudgetError, match=message):
         decide(to(28), pool, matches)
 
@@ -349,9 +345,7 @@ def test_a_threshold_below_one_is_refused(threshold: float) -> None:
 
 def test_a_language_that_no_row_has_and_a_column_that_is_not_there_are_named() -> None:
     pool, matches = languages()
-    with pytest.raises(
-        ConfigError, match=r"reference_language=fr: no row .* It can be: \(none\), de, en"
-    ):
+    with pytest.raises(ConfigError, match=r"reference_language=fr: no row .* It can be: \(none\), de, en"):
         decide(at(2, language="language", reference_language="fr"), pool, matches)
     with pytest.raises(ConfigError, match=r"language=langage: .* Did you mean 'language'\?"):
         decide(at(2, language="langage"), pool, matches)
@@ -367,9 +361,7 @@ def test_the_table_of_entries_and_its_curves_are_those_by_hand(tmp_path: Path) -
     pool, matches = pool_of(CAPTIONS), matches_of(CAPTIONS, ENTRIES)
     every = everything("pool", np.ones(30, bool))
     stage = at(4, seed=1)
-    counts = stage.run(
-        Work(tmp_path, tmp_path, "key"), rows=every, base=every, pool=pool, matches=matches
-    )
+    counts = stage.run(Work(tmp_path, tmp_path, "key"), rows=every, base=every, pool=pool, matches=matches)
     kept = KeepList.load(tmp_path)
     assert counts["kept"] == kept.num_kept
     table = pq.read_table(tmp_path / "entries.parquet").to_pylist()

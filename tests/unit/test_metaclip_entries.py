@@ -73,9 +73,7 @@ def held(entry: str, caption: str, rule: Any = "reference") -> bool:
         ("soft", "so\u00adft", False, True),
     ],
 )
-def test_a_caption_holds_an_entry_by_each_rule(
-    entry: str, caption: str, reference: bool, by_folding: bool
-) -> None:
+def test_a_caption_holds_an_entry_by_each_rule(entry: str, caption: str, reference: bool, by_folding: bool) -> None:
     assert held(entry, caption) is reference
     assert held(entry, caption, "folded") is by_folding
 
@@ -113,9 +111,7 @@ def test_the_automaton_finds_what_a_scan_over_all_entries_finds() -> None:
 
 
 def test_spacing_is_the_published_one() -> None:
-    assert (
-        spaced("Hi, you`re\t1:2") == naively_spaced("Hi, you`re\t1:2") == " Hi ,  you ` re 1 : 2 "
-    )
+    assert spaced("Hi, you`re\t1:2") == naively_spaced("Hi, you`re\t1:2") == " Hi ,  you ` re 1 : 2 "
 
 
 def test_plain_captions_are_folded_as_all_others_are() -> None:
@@ -139,9 +135,7 @@ def test_entries_are_numbered_by_the_first_of_those_that_are_equal_when_folded()
 
 
 def test_blank_entries_single_marks_and_repeats_go_and_are_counted() -> None:
-    texts, went = cleaned(
-        ["dog", "", " \t", "dog ", "!", "\u2014", "cat", "$", "dog", "7", "\u00e4"]
-    )
+    texts, went = cleaned(["dog", "", " \t", "dog ", "!", "\u2014", "cat", "$", "dog", "7", "\u00e4"])
     assert texts == ["dog", "cat", "7", "\u00e4"]
     assert went == {"blank": 2, "duplicate": 2, "one punctuation mark": 3}
 
@@ -180,9 +174,7 @@ def test_a_given_list_keeps_its_order_whatever_its_format(tmp_path: Path) -> Non
         ("a.txt", "\udcff", "a.txt cannot be read as text in UTF-8"),
     ],
 )
-def test_a_list_that_cannot_be_used_is_named(
-    name: str, content: str, message: str, tmp_path: Path
-) -> None:
+def test_a_list_that_cannot_be_used_is_named(name: str, content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(WorldError, match=message):
         made(Given(str(tmp_path / name)), tmp_path / "made")
@@ -226,9 +218,7 @@ def wordnet(tmp_path: Path) -> str:
     return str(folder)
 
 
-def test_wordnet_gives_the_names_of_its_synsets_or_all_its_words(
-    wordnet: str, tmp_path: Path
-) -> None:
+def test_wordnet_gives_the_names_of_its_synsets_or_all_its_words(wordnet: str, tmp_path: Path) -> None:
     texts, counts = made(WordNet("names", wordnet), tmp_path / "names")
     assert texts == [
         "entity",
@@ -277,9 +267,7 @@ def naive_ngrams(texts: list[str]) -> tuple[Counter[str], Counter[tuple[str, str
 
 
 @pytest.mark.parametrize("block", [1, 5, 1 << 20])
-def test_words_and_pairs_are_counted_as_a_plain_count_does(
-    block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_words_and_pairs_are_counted_as_a_plain_count_does(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ngrams, "BLOCK", block)
     draw = random.Random(1)
     texts = [" ".join(draw.choices(["a", "b", "c", "dd", "e,", "-", "f"], k=6)) for _ in range(200)]
@@ -293,9 +281,7 @@ def test_words_and_pairs_are_counted_as_a_plain_count_does(
         for (a, b), n in pairs.items()
         if n >= 3 and math.log2(n * total / (words[a] * words[b])) >= 0.2
     }
-    assert counted.words(3) == sorted(
-        (w for w in words if words[w] >= 3), key=lambda w: (-words[w], w)
-    )
+    assert counted.words(3) == sorted((w for w in words if words[w] >= 3), key=lambda w: (-words[w], w))
     assert counted.pairs(3, 0.2) == sorted(close, key=lambda pair: (-close[pair], pair))
     assert 0 < len(close) < sum(n >= 3 for n in pairs.values())
 
@@ -322,18 +308,14 @@ def write(path: Path, content: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["counts.txt", "counts.txt.gz"])
-def test_wikipedia_s_words_pairs_and_titles_pass_their_thresholds(
-    name: str, tmp_path: Path
-) -> None:
+def test_wikipedia_s_words_pairs_and_titles_pass_their_thresholds(name: str, tmp_path: Path) -> None:
     words = write(tmp_path / name, "dog 99\ncat 100\nthe 900\nHong 2\nKong 2\n7 120\nbee 100\n")
     assert made(Words(100, file=words), tmp_path / "made")[0] == ["the", "7", "bee", "cat"]
     # N = 1,323: log2(2 N / 4) = 9.37 for Hong Kong, log2(50 N / 90,000) = -0.44 for the cat.
     pairs = write(tmp_path / f"pairs-{name}", "the cat 50\nHong Kong 2\nof cat 9\nthe 7\n")
     for least, found in ((9.3, ["Hong Kong"]), (-0.5, ["the cat", "Hong Kong"])):
         assert made(Pairs(least, words=words, file=pairs), tmp_path / "made")[0] == found
-    titles = write(
-        tmp_path / f"titles-{name}", "New_York\t40\nTalk:Dog\t900\nNew_York\t30\nX\t69\n"
-    )
+    titles = write(tmp_path / f"titles-{name}", "New_York\t40\nTalk:Dog\t900\nNew_York\t30\nX\t69\n")
     assert made(Titles(70, titles), tmp_path / "made")[0] == ["New York"]
     views = write(tmp_path / f"{name}.json", json.dumps({"A b": 70, "C": 69, "D": 71}))
     assert made(Titles(70, views), tmp_path / "made")[0] == ["D", "A b"]
@@ -349,15 +331,11 @@ def test_counts_may_stand_first_and_words_may_be_counted_in_text(tmp_path: Path)
 
 def test_bad_counts_are_named_with_their_line(tmp_path: Path) -> None:
     words = write(tmp_path / "words.txt", "dog 9\n9 dog\n")
-    with pytest.raises(
-        WorldError, match=r"words.txt, line 2: '9 dog\\n' is not 1 word and a count"
-    ):
+    with pytest.raises(WorldError, match=r"words.txt, line 2: '9 dog\\n' is not 1 word and a count"):
         made(Words(1, file=words), tmp_path / "made")
     with pytest.raises(WorldError, match=r"titles.txt, line 1: 'dog 9\\n' is no title<TAB>views"):
         made(Titles(1, write(tmp_path / "titles.txt", "dog 9\n")), tmp_path / "made")
-    with pytest.raises(
-        ConfigError, match=r"the words of Wikipedia: file=None, text=None. .*one of"
-    ):
+    with pytest.raises(ConfigError, match=r"the words of Wikipedia: file=None, text=None. .*one of"):
         made(Words(1), tmp_path / "made")
     with pytest.raises(ConfigError, match=r"the counts of their words are not given.*words=FILE"):
         made(Pairs(1.0, file=words), tmp_path / "made")
@@ -366,9 +344,7 @@ def test_bad_counts_are_named_with_their_line(tmp_path: Path) -> None:
         made(Words(1, file=str(tmp_path / "cut.gz")), tmp_path / "made")
 
 
-def test_the_published_list_is_a_union_in_the_order_of_the_code(
-    wordnet: str, tmp_path: Path
-) -> None:
+def test_the_published_list_is_a_union_in_the_order_of_the_code(wordnet: str, tmp_path: Path) -> None:
     words = write(tmp_path / "words.txt", "entity 500\nHong 2\nKong 2\nzebra 100\n7 200\n")
     pairs = write(tmp_path / "pairs.txt", "Hong Kong 2\n")
     titles = write(tmp_path / "titles.txt", "Zebra_(film)\t80\nzebra\t900\n")
@@ -428,15 +404,11 @@ def matched(
 
 def as_lists(matches: Matches) -> list[list[int]]:
     return [
-        block.of(row).tolist()
-        for block in matches.blocks()
-        for row in range(block.rows.start, block.rows.stop)
+        block.of(row).tolist() for block in matches.blocks() for row in range(block.rows.start, block.rows.stop)
     ]
 
 
-def test_matches_are_the_same_for_one_part_and_for_seven(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_matches_are_the_same_for_one_part_and_for_seven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(2)
     words = ["cat", "dog", "New", "York", "zebra", "..."]
     captions: list[str | None] = [" ".join(draw.choices(words, k=4)) for _ in range(66)]
@@ -452,8 +424,7 @@ def test_matches_are_the_same_for_one_part_and_for_seven(
     assert one.counts.tolist() == seven.counts.tolist()
     assert said == also
     by_hand = [
-        [n for n, e in enumerate(entries) if f" {e} " in naively_spaced(caption or "")]
-        for caption in captions
+        [n for n, e in enumerate(entries) if f" {e} " in naively_spaced(caption or "")] for caption in captions
     ]
     by_hand[66] = []  # no valid row
     assert as_lists(one) == by_hand

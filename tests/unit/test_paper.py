@@ -121,9 +121,7 @@ def test_one_number_in_two_files_of_other_units_is_one_number(ours):
         for measure in ("ImageNet", "VTAB", "Average")
     ]
     held = [
-        cell_of(
-            ours.beside("datacomp"), "table3", "medium: CLIP score (L/14 30%), 38M", m
-        ).paper.value
+        cell_of(ours.beside("datacomp"), "table3", "medium: CLIP score (L/14 30%), 38M", m).paper.value
         for m in ("ImageNet", "VTAB", "Average")
     ]
     assert found == pytest.approx(held)
@@ -307,9 +305,7 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval(ours):
 
 
 def order_of(found: PaperTables, higher: str, lower: str) -> Any:
-    return next(
-        o for o in found.orderings if o.higher.startswith(higher) and o.lower.startswith(lower)
-    )
+    return next(o for o in found.orderings if o.higher.startswith(higher) and o.lower.startswith(lower))
 
 
 @pytest.mark.parametrize(
@@ -343,9 +339,7 @@ def test_the_papers_order_is_that_of_its_numbers_and_ties_are_none(ours):
     orders = ours.beside("dbp").orderings
     pairs = {(o.higher, o.lower) for o in orders}
     assert ("SemDeDup + DBP, 166M", "SemDeDup, 277M") in pairs
-    assert not any(
-        {"CLIP, no pruning, 440M", "SemDeDup + DBP, 112M"} == set(pair) for pair in pairs
-    )
+    assert not any({"CLIP, no pruning, 440M", "SemDeDup + DBP, 112M"} == set(pair) for pair in pairs)
     assert not any("222M" in name for pair in pairs for name in pair)  # no number, no order
 
 
@@ -353,20 +347,12 @@ def test_a_statement_in_words_is_judged_at_one_size_alone(ours):
     glyphs = {"pool_kind": "glyphs", "pool_rows": 20_000, "num_dedup": 13_000, "num_kept": 4_300}
     ours.seeds(SEMDEDUP_DBP, [0.7, 0.7, 0.71], task="glyphs/letters", **glyphs)
     ours.seeds(("semdedup", "clip_score"), [0.9, 0.9, 0.91], task="glyphs/letters", **glyphs)
-    said = next(
-        o
-        for o in ours.beside("dbp").orderings
-        if o.higher.startswith("DBP above CLIP score for ViT-B")
-    )
+    said = next(o for o in ours.beside("dbp").orderings if o.higher.startswith("DBP above CLIP score for ViT-B"))
     assert said.verdict == "disagrees"
     assert said.mark == "secondary"
     assert not said.is_same_scale
     ours.runs = [r if "dbp" in r.steps else replace(r, num_kept=9_000) for r in ours.runs]
-    said = next(
-        o
-        for o in ours.beside("dbp").orderings
-        if o.higher.startswith("DBP above CLIP score for ViT-B")
-    )
+    said = next(o for o in ours.beside("dbp").orderings if o.higher.startswith("DBP above CLIP score for ViT-B"))
     assert said.verdict == "not measured"
 
 
@@ -389,9 +375,7 @@ def test_a_name_of_a_setting_may_be_a_part_of_what_is_set(ours):
 
 
 def test_published_weights_match_by_model_and_tag(ours):
-    ours.add(
-        ("published",), 0.6296, model="ViT-B-32:laion400m_e32", pool_kind="published", pool_rows=0
-    )
+    ours.add(("published",), 0.6296, model="ViT-B-32:laion400m_e32", pool_kind="published", pool_rows=0)
     found = ours.beside("dbp")
     assert cell_of(found, "figure1", "OpenCLIP, 400M").state == "both"
     assert cell_of(found, "figure1", "OpenAI CLIP, 400M").ours is None
@@ -408,9 +392,7 @@ def test_counts_are_read_as_papers_print_them(text, value):
 
 
 def commands() -> list[str]:
-    wants = [
-        row.want for name in PAPERS for t in find_paper(name).tables for row in t.rows if row.want
-    ]
+    wants = [row.want for name in PAPERS for t in find_paper(name).tables for row in t.rows if row.want]
     wants += [w for name in PAPERS for o in find_paper(name).in_words for w in (o.higher, o.lower)]
     return sorted({want.command for want in wants})
 
@@ -438,9 +420,7 @@ def test_the_weights_of_the_commands_are_published():
 def sweeps() -> list[Any]:
     """Every sweep; a few in the fast tests, since composing takes a third of a second."""
     found = [command for command in commands() if command.startswith("dbp sweep")]
-    kinds = [
-        re.sub(r"\d+(\.\d+)?|(small|medium|large|xlarge)|[bl](16|14|32)", "", c) for c in found
-    ]
+    kinds = [re.sub(r"\d+(\.\d+)?|(small|medium|large|xlarge)|[bl](16|14|32)", "", c) for c in found]
     return [
         c if kinds.index(kind) == at and at % 4 == 0 else pytest.param(c, marks=pytest.mark.nightly)
         for at, (c, kind) in enumerate(zip(found, kinds, strict=True))
@@ -530,9 +510,7 @@ def test_a_table_that_is_not_held_may_be_added_with_what_makes_its_rows(ours, tm
         ("t,r,ImageNet,64,percent,dbp,3", KEEP, r"keep='3': it must be above 0"),
     ],
 )  # fmt: skip
-def test_a_transcription_that_cannot_be_read_says_where_and_why(
-    ours, tmp_path, line, heading, said
-):
+def test_a_transcription_that_cannot_be_read_says_where_and_why(ours, tmp_path, line, heading, said):
     file = write_own(tmp_path, line, **({"heading": heading} if heading else {}))
     with pytest.raises(ConfigError, match=said):
         ours.beside("dbp", file)
@@ -592,10 +570,7 @@ def test_what_a_format_reads_as_its_own_is_escaped(ours, tmp_path):
     assert "<script>" not in render(found, "md")
     assert "\\|" in render(found, "md")
     tex = render(found, "tex")
-    assert (
-        r"50 \% of a\_b \textbar{} \{c\} \$d\$ \textasciitilde{}\textasciicircum{}\textbackslash{}"
-        in tex
-    )
+    assert r"50 \% of a\_b \textbar{} \{c\} \$d\$ \textasciitilde{}\textasciicircum{}\textbackslash{}" in tex
     assert tex.isascii()
 
 

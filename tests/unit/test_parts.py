@@ -109,9 +109,7 @@ COSTS = st.lists(st.floats(0, 1e12) | st.integers(0, 5).map(float), min_size=1, 
 
 
 @given(COSTS, st.integers(1, 70))
-def test_parts_are_shared_out_once_each_and_no_group_has_a_part_too_many(
-    costs: list[float], count: int
-) -> None:
+def test_parts_are_shared_out_once_each_and_no_group_has_a_part_too_many(costs: list[float], count: int) -> None:
     parts = [Part(str(number), number, cost) for number, cost in enumerate(costs)]
     shared = share_out(parts, count)
     assert sorted(part.number for group in shared for part in group) == list(range(len(parts)))
@@ -167,9 +165,7 @@ DAMAGES = [damage_size, damage_record, empty_record, other_bounds, lose_file]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_part_is_made_again_and_no_other(
-    tmp_path: Path, witness: Path, damage: Any
-) -> None:
+def test_a_damaged_part_is_made_again_and_no_other(tmp_path: Path, witness: Path, damage: Any) -> None:
     stage, work, parts, inputs = begin(tmp_path / "store", spelling(witness))
     make_parts(stage, Work(work.folder, work.shared, work.key), parts, inputs)
     damage(work.shared / "part-03")
@@ -179,9 +175,7 @@ def test_a_damaged_part_is_made_again_and_no_other(
 
 
 @pytest.mark.parametrize("damage", [None, *DAMAGES])
-def test_two_workers_that_make_the_same_part_both_end_well(
-    tmp_path: Path, witness: Path, damage: Any
-) -> None:
+def test_two_workers_that_make_the_same_part_both_end_well(tmp_path: Path, witness: Path, damage: Any) -> None:
     stage, work, parts, inputs = begin(tmp_path / "store", spelling(witness))
     if damage:
         make_parts(stage, Work(work.folder, work.shared, work.key), parts[:1], inputs)
@@ -300,9 +294,7 @@ def test_runs_with_other_settings_do_not_change_each_other_s_job(tmp_path: Path)
     assert len(list(one.shared.iterdir())) == 2
 
 
-def test_a_task_makes_its_parts_by_name_and_those_that_are_finished_no_more(
-    tmp_path: Path, witness: Path
-) -> None:
+def test_a_task_makes_its_parts_by_name_and_those_that_are_finished_no_more(tmp_path: Path, witness: Path) -> None:
     _, work, *_ = begin(tmp_path / "store", spelling(witness))
     job = str(write_job(work))
     assert do_parts(job, part_names(1, 4)) == 2
@@ -310,9 +302,7 @@ def test_a_task_makes_its_parts_by_name_and_those_that_are_finished_no_more(
     assert made(witness) == part_names(0, 1, 4)
 
 
-def test_one_bad_part_keeps_the_others_of_its_task_from_nothing(
-    tmp_path: Path, witness: Path
-) -> None:
+def test_one_bad_part_keeps_the_others_of_its_task_from_nothing(tmp_path: Path, witness: Path) -> None:
     _, work, parts, _ = begin(tmp_path / "store", spelling(witness, act="fail", at=2))
     with pytest.raises(ZeroDivisionError, match="the letter n"):
         do_parts(str(write_job(work)), part_names(*range(7)))
@@ -378,9 +368,7 @@ def test_a_single_part_is_made_here_by_the_pool(tmp_path: Path, witness: Path) -
     assert makers(witness) == {os.getpid()}
 
 
-def test_a_worker_that_dies_is_named_and_finished_parts_are_kept(
-    tmp_path: Path, witness: Path
-) -> None:
+def test_a_worker_that_dies_is_named_and_finished_parts_are_kept(tmp_path: Path, witness: Path) -> None:
     # The costliest parts come first, so y, t and s are made before the letter n, where it dies.
     node = spelling(witness, act="die", at=2, seconds=0.5)
     store = Store(tmp_path / "store", runner=Processes(2))
@@ -396,19 +384,14 @@ def test_a_worker_that_dies_is_named_and_finished_parts_are_kept(
     done = {folder.name for folder in store.root.glob(".partial/*/part-*")}
     for file in witness.iterdir():
         file.unlink()
-    assert (
-        Store(tmp_path / "store", runner=Processes(2)).get(spelling(witness)).text
-        == "ddeennssiittyy"
-    )
+    assert Store(tmp_path / "store", runner=Processes(2)).get(spelling(witness)).text == "ddeennssiittyy"
     assert made(witness) == sorted({*part_names(*range(7))} - done)
 
 
 def test_what_a_worker_refuses_is_said_as_it_said_it_and_the_rest_is_not_begun(
     tmp_path: Path, witness: Path
 ) -> None:
-    word = (
-        "y" + 100 * "a"
-    )  # y costs most, so it is the first; the others take 25 seconds of one worker
+    word = "y" + 100 * "a"  # y costs most, so it is the first; the others take 25 seconds of one worker
     with pytest.raises(PoolError) as refusal:
         Store(tmp_path / "store", runner=Processes(2)).get(
             spelling(witness, word, act="refuse", at=0, seconds=0.25)
@@ -453,9 +436,7 @@ def test_workers_end_when_their_driver_is_killed(tmp_path: Path, witness: Path) 
     try:
         assert soon(lambda: len(makers(witness)) == 2)
     finally:
-        driver.send_signal(
-            signal.SIGKILL
-        )  # the driver alone, as the kernel does when memory is short
+        driver.send_signal(signal.SIGKILL)  # the driver alone, as the kernel does when memory is short
         driver.wait()
     assert soon(lambda: not any(is_alive(pid) for pid in makers(witness)))
 
@@ -491,9 +472,7 @@ def test_tasks_do_not_take_the_driver_s_own_job_for_theirs(
 
 def test_a_setting_that_slurm_does_not_know_is_told_its_right_spelling(tmp_path: Path) -> None:
     runner = Slurm(2, {"partiton": "gpu"})
-    with pytest.raises(
-        ConfigError, match=r"parts\.slurm\.partiton='gpu': Did you mean 'partition'"
-    ):
+    with pytest.raises(ConfigError, match=r"parts\.slurm\.partiton='gpu': Did you mean 'partition'"):
         Store(tmp_path / "store", runner=runner).get(spelling())
 
 
@@ -527,9 +506,7 @@ def test_wrong_settings_of_parts_are_refused(settings: dict[str, Any], said: str
 
 
 def test_the_last_words_are_those_of_a_task_that_failed(tmp_path: Path) -> None:
-    assert last_words(tmp_path) == (
-        " No task wrote a log: paths.store must lie on a disk that all nodes share."
-    )
+    assert last_words(tmp_path) == (" No task wrote a log: paths.store must lie on a disk that all nodes share.")
     (tmp_path / "1_0_0_log.out").touch()
     assert last_words(tmp_path) == ""
     logs = {
@@ -644,9 +621,7 @@ def test_parts_status_and_run_say_what_is_so(dbp: Any) -> None:
     status, said = dbp("parts", "run", "stage=index", "index=1", "of=3")
     assert said.endswith("2 of 2 parts made here, 3 of 5 left")
     assert dbp("parts", "status", "stage=index")[1].endswith("2 of 5 parts done")
-    assert dbp("parts", "run", "stage=index", "index=1", "of=3")[1].endswith(
-        "0 of 2 parts made here, 3 of 5 left"
-    )
+    assert dbp("parts", "run", "stage=index", "index=1", "of=3")[1].endswith("0 of 2 parts made here, 3 of 5 left")
     status, said = dbp("parts", "run", "stage=embed")
     assert status == 1
     assert said.startswith("StoreError: embed image rests on index, which is not complete in ")
@@ -654,17 +629,13 @@ def test_parts_status_and_run_say_what_is_so(dbp: Any) -> None:
     assert dbp("parts", "run", "stage=index")[1].endswith("3 of 5 parts made here, complete")
     assert dbp("parts", "status", "stage=index")[1].endswith("complete")
     assert dbp("parts", "run", "stage=index", "index=2", "of=3")[1].endswith("is complete")
-    assert dbp("parts", "run", "stage=valid", "index=1", "of=2")[1].endswith(
-        "has no parts; index=0 makes it"
-    )
+    assert dbp("parts", "run", "stage=valid", "index=1", "of=2")[1].endswith("has no parts; index=0 makes it")
 
 
 def test_an_index_cut_at_a_number_of_samples_is_made_in_one_piece(
     pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    index = Index(
-        uid="key", caption="txt", max_pixels=100, max_samples=30, shards=f"{pool}/*.tar"
-    ).node()
+    index = Index(uid="key", caption="txt", max_pixels=100, max_samples=30, shards=f"{pool}/*.tar").node()
     for at in (1, 0):
         parts_verb.run(Store(tmp_path / "store"), [index], at, 2)
     said = capsys.readouterr().out.splitlines()
@@ -742,9 +713,7 @@ def test_verify_finds_a_flipped_bit_in_an_artifact_and_in_a_part(
     assert parts_verb.verify(store, nodes) == 0, "a part without a whole record is made again"
 
 
-def test_a_damaged_artifact_is_made_anew_when_its_folder_is_removed(
-    tmp_path: Path, nodes: list[Node]
-) -> None:
+def test_a_damaged_artifact_is_made_anew_when_its_folder_is_removed(tmp_path: Path, nodes: list[Node]) -> None:
     store = Store(tmp_path / "store")
     digest = store.get(nodes[-1]).digest
     (fine, _) = of_stage(nodes, "cluster")

@@ -185,9 +185,7 @@ def test_amounts_stay_short_and_name_the_size_within_a_twentieth(text):
         said = text(value)
         assert len(said) <= 7, said
         number, _, unit_ = said.partition(" ")
-        assert float(number.replace(",", "")) * units.get(unit_, 1) == pytest.approx(
-            value, rel=0.051, abs=0.51
-        )
+        assert float(number.replace(",", "")) * units.get(unit_, 1) == pytest.approx(value, rel=0.051, abs=0.51)
 
 
 # the machine
@@ -350,9 +348,7 @@ def test_a_plan_makes_nothing_and_fits_a_terminal(tmp_path, capsys, still):
     print_plan(store, nodes["select"])
     said = capsys.readouterr().out
     assert not store.root.exists()
-    assert max(map(len, said.splitlines()[:-1])) <= 100, (
-        "the last line ends with a path of any length"
-    )
+    assert max(map(len, said.splitlines()[:-1])) <= 100, "the last line ends with a path of any length"
     assert said.splitlines()[0].split()[-2:] == ["bound", "by"]
     assert "\n11 to build, 0 reused in " in said
     assert "dedup.num_clusters=50000: 50,000 clusters (" in said
@@ -418,9 +414,7 @@ def test_a_finished_clustering_gives_its_own_unevenness_and_k(made):
     sizes = store.get(similar.inputs["clusters"]).sizes.astype(float)
     found = Outlook(store).sizes(similar)
     assert found.clusters == len(sizes)
-    assert found.unevenness == pytest.approx(
-        len(sizes) * (sizes**2).sum() / sizes.sum() ** 2, abs=1e-3
-    )
+    assert found.unevenness == pytest.approx(len(sizes) * (sizes**2).sum() / sizes.sum() ** 2, abs=1e-3)
     triangles = 32 * (sizes**2).sum()
     assert Outlook(store).effort(similar).flops == pytest.approx(2 * triangles, rel=0.01)
 
@@ -513,9 +507,7 @@ def test_advice_warns_only_of_what_does_not_fit(made):
 
     roomy = replace(SLOW, disk_free=3e9, memory_free=4e9)
     assert "WARNING" not in said(roomy)
-    assert "WARNING: about 2.0 GB will be written and 1.0 GB are free" in said(
-        replace(roomy, disk_free=1e9)
-    )
+    assert "WARNING: about 2.0 GB will be written and 1.0 GB are free" in said(replace(roomy, disk_free=1e9))
     assert "valid will hold about 3.0 GB" in said(replace(roomy, memory_free=2e9))
 
 
@@ -549,10 +541,7 @@ def test_a_long_stage_says_its_rate_when_it_is_made(tmp_path, monkeypatch):
     entry = store.entry(nodes["cluster"])
     seconds, rows = entry.manifest["seconds"], entry.manifest["counts"]["rows"]
     share = 100 * 2 * rows * 12 * 32 / 1e7 / seconds
-    assert (
-        f", {rates.per_second(rows / seconds, 'rows')}, {share:.0f} % of this machine's matrix product"
-        in line
-    )
+    assert f", {rates.per_second(rows / seconds, 'rows')}, {share:.0f} % of this machine's matrix product" in line
     line = next(line for line in said if line.startswith("embed "))
     assert re.search(r" s, [\d,.]+ (M )?rows/s  rows 6,000$", line), "no limit is known of it"
 
@@ -589,9 +578,7 @@ def test_a_trial_says_what_a_curation_at_that_temperature_would_do(made):
     for trial, other in zip(trials, tables, strict=True):
         kept, _ = other.decide(**inputs)
         table = other.cluster_table(inputs["clusters"], inputs["rows"].mask, kept.num_kept)
-        assert trial.entropy == pytest.approx(
-            softmax_entropy(table["complexity"], trial.value), abs=1e-6
-        )
+        assert trial.entropy == pytest.approx(softmax_entropy(table["complexity"], trial.value), abs=1e-6)
         assert trial.effective == pytest.approx(np.exp(trial.entropy), abs=0.01)
         inside = np.bincount(inputs["clusters"].assignment[kept.mask], minlength=12)
         assert trial.at_cap == (inside == inputs["clusters"].sizes).sum()

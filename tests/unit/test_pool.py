@@ -218,9 +218,7 @@ def test_repeated_keys_are_counted_and_each_row_can_still_be_named(store, tmp_pa
     assert pool.row_of("1") == 2
     assert pool.row_of("b/0") == 4
     assert pool.row_of("row:3") == 3
-    with pytest.raises(
-        PoolError, match=r"4 samples are named '0': a/0 \(row:0\).*Give SHARD/KEY, or"
-    ):
+    with pytest.raises(PoolError, match=r"4 samples are named '0': a/0 \(row:0\).*Give SHARD/KEY, or"):
         pool.row_of("0")
     with pytest.raises(PoolError, match="no sample 'row:6' among its 6"):
         pool.row_of("row:6")
@@ -315,9 +313,7 @@ def test_streamed_shards_are_indexed_and_embedded_as_local_ones(tmp_path, addres
         store = Store(tmp_path / place)
         pool = open_pool(store, shards)
         node = index(shards)
-        vectors = [
-            store.get(Embed(MeanColour(), side).bind(pool=node)) for side in ("image", "text")
-        ]
+        vectors = [store.get(Embed(MeanColour(), side).bind(pool=node)) for side in ("image", "text")]
         made[place] = pool, vectors
     (pool, here), (streamed, there) = made["local"], made["remote"]
     assert streamed.digest == pool.digest
@@ -370,9 +366,7 @@ def test_a_stream_that_has_changed_since_the_index_is_an_error(tmp_path):
     node = index(f"pipe:cat '{tmp_path}/s0.tar'")
     store.get(node)
     write_tar(tmp_path / "s0.tar", pairs(["a", "other"]))
-    with pytest.raises(
-        PoolError, match=r"does not give the image of 'b' as it did when it was indexed"
-    ):
+    with pytest.raises(PoolError, match=r"does not give the image of 'b' as it did when it was indexed"):
         store.get(Embed(MeanColour(), "image").bind(pool=node))
 
 
@@ -443,9 +437,7 @@ def test_rules_count_words_on_local_shards(store, tmp_path):
 
 
 def test_precomputed_vectors_follow_the_rows_of_the_pool(store, tmp_path):
-    shards = [
-        write_tar(tmp_path / f"{i}.tar", pairs([f"{i}{j}" for j in range(4)])) for i in range(3)
-    ]
+    shards = [write_tar(tmp_path / f"{i}.tar", pairs([f"{i}{j}" for j in range(4)])) for i in range(3)]
     vectors = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
     np.save(tmp_path / "v.npy", vectors)
     encoder = Precomputed("test", images=str(tmp_path / "v.npy"))

@@ -117,16 +117,12 @@ def test_the_solution_agrees_with_a_general_solver() -> None:
 
 
 @pytest.mark.parametrize(("seed", "k"), [(1, 500), (2, 2000), (3, 5000)])
-def test_the_solution_agrees_with_a_sparse_solver_where_clusters_are_many(
-    seed: int, k: int
-) -> None:
+def test_the_solution_agrees_with_a_sparse_solver_where_clusters_are_many(seed: int, k: int) -> None:
     pytest.importorskip("clarabel", reason="the sparse solver is an extra")
     case = random_case(seed, k)
     quotas = project(case.targets, case.budget, case.lower, case.upper)
     tight = {"tol_gap_abs": 1e-13, "tol_gap_rel": 1e-13, "tol_feas": 1e-13}
-    np.testing.assert_allclose(
-        quotas, solved(case, "clarabel", **tight), rtol=0, atol=1e-6 * case.scale
-    )
+    np.testing.assert_allclose(quotas, solved(case, "clarabel", **tight), rtol=0, atol=1e-6 * case.scale)
 
 
 @pytest.mark.parametrize("seed", range(60))

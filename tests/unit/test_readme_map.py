@@ -86,13 +86,7 @@ def test_every_file_that_the_map_names_is_there() -> None:
 @pytest.mark.parametrize("preset", sorted(RUNS))
 def test_what_the_map_names_is_what_a_run_of_the_preset_calls(preset, tmp_path) -> None:
     done = called((*RUNS[preset], preset), tmp_path)
-    named = [
-        (what, place)
-        for what, places, _, of in rows()
-        if of == preset
-        for place in places
-        if place[1]
-    ]
+    named = [(what, place) for what, places, _, of in rows() if of == preset for place in places if place[1]]
     assert named
     for what, place in named:
         assert place in done, what

@@ -124,9 +124,7 @@ def test_overlap_is_what_sets_of_rows_say():
     for i, first in enumerate(rows):
         for j, second in enumerate(rows):
             either = len(first | second)
-            assert found[i][j] == pytest.approx(
-                len(first & second) / either if either else 1.0, abs=1e-4
-            )
+            assert found[i][j] == pytest.approx(len(first & second) / either if either else 1.0, abs=1e-4)
 
 
 def test_the_sample_of_clusters_is_bounded_and_shows_both_sides_of_each():
@@ -163,20 +161,14 @@ def a_group(name: str = "dbp_50% & more") -> Group:
     runs = [Run(seed, [], facts) for seed in (0, 1, 2)]
     cells = {
         "uniform": {"mean": Cell(0.2512, (0.24, 0.26), (0.25, 0.2512, 0.2524))},
-        name: {
-            "mean": Cell(
-                0.3, (0.28, 0.33), (0.29, 0.3, 0.31), 0.0488, (0.01, 0.09), 0.001, 0.01, True
-            )
-        },
+        name: {"mean": Cell(0.3, (0.28, 0.33), (0.29, 0.3, 0.31), 0.0488, (0.01, 0.09), 0.001, 0.01, True)},
     }
     arms = [
         Measured(NamedArm("uniform", "uniform"), 0, runs),
         Measured(NamedArm(name, name, "uniform"), 1, runs),
         Measured(NamedArm("late|arm", "late"), 2, [], ["seed 0: unfinished"]),
     ]
-    return Group(
-        "suite x", "", arms, [Column("mean", "mean", "plain mean", True)], cells, ["A note."]
-    )
+    return Group("suite x", "", arms, [Column("mean", "mean", "plain mean", True)], cells, ["A note."])
 
 
 def test_all_four_formats_hold_the_same_numbers():
@@ -189,9 +181,7 @@ def test_all_four_formats_hold_the_same_numbers():
     for line, row in zip(lines, sheet, strict=True):
         for name in ("value", "low", "high"):
             assert float(row[name]) == line[name]
-        assert float(row["difference"] or "nan") == pytest.approx(
-            line["difference"] or np.nan, nan_ok=True
-        )
+        assert float(row["difference"] or "nan") == pytest.approx(line["difference"] or np.nan, nan_ok=True)
         assert row["text"] == line["text"]
         for text in (line["text"], line["difference_text"]):
             assert text in markdown
@@ -206,9 +196,7 @@ def test_bold_stands_only_where_the_verdict_says_so():
     assert tables.markdown([made], "t", []).count("**") == 2
     assert tables.latex([made]).count("\\textbf{") == 1
     unsure = a_group()
-    unsure.cells["dbp_50% & more"]["mean"] = replace(
-        unsure.cells["dbp_50% & more"]["mean"], is_separate=False
-    )
+    unsure.cells["dbp_50% & more"]["mean"] = replace(unsure.cells["dbp_50% & more"]["mean"], is_separate=False)
     assert "**" not in tables.markdown([tables.table_of(unsure)], "t", [])
 
 
@@ -314,9 +302,7 @@ def entry(stage: str, key: str, parameters: dict, inputs: dict[str, "Entry"], **
 def made_run(method: str, seed: int, **parameters):
     name = f"{method}{seed}{''.join(map(str, parameters.values()))}"
     places = {"Uniform": "select/uniform", "Density": "dbp.selection.density.Density"}
-    target = {
-        "_target_": places.get(method, f"m.{method}")
-    }  # by name, by place, and of other people
+    target = {"_target_": places.get(method, f"m.{method}")}  # by name, by place, and of other people
     select = entry("select", f"s{name}", {"seed": seed, **parameters}, {}, made_by=target)
     train = entry("train", f"t{name}", {"seed": seed, "lr": 1}, {"keep": select})
     return [select, train, entry("evaluate", f"e{name}", {"suite": "x"}, {"checkpoint": train})]

@@ -184,9 +184,7 @@ def test_a_selection_is_repeatable(name: str, world: World, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_what_is_kept_does_not_depend_on_the_order_of_the_pool(
-    name: str, world: World, tmp_path: Path
-) -> None:
+def test_what_is_kept_does_not_depend_on_the_order_of_the_pool(name: str, world: World, tmp_path: Path) -> None:
     settings: list[dict[str, Any]] = [what_it_needs(name, tmp_path)]
     if name in ("ssp", "dbp"):
         settings = [{"members": members} for members in ("hard", "easy", "random")]
@@ -209,9 +207,7 @@ def test_a_budget_above_the_rows_at_hand_is_refused(name: str, world: World) -> 
         world.decide(preset(name, Budget(num_kept=201)))
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in METHODS if n != "uniform" and not n.startswith("metaclip")]
-)
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "uniform" and not n.startswith("metaclip")])
 def test_rows_without_an_embedding_are_never_chosen_and_say_why(name: str, world: World) -> None:
     usable = world.rows.mask & world.clusters.is_clustered
     with_vector = int(usable.sum())
@@ -297,9 +293,7 @@ def density(num_kept: int, members: str = "hard", **changes: Any) -> Density:
     return Density(Budget(num_kept=num_kept), 0, **settings)
 
 
-@pytest.mark.parametrize(
-    ("members", "kept"), [("hard", [0, 1, 2, 3, 6, 7]), ("easy", [0, 3, 4, 5, 10, 11])]
-)
+@pytest.mark.parametrize(("members", "kept"), [("hard", [0, 1, 2, 3, 6, 7]), ("easy", [0, 3, 4, 5, 10, 11])])
 def test_dbp_takes_each_quota_from_its_end_of_the_cluster(members: str, kept: list[int]) -> None:
     # Equal complexities wish for 2 rows of each cluster. Cluster 0 has 1, the others share 5 as 3, 2.
     found = chosen(density(6, members, complexity="equal"), (1, 5, 6))
@@ -417,9 +411,7 @@ def test_the_spread_of_the_shares_is_told_as_entropy() -> None:
     assert sharp["clusters at their size"] == 1
     rows, clusters, pool = twelve((2, 4, 6))
     for budget, full in ((3, 0), (6, 1), (12, 3)):
-        _, counts = density(budget, complexity="equal").choose(
-            rows, budget, pool, clusters=clusters
-        )
+        _, counts = density(budget, complexity="equal").choose(rows, budget, pool, clusters=clusters)
         assert counts["clusters at their size"] == full
 
 
@@ -505,9 +497,7 @@ def test_top_score_keeps_the_best_and_breaks_ties_by_uid() -> None:
         ("ssp", {"scope": "globl"}, "select.scope='globl': Did you mean 'global'?"),
     ],
 )
-def test_a_setting_out_of_range_is_named_in_full(
-    name: str, changes: dict[str, Any], said: str
-) -> None:
+def test_a_setting_out_of_range_is_named_in_full(name: str, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         preset(name, **changes)
     assert str(refusal.value) == said
@@ -534,9 +524,7 @@ def test_a_setting_out_of_range_is_named_in_full(
         (Budget(num_kept=5), 17, 5),
     ],
 )
-def test_a_budget_is_the_floor_of_the_exact_decimal_product(
-    budget: Budget, num_of: int, num_kept: int
-) -> None:
+def test_a_budget_is_the_floor_of_the_exact_decimal_product(budget: Budget, num_of: int, num_kept: int) -> None:
     assert budget.resolve(num_of, num_of) == num_kept
 
 
@@ -547,9 +535,7 @@ def test_a_ratio_pruned_and_the_fraction_kept_beside_it_agree() -> None:
 
 
 @pytest.mark.parametrize(("of", "num_kept"), [("pool", 30), ("dedup", 24), ("filtered", 18)])
-def test_a_fraction_refers_to_the_rows_that_the_budget_names(
-    of: str, num_kept: int, tmp_path: Path
-) -> None:
+def test_a_fraction_refers_to_the_rows_that_the_budget_names(of: str, num_kept: int, tmp_path: Path) -> None:
     pool = everything("pool", np.ones(100, bool))
     dedup = pool.narrow("dedup", np.arange(100) < 80, "duplicate", "no earlier duplicate")
     filtered = dedup.narrow("filter", np.arange(80) < 60, "low", "high")

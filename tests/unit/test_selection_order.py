@@ -185,9 +185,7 @@ def clustered(rng: np.random.Generator, n: int, k: int) -> tuple[np.ndarray, ...
     return ascending(uneven(rng, n)), cluster, rng.random(n) < 0.7
 
 
-def one_by_one(
-    keys: np.ndarray, cluster: np.ndarray, mask: np.ndarray, quotas: np.ndarray
-) -> list[int]:
+def one_by_one(keys: np.ndarray, cluster: np.ndarray, mask: np.ndarray, quotas: np.ndarray) -> list[int]:
     taken: list[int] = []
     for j, quota in enumerate(quotas):
         rows = np.flatnonzero(mask & (cluster == j))

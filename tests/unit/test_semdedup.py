@@ -88,9 +88,7 @@ def test_the_nearest_earlier_row_is_that_of_all_pairs(tile: None, threads: int) 
 
 @pytest.mark.parametrize("combine", ["min", "max"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_two_sides_are_as_alike_as_their_least_or_most_alike_side(
-    tile: None, threads: int, combine: Any
-) -> None:
+def test_two_sides_are_as_alike_as_their_least_or_most_alike_side(tile: None, threads: int, combine: Any) -> None:
     rng = np.random.default_rng(2)
     sides = [stored(rng.normal(size=(60, width))) for width in (3, 9)]
     sides[0][20:30] = sides[0][:10]  # pictures that are equal, with captions that are not
@@ -312,9 +310,7 @@ def test_where_no_row_has_a_vector_no_row_is_kept() -> None:
 
 def test_rows_that_are_gone_already_keep_their_own_reason() -> None:
     near = found([-np.inf, 0.1, 0.99, 0.2], [-1, 0, 1, 0])
-    narrower = all_rows(4).narrow(
-        "pool", np.array([True, False, True, True]), "no caption", "valid"
-    )
+    narrower = all_rows(4).narrow("pool", np.array([True, False, True, True]), "no caption", "valid")
     kept = remove_similar(narrower, near, 0.05)
     assert kept.rows.tolist() == [0, 3]
     assert kept.decision(1)["reason"] == "no caption"
@@ -498,8 +494,7 @@ class World:
         rows = ValidRows().bind(pool=pool)
         wanted = {"image": ["image"], "text": ["text"]}.get(stage.modality, ["image", "text"])
         sides: dict[str, Node | None] = {
-            side: self.node(side, self.sides[side]) if side in wanted else None
-            for side in ("image", "text")
+            side: self.node(side, self.sides[side]) if side in wanted else None for side in ("image", "text")
         }
         clustering = stage.clustering()
         own: dict[str, Node | None] = {
@@ -509,9 +504,7 @@ class World:
         centroids = clustering.fitting().bind(rows=rows, pool=pool, **own)
         clusters = clustering.bind(rows=rows, centroids=centroids, **own)
         scores = self.node("scores", self.scores) if stage.keep == "score" else None
-        similar = stage.comparison().bind(
-            rows=rows, pool=pool, clusters=clusters, scores=scores, **sides
-        )
+        similar = stage.comparison().bind(rows=rows, pool=pool, clusters=clusters, scores=scores, **sides)
         return {
             "clusters": clusters,
             "similar": similar,
@@ -573,9 +566,7 @@ def semdedup(epsilon: float | None = 0.05, **changes: Any) -> SemDeDup:
 
 
 @pytest.mark.parametrize("keep", ["hard", "easy", "random", "score", "largest"])
-def test_the_chain_rule_is_that_of_a_plain_loop_in_every_order_of_keeping(
-    keep: str, world: World
-) -> None:
+def test_the_chain_rule_is_that_of_a_plain_loop_in_every_order_of_keeping(keep: str, world: World) -> None:
     kept, clusters, _ = world.dedup(semdedup(keep=keep, seed=3))
     orders, cosine = world.orders(clusters, keep, seed=3), world.cosine("image")
     assert set(kept.rows.tolist()) == chain_by_hand(cosine, orders, 0.05)
@@ -583,9 +574,7 @@ def test_the_chain_rule_is_that_of_a_plain_loop_in_every_order_of_keeping(
 
 
 @pytest.mark.parametrize("modality", ["image", "text", "joint", "both", "either"])
-def test_both_rules_are_those_of_plain_loops_whatever_rows_must_share(
-    modality: Any, world: World
-) -> None:
+def test_both_rules_are_those_of_plain_loops_whatever_rows_must_share(modality: Any, world: World) -> None:
     cosine = world.cosine(modality)
     for epsilon in (0.001, 0.05):
         chain, clusters, _ = world.dedup(semdedup(epsilon, modality=modality))
@@ -608,9 +597,7 @@ def test_every_epsilon_and_every_number_of_rows_use_one_stored_comparison(tmp_pa
     kept = [world.dedup(semdedup(e))[0].num_kept for e in (0.001, 0.02, 0.1)]
     exact = [world.dedup(semdedup(None, num_kept=n))[0].num_kept for n in kept]
     assert kept == exact == sorted(kept, reverse=True)
-    greedy = [
-        world.dedup(semdedup(e, rule="greedy", floor=0.8))[0].num_kept for e in (0.01, 0.1, 0.2)
-    ]
+    greedy = [world.dedup(semdedup(e, rule="greedy", floor=0.8))[0].num_kept for e in (0.01, 0.1, 0.2)]
     assert greedy == sorted(greedy, reverse=True)
     made = [entry.stage for entry in world.store.entries()]
     assert made.count("similar") == 2, "one for the chain rule, one with pairs above the floor"
@@ -752,9 +739,7 @@ def test_clusters_of_size_nought_one_and_two_are_compared_within(tmp_path: Path)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_ranges_cover_each_cluster_once_and_keep_their_bounds(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranges_cover_each_cluster_once_and_keep_their_bounds(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(seed)
     sizes = rng.choice([0, 0, 1, 2, 10, 50, 400], rng.integers(1, 60))
     width, work, most_rows = (
@@ -808,9 +793,7 @@ def test_exactly_one_of_epsilon_and_a_number_of_rows_is_given() -> None:
 def test_the_greedy_rule_takes_no_number_and_needs_a_floor_below_its_threshold() -> None:
     with pytest.raises(ConfigError, match=r"^num_kept=100: it must be null with rule=greedy"):
         semdedup(None, num_kept=100, rule="greedy")
-    with pytest.raises(
-        ConfigError, match=r"^floor=0.96: it must be at most 1 - dedup.epsilon = 0.95, "
-    ):
+    with pytest.raises(ConfigError, match=r"^floor=0.96: it must be at most 1 - dedup.epsilon = 0.95, "):
         semdedup(0.05, rule="greedy", floor=0.96)
     assert semdedup(0.05, rule="greedy", floor=0.95).comparison().floor == 0.95
     assert semdedup(0.05, floor=0.99).comparison().floor is None, "the chain rule reads no floor"
@@ -854,9 +837,7 @@ def test_the_first_of_equal_contents_stays_and_is_named(
     assert {row: decided.decision(row)["related_row"] for row in twins} == twins
     assert {decided.decision(row)["related_row"] for row in kept} == {None}
     assert counts["exact copies"] == len(twins)
-    told = ExactContent(with_caption).run(
-        Work(tmp_path, tmp_path, "key"), rows=all_rows(5), pool=pool
-    )
+    told = ExactContent(with_caption).run(Work(tmp_path, tmp_path, "key"), rows=all_rows(5), pool=pool)
     again = KeepList.load(tmp_path)
     assert again.digest == decided.digest == told["keep list"]
     assert {again.decision(row)["reason"] for row in twins} == {"exact copy"}
@@ -872,9 +853,7 @@ def test_a_copy_of_a_row_that_is_gone_already_stays() -> None:
 
 @pytest.mark.parametrize("words", [1, 2, 4])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_first_equal_row_is_that_of_a_dictionary_also_where_first_words_agree(
-    seed: int, words: int
-) -> None:
+def test_the_first_equal_row_is_that_of_a_dictionary_also_where_first_words_agree(seed: int, words: int) -> None:
     rng = np.random.default_rng(seed)
     # Three values a word, so that many rows agree in the first word and not in the others.
     rows = rng.choice(np.array([0, 1, 2**64 - 1], np.uint64), (int(rng.integers(0, 80)), words))

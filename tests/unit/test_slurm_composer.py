@@ -25,10 +25,7 @@ from slurm.composer import Composer
 def test_a_config_made_in_memory_is_the_one_that_hydra_composes(settings: dict[str, Any]) -> None:
     base = ["experiment=glyphs_methods", "train.batch_size=64"]
     made = Composer(overrides(base), []).config(settings)
-    said = [
-        f"{key}={'[' + ','.join(v) + ']' if isinstance(v, list) else v}"
-        for key, v in settings.items()
-    ]
+    said = [f"{key}={'[' + ','.join(v) + ']' if isinstance(v, list) else v}" for key, v in settings.items()]
     assert made == compose("sweep", overrides([*base, *said]))
 
 
@@ -47,9 +44,7 @@ def test_what_is_linked_to_a_link_follows_too() -> None:
 def test_points_with_equal_settings_share_their_config_and_their_stages() -> None:
     composer = Composer(overrides(["experiment=glyphs_methods"]), [])
     one = composer.config({"select": "ssp", "select.temperature": 0.1}, ["select.temperature"])
-    assert (
-        composer.config({"select": "ssp", "select.temperature": 0.2}, ["select.temperature"]) is one
-    )
+    assert composer.config({"select": "ssp", "select.temperature": 0.2}, ["select.temperature"]) is one
 
 
 def test_a_sweep_is_planned_without_what_trains() -> None:

@@ -31,9 +31,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
 def test_the_end_of_a_job_is_told_with_the_setting_to_change(
     state: str, reason: str, exit_code: str, words: str
 ) -> None:
-    assert (
-        describe_end(END.format(job=7, state=state, reason=reason, code=exit_code), "arm") == words
-    )
+    assert describe_end(END.format(job=7, state=state, reason=reason, code=exit_code), "arm") == words
 
 
 def test_a_job_that_asked_for_no_memory_had_the_default_of_the_site() -> None:

@@ -22,9 +22,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
 # what is handed in
 
 
-def test_all_jobs_go_on_after_those_before_them_however_they_end(
-    tmp_path: Path, slurm: Slurm
-) -> None:
+def test_all_jobs_go_on_after_those_before_them_however_they_end(tmp_path: Path, slurm: Slurm) -> None:
     home = Home(tmp_path, launcher=["launcher.partition=main", "launcher.shared.mem_gb=1.5"])
     assert home.sweep().hand_in(by_person=True) == 0
     shared, arm, evaluate, report = slurm.calls("sbatch")
@@ -74,9 +72,7 @@ def test_more_tasks_than_an_array_may_have_go_into_several(tmp_path: Path, slurm
     assert found == [f"arm {n}" for n in range(7)]
 
 
-def test_arms_that_share_a_job_are_processes_that_do_not_fall_together(
-    tmp_path: Path, slurm: Slurm
-) -> None:
+def test_arms_that_share_a_job_are_processes_that_do_not_fall_together(tmp_path: Path, slurm: Slurm) -> None:
     home = Home(tmp_path, 5, ["launcher.arms_per_job=2"])
     home.make(home.rows, toy("sets"))
     home.sweep().hand_in(by_person=True)
@@ -87,9 +83,7 @@ def test_arms_that_share_a_job_are_processes_that_do_not_fall_together(
     assert together == ["0", "1"]
 
 
-def test_a_job_runs_the_lines_of_the_site_and_its_words_before_python(
-    tmp_path: Path, slurm: Slurm
-) -> None:
+def test_a_job_runs_the_lines_of_the_site_and_its_words_before_python(tmp_path: Path, slurm: Slurm) -> None:
     site = ["launcher.setup=['export SITE=here']", "launcher.command=['env','FROM=prefix']"]
     home = Home(tmp_path, launcher=[*site, "launcher.options=['--qos=long']"])
     home.sweep().hand_in(by_person=True)
@@ -118,9 +112,7 @@ def test_points_that_share_what_another_job_makes_wait_for_it(tmp_path: Path, sl
 # what goes wrong
 
 
-def test_what_sbatch_refuses_is_named_and_nothing_is_left_in_the_queue(
-    tmp_path: Path, slurm: Slurm
-) -> None:
+def test_what_sbatch_refuses_is_named_and_nothing_is_left_in_the_queue(tmp_path: Path, slurm: Slurm) -> None:
     home = Home(tmp_path, 4, ["launcher.partition=nosuch", "launcher.max_array=2"])
     slurm.say("refuse-3", "sbatch: error: invalid partition specified: nosuch\n")
     with pytest.raises(WorldError) as refusal:
@@ -149,15 +141,11 @@ def test_without_sbatch_this_is_no_login_node(
 ) -> None:
     (slurm.folder / "sbatch").unlink()
     monkeypatch.setenv("PATH", str(slurm.folder))
-    with pytest.raises(
-        WorldError, match=r"sbatch cannot be called .* launcher=local runs the sweep"
-    ):
+    with pytest.raises(WorldError, match=r"sbatch cannot be called .* launcher=local runs the sweep"):
         Home(tmp_path).sweep().hand_in(by_person=True)
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_any_job(
-    tmp_path: Path, slurm: Slurm
-) -> None:
+def test_a_folder_that_cannot_be_written_is_named_before_any_job(tmp_path: Path, slurm: Slurm) -> None:
     # Root may write anywhere, so the folder is one that cannot be: below a file.
     (tmp_path / "file").touch()
     home = Home(tmp_path)
@@ -195,9 +183,7 @@ def test_while_slurm_does_not_answer_status_tells_from_files_and_nothing_is_hand
     assert said[3:] == [
         "SLURM does not answer; this is what the files say.", "1 done, 2 unknown"
     ]  # fmt: skip
-    with pytest.raises(
-        WorldError, match=r"SLURM does not answer \(squeue\).* nothing was submitted"
-    ):
+    with pytest.raises(WorldError, match=r"SLURM does not answer \(squeue\).* nothing was submitted"):
         home.sweep().hand_in(by_person=True)
     assert len(slurm.calls("sbatch")) == 4
 
@@ -221,9 +207,7 @@ def test_jobs_of_other_code_in_the_queue_are_noted(
 
 
 @pytest.mark.parametrize("text", ['{"jobs": [{"num', "[]", '{"jobs": [{"id": 1}]}'])
-def test_a_damaged_manifest_is_named_with_the_way_out(
-    tmp_path: Path, slurm: Slurm, text: str
-) -> None:
+def test_a_damaged_manifest_is_named_with_the_way_out(tmp_path: Path, slurm: Slurm, text: str) -> None:
     home = Home(tmp_path)
     home.record.mkdir(parents=True)
     (home.record / "manifest.json").write_text(text)
@@ -232,7 +216,5 @@ def test_a_damaged_manifest_is_named_with_the_way_out(
             verb(home.sweep())
         said = str(error.value)
         assert said.startswith(f"{home.record}/manifest.json is not a manifest of this version (")
-        assert (
-            "move the folder away and submit again: what is in the store is not done again" in said
-        )
+        assert "move the folder away and submit again: what is in the store is not done again" in said
     assert slurm.calls("sbatch") == []

@@ -58,9 +58,7 @@ def test_the_shared_job_tries_a_broken_stage_once_for_all_points(
     here = Launcher(kind="local")
     monkeypatch.setattr(task, "open_points", lambda points: (home.store, here, dict(points)))
     monkeypatch.setattr("dbp.clustering.together.assign_together", lambda store, nodes: None)
-    quiet = SimpleNamespace(
-        Preempted=KeyboardInterrupt
-    )  # as below: Lightning takes seconds to load
+    quiet = SimpleNamespace(Preempted=KeyboardInterrupt)  # as below: Lightning takes seconds to load
     monkeypatch.setitem(sys.modules, "training.resume.preemption", quiet)
     TRIED.clear()
     why = "StoreError: broken rows cannot be made"
@@ -73,9 +71,7 @@ def test_the_shared_job_tries_a_broken_stage_once_for_all_points(
 
 
 def test_a_run_that_was_asked_to_leave_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        sys.modules, "training.resume.preemption", SimpleNamespace(Preempted=StoreError)
-    )
+    monkeypatch.setitem(sys.modules, "training.resume.preemption", SimpleNamespace(Preempted=StoreError))
 
     def leave() -> None:
         raise StoreError("left after step 8")
@@ -105,9 +101,7 @@ def test_a_signal_ends_a_stage_and_lets_training_end_itself(
     assert asked == ["requeue", "requeue"]
 
 
-def test_an_evaluation_leaves_the_reason_of_the_arm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_evaluation_leaves_the_reason_of_the_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(tmp_path)
     home.make(home.points[1].nodes["train"])
     nodes = {key: p.nodes for key, p in zip(home.keys, home.points, strict=True)}
@@ -151,7 +145,5 @@ def test_a_process_of_a_packed_job_takes_its_point_and_its_gpu(
 
 
 def test_an_arm_of_several_ranks_shares_its_job_with_none() -> None:
-    with pytest.raises(
-        ConfigError, match=r"launcher.arms_per_job=2: it must be 1 with arm.ranks=2"
-    ):
+    with pytest.raises(ConfigError, match=r"launcher.arms_per_job=2: it must be 1 with arm.ranks=2"):
         launcher("launcher.arm.ranks=2", "launcher.arms_per_job=2")

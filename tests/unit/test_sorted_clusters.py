@@ -134,9 +134,7 @@ def test_the_number_of_files_is_checked(tmp_path: Path) -> None:
         (np.array([["\ud800", "0", "0.5", "0"]]), "a key cannot be told in UTF-8"),
     ],
 )
-def test_a_file_of_another_kind_is_refused(
-    tmp_path: Path, content: np.ndarray, message: str
-) -> None:
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: np.ndarray, message: str) -> None:
     np.save(tmp_path / "cluster_0.npy", content, allow_pickle=True)
     with pytest.raises(WorldError, match=re.escape(message)):
         list(SortedClusters.open(tmp_path).blocks(0))
@@ -209,9 +207,7 @@ def test_equal_rows_are_an_equal_pool_wherever_they_lie(tmp_path: Path) -> None:
     digests = []
     for name, sizes, as_bytes in (("a", (4, 5), False), ("b", (4, 5), True), ("c", (5, 4), False)):
         folder = write(tmp_path / name, members(sizes, as_bytes))
-        digests.append(
-            Store(tmp_path / f"store-{name}").get(SortedClusterPool(str(folder)).node()).digest
-        )
+        digests.append(Store(tmp_path / f"store-{name}").get(SortedClusterPool(str(folder)).node()).digest)
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -238,9 +234,7 @@ def test_repeated_keys_are_counted_and_clusters_without_members_are_no_pool(tmp_
 # the clustering
 
 
-def joined_by_dict(
-    uids: list[str], wanted: np.ndarray, written: list[list[Row]]
-) -> tuple[np.ndarray, np.ndarray]:
+def joined_by_dict(uids: list[str], wanted: np.ndarray, written: list[list[Row]]) -> tuple[np.ndarray, np.ndarray]:
     """The join in plain Python: the i-th row of a uid takes its i-th member."""
     waiting: dict[str, list[Row]] = {}
     for rows in written:
@@ -272,8 +266,7 @@ def test_members_are_joined_to_rows_as_a_dictionary_would(
         cluster = np.sort(rng.integers(0, 6, 90))
         distance = rng.random(90).astype(np.float32)
         written = [
-            [(own[i], int(i), float(distance[i]), j) for i in np.flatnonzero(cluster == j)]
-            for j in range(6)
+            [(own[i], int(i), float(distance[i]), j) for i in np.flatnonzero(cluster == j)] for j in range(6)
         ]
         folder = write(tmp_path / f"{trial}", written)
         wanted = rng.random(90) < 0.8

@@ -84,11 +84,7 @@ def test_two_arms_that_come_to_the_same_keep_a_row_each():
 
 
 def test_axes_that_end_alike_are_named_in_full():
-    points = [
-        point("dbp", f"{a}{b}", **{"dedup.seed": a, "cluster.seed": b})
-        for a in (0, 1)
-        for b in (0, 1)
-    ]
+    points = [point("dbp", f"{a}{b}", **{"dedup.seed": a, "cluster.seed": b}) for a in (0, 1) for b in (0, 1)]
     plan = distinct(points, Keys())
     assert plan.labels[1] == "dbp dedup.seed=0 cluster.seed=1"
 
@@ -175,9 +171,7 @@ def test_an_arm_that_selects_gets_a_control_of_equal_size_from_the_same_rows():
 
 
 def test_a_setting_that_the_sweep_overrules_is_refused():
-    with pytest.raises(
-        ConfigError, match=r"seed is an axis of this sweep, with values \[0, 1, 2\]"
-    ):
+    with pytest.raises(ConfigError, match=r"seed is an axis of this sweep, with values \[0, 1, 2\]"):
         grid(*GLYPHS, "seed=5")
     with pytest.raises(ConfigError, match="select has no effect: every arm of this sweep sets it"):
         grid(*GLYPHS, "select=dbp")
@@ -228,9 +222,7 @@ def test_an_axis_that_no_arm_reads_is_told_its_way_out(said, way_out, tmp_path):
 def test_a_plan_builds_nothing_and_says_that_the_encoder_comes_first(tmp_path, capsys):
     home = [f"paths.store={tmp_path}/store", f"paths.runs={tmp_path}/runs"]
     assert main(["plan", *GLYPHS, *home], []) == 0
-    assert "15 points before collapsing; keys are known once the encoder is trained" in (
-        capsys.readouterr().out
-    )
+    assert "15 points before collapsing; keys are known once the encoder is trained" in (capsys.readouterr().out)
     assert not list(tmp_path.iterdir())
 
 
@@ -306,9 +298,7 @@ def test_a_killed_sweep_leaves_no_process_behind(fatal):
                 run_points([point_that("wait"), point_that("wait ")], Keys(), 2, print)
             """)
     )
-    sweep = subprocess.Popen(
-        [sys.executable, script], cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL
-    )
+    sweep = subprocess.Popen([sys.executable, script], cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
     try:
         pid = wait_for(lambda: next((int(f.stem) for f in fatal.glob("*.pid")), None), 60)
     finally:

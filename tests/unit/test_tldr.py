@@ -190,9 +190,7 @@ def test_a_run_reads_what_the_captioner_wrote_and_others_are_as_before() -> None
     assert parameters(plain.stage) == parameters(with_captioner.stage)
     refined = trained("select=uniform", "captioner=smoke", "caption=refined")
     assert refined.inputs["refined"].inputs["rows"] is refined.inputs["keep"]
-    hot = trained(
-        "select=uniform", "captioner=smoke", "caption=refined", "caption.refine.temperature=1"
-    )
+    hot = trained("select=uniform", "captioner=smoke", "caption=refined", "caption.refine.temperature=1")
     assert parameters(hot.stage) == parameters(refined.stage)
     assert parameters(hot.inputs["refined"].stage) != parameters(refined.inputs["refined"].stage)
 
@@ -210,9 +208,7 @@ def test_the_mixing_rules_of_refined_captions(option: str, rule: str, tmp_path: 
     from training.feed.captions import CaptionMix
     from training.resume.ranks import Ranks
 
-    config = compose(
-        "train", overrides([f"caption={option}", "pool.shards=x.tar", "captioner=smoke"])
-    )
+    config = compose("train", overrides([f"caption={option}", "pool.shards=x.tar", "captioner=smoke"]))
     mix: CaptionMix = build(config.caption, path="caption")
     assert mix.rule == rule
     table = pa.table({"uid": ["a", "b"], "text": ["an A", "a B"]})

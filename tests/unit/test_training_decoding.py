@@ -50,9 +50,7 @@ PLAIN: list[dict[str, object]] = [
 def test_plain_jpegs_are_decoded_to_pillow_s_pixels_without_pillow_s_decoder(
     options: dict[str, object], mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contents = [
-        saved(photo(w, h).convert(mode), **options) for w, h in ((64, 48), (37, 19), (1, 1))
-    ]
+    contents = [saved(photo(w, h).convert(mode), **options) for w, h in ((64, 48), (37, 19), (1, 1))]
     expected = [np.asarray(decode_rgb(content, LIMIT)) for content in contents]
 
     def forbidden(content: bytes, max_pixels: int) -> None:
@@ -186,9 +184,7 @@ def test_enlarged_the_area_resize_is_linear() -> None:
     ("width", "height", "scale"),
     [(64, 48, 1), (65, 63, 1), (64, 64, 2), (130, 97, 2), (128, 200, 4), (999, 257, 8)],
 )
-def test_fast_jpegs_are_decoded_as_small_as_still_covers_the_square(
-    width: int, height: int, scale: int
-) -> None:
+def test_fast_jpegs_are_decoded_as_small_as_still_covers_the_square(width: int, height: int, scale: int) -> None:
     image = photo(width, height)
     found = decode(saved(image, quality=95), LIMIT, "fast", whole)
     assert found.pixels.shape[:2] == (-(-height // scale), -(-width // scale))

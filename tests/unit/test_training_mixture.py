@@ -138,9 +138,7 @@ def test_a_copy_never_has_the_key_of_another_row_with_its_uid() -> None:
 def test_ranks_slices_put_together_are_the_batches_of_one(world: int) -> None:
     horizon, weights = Horizon(1000, 64, 60), weights_of(0.25, 2.5, 0, 1)
     alone = Batches(MixedOrder(KEYS, 0, weights), horizon)
-    ranks = [
-        Batches(MixedOrder(KEYS, 0, weights), horizon, 0, rank, world) for rank in range(world)
-    ]
+    ranks = [Batches(MixedOrder(KEYS, 0, weights), horizon, 0, rank, world) for rank in range(world)]
     for step in (0, 14, 59):
         joined = np.concatenate([rank.slice(step).named(KEYS) for rank in ranks])
         assert np.array_equal(joined, alone.slice(step).named(KEYS))
@@ -209,9 +207,7 @@ def test_the_memory_that_the_module_names_is_what_an_epoch_takes() -> None:
         ((0.25, 0.5), r"the weights of 2 kept samples sum to 0\.75"),
     ],
 )
-def test_weights_that_no_epoch_can_honour_are_refused(
-    values: tuple[float, ...], message: str
-) -> None:
+def test_weights_that_no_epoch_can_honour_are_refused(values: tuple[float, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_weights(np.array(values, np.float32))
 
@@ -263,9 +259,7 @@ def table_of(path: Path, uids: list[str], weights: list[Any]) -> str:
     return str(path)
 
 
-def test_a_file_gives_uids_their_weights_and_rows_that_share_a_uid_share_it(
-    pool: Pool, tmp_path: Path
-) -> None:
+def test_a_file_gives_uids_their_weights_and_rows_that_share_a_uid_share_it(pool: Pool, tmp_path: Path) -> None:
     file = table_of(tmp_path / "weights.parquet", ["x", "c", "e", "b"], [9, 2.5, 0, 7])
     assert ByUid("weight", 1.5, file).weights(pool, ROWS).tolist() == [1.5, 2.5, 0, 2.5]
     with pytest.raises(ConfigError, match=r"does not name 1 of 4 kept samples, such as a\b|'a'"):

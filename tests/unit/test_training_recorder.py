@@ -132,9 +132,7 @@ class World:
             uids=lambda rows: [f"u{row}" for row in rows], **(settings | change),
         )  # fmt: skip
 
-    def train(
-        self, until: int = STEPS, broken: frozenset[int] = frozenset(), bad: Any = ()
-    ) -> "World":
+    def train(self, until: int = STEPS, broken: frozenset[int] = frozenset(), bad: Any = ()) -> "World":
         self.recorder.on_train_start(self.trainer, self.module)
         for step, batch in enumerate(batches(self.ranks, broken)):
             if not self.trainer.global_step <= step < until:
@@ -192,13 +190,9 @@ def test_the_chain_does_not_depend_on_rows_ranks_or_resumes(tmp_path: Path) -> N
                 broken=broken).recorder.tally.chain)  # fmt: skip
             assert ends == [expected] * size
     for before, after in ((1, 2), (2, 1), (4, 2)):
-        states = together(
-            before, lambda r: World(r, tmp_path, 3).train(7, broken).recorder.state_dict()
-        )
+        states = together(before, lambda r: World(r, tmp_path, 3).train(7, broken).recorder.state_dict())
         state = states[0]  # what the first rank writes is all that there is
-        ends = together(
-            after, lambda r, s=state: World(r, tmp_path, 4).go_on_from(s, 7).train(broken=broken)
-        )
+        ends = together(after, lambda r, s=state: World(r, tmp_path, 4).go_on_from(s, 7).train(broken=broken))
         assert [world.recorder.tally.chain for world in ends] == [expected] * after
 
 
@@ -241,9 +235,7 @@ def test_before_the_first_epoch_ends_every_sample_is_new(tmp_path: Path) -> None
 def test_twins_in_a_batch_are_counted_by_group(tmp_path: Path) -> None:
     groups = np.arange(20) // 2  # each row has one twin
     batch_rows = [batch["rows"].tolist() for batch in batches(Ranks())]
-    expected = sum(
-        n for rows in batch_rows for n in Counter((r // 3 - 1) // 2 for r in rows).values() if n > 1
-    )
+    expected = sum(n for rows in batch_rows for n in Counter((r // 3 - 1) // 2 for r in rows).values() if n > 1)
     ends = together(2, lambda r: World(r, tmp_path, groups=groups).train().recorder.counts())
     assert ends[0]["group_duplicates_in_batch"] == expected > 0
 
@@ -286,9 +278,7 @@ def test_rows_are_means_over_ranks_and_written_by_the_first_alone(tmp_path: Path
     row = first.rows[-1]
     assert (row["step"], row["passes"], row["lr"]) == (10, 4.0, 1e-3)
     assert row["logit_scale"] == pytest.approx(10.0)
-    assert row["samples_per_second"] == pytest.approx(
-        2 * row["samples_per_second_per_device"], 1e-3
-    )
+    assert row["samples_per_second"] == pytest.approx(2 * row["samples_per_second_per_device"], 1e-3)
     ratio = row["hardware_flops_per_second"] / row["model_flops_per_second"]
     assert ratio == pytest.approx(1.5)
     assert (row["train_flops"], row["mfu"], row["grad_norm"]) == (800, None, None)
@@ -345,9 +335,7 @@ def test_energy_and_memory_are_summed_over_ranks_and_tries(tmp_path: Path) -> No
     assert ended.rows[-1]["peak_host_bytes"] > 10**7
 
 
-def test_time_of_other_callbacks_is_neither_training_nor_waiting(
-    tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_time_of_other_callbacks_is_neither_training_nor_waiting(tmp_path: Path, monkeypatch: Any) -> None:
     now = [0.0]
     monkeypatch.setattr("training.account.recorder.time.perf_counter", lambda: now[0])
     world = World(Ranks(), tmp_path, every=2)
@@ -368,25 +356,19 @@ def test_time_of_other_callbacks_is_neither_training_nor_waiting(
     assert row["samples_per_second"] == 2.0
 
 
-def test_gpu_hours_are_those_of_all_devices_of_all_tries(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpu_hours_are_those_of_all_devices_of_all_tries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("training.account.recorder.time.perf_counter", lambda: now[0])
     recorder = World(Ranks(0, 4), tmp_path).recorder
     recorder.gauge.is_gpu = True
-    recorder.load_state_dict(
-        recorder.state_dict() | {"seconds": 3600.0, "device_seconds": 2 * 3600.0}
-    )
+    recorder.load_state_dict(recorder.state_dict() | {"seconds": 3600.0, "device_seconds": 2 * 3600.0})
     recorder.began, now[0] = 0.0, 1800.0  # two GPUs for an hour, then four for half an hour
     assert recorder.counts()["gpu_hours"] == 4.0
     assert recorder._elapsed() == 5400.0
 
 
 @pytest.mark.parametrize(("size", "every"), [(1, 100), (2, 4)])
-def test_a_loss_that_is_no_number_stops_all_ranks_and_saves_the_uids(
-    tmp_path: Path, size: int, every: int
-) -> None:
+def test_a_loss_that_is_no_number_stops_all_ranks_and_saves_the_uids(tmp_path: Path, size: int, every: int) -> None:
     bad = {(5, size - 1), (6, 0)}  # on two ranks the second one's loss is the first to break
     worlds: dict[int, World] = {}
 
@@ -440,9 +422,7 @@ def test_few_samples_are_no_reason_to_stop_but_are_warned_of(
     assert caplog.text.count("row 15 of the pool cannot be decoded") == 1
 
 
-def test_much_that_is_noted_is_settled_between_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_much_that_is_noted_is_settled_between_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.account.counts.MOST_PENDING", 16)
     world = World(Ranks(), tmp_path, every=100).train(until=5)
     assert world.recorder.tally.steps == 4

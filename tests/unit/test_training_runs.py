@@ -103,9 +103,7 @@ class World:
     def train(self, stage: Train, rows: tuple[int, ...] = ()) -> Checkpoint:
         return self.store.get(stage.bind(pool=self.pool, keep=self.keep(rows)))
 
-    def pairs(
-        self, augmentation: Any = None, cache: bool = False, rows: tuple[int, ...] = ()
-    ) -> Pairs:
+    def pairs(self, augmentation: Any = None, cache: bool = False, rows: tuple[int, ...] = ()) -> Pairs:
         import open_clip
 
         subset = Subset(self.store.get(self.pool), self.store.get(self.keep(rows)))
@@ -145,8 +143,7 @@ def test_global_batches_are_the_same_for_any_ranks_and_workers(world: World) -> 
     def fed(ranks: int, num_workers: int) -> dict[str, torch.Tensor]:
         """What all ranks take, step by step, put together in rank order."""
         loaders = [
-            make_loader(pairs, Batches(order, horizon, 0, rank, ranks), num_workers)
-            for rank in range(ranks)
+            make_loader(pairs, Batches(order, horizon, 0, rank, ranks), num_workers) for rank in range(ranks)
         ]
         steps = [[batch[name] for batch in step] for step in zip(*loaders, strict=True)
                  for name in ("images", "tokens", "rows")]  # fmt: skip
@@ -333,9 +330,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_the_run_goes_on(
     assert world.train(SAVING).digest == expected.digest
 
 
-def test_two_runs_of_one_seed_are_the_same_and_leave_torch_s_state_alone(
-    tmp_path: Path, shard: Path
-) -> None:
+def test_two_runs_of_one_seed_are_the_same_and_leave_torch_s_state_alone(tmp_path: Path, shard: Path) -> None:
     short = replace(TRAIN, samples_seen=24)
     torch.manual_seed(9)
     before = torch.get_rng_state()
@@ -347,9 +342,7 @@ def test_two_runs_of_one_seed_are_the_same_and_leave_torch_s_state_alone(
     assert one.digest == again.digest != other.digest
 
 
-def test_plain_open_clip_loads_the_checkpoint_with_the_same_embeddings(
-    world: World, tmp_path: Path
-) -> None:
+def test_plain_open_clip_loads_the_checkpoint_with_the_same_embeddings(world: World, tmp_path: Path) -> None:
     import open_clip
 
     from dbp.encoders.openclip import load_openclip
@@ -406,9 +399,7 @@ def test_wandb_records_a_run_without_a_network(world: World) -> None:
     assert list(checkpoint.folder.glob("wandb/offline-run-*/*.wandb"))
 
 
-def test_a_run_ends_in_the_mean_of_its_last_weights_and_resumes_to_it(
-    tmp_path: Path, shard: Path
-) -> None:
+def test_a_run_ends_in_the_mean_of_its_last_weights_and_resumes_to_it(tmp_path: Path, shard: Path) -> None:
     def weights(name: str, **change: Any) -> dict[str, torch.Tensor]:
         made = World(tmp_path / name, shard).train(replace(TRAIN, **change))
         found = torch.load(made.weights, weights_only=True)["state_dict"]
@@ -426,9 +417,7 @@ def test_a_run_ends_in_the_mean_of_its_last_weights_and_resumes_to_it(
         weights("long", average_last_samples=88)
 
 
-def test_channels_last_changes_the_order_of_sums_and_nothing_else(
-    tmp_path: Path, shard: Path
-) -> None:
+def test_channels_last_changes_the_order_of_sums_and_nothing_else(tmp_path: Path, shard: Path) -> None:
     made = []
     for name in ("plain", "last"):
         stage = replace(TRAIN, samples_seen=16, channels_last=name == "last")

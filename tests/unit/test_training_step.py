@@ -60,9 +60,7 @@ def batches(count: int) -> list[dict[str, torch.Tensor]]:
     ]
 
 
-def trained(
-    model: Any, folder: Path, fed: list[Any], precision: str = "fp32", **change: Any
-) -> Any:
+def trained(model: Any, folder: Path, fed: list[Any], precision: str = "fp32", **change: Any) -> Any:
     module = Contrastive(model, settings(**change), Horizon(96, 8, len(fed)), 0, MEAN, STD)
     with quiet():
         loader = torch.utils.data.DataLoader(fed, batch_size=None)  # type: ignore[arg-type]
@@ -71,9 +69,7 @@ def trained(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_twelve_steps_are_bit_identical_with_open_clip_s_own_loop(
-    precision: str, tmp_path: Path
-) -> None:
+def test_twelve_steps_are_bit_identical_with_open_clip_s_own_loop(precision: str, tmp_path: Path) -> None:
     train = pytest.importorskip("open_clip_train.train")
     scheduler = pytest.importorskip("open_clip_train.scheduler")
     from open_clip import ClipLoss
@@ -181,9 +177,7 @@ def test_a_run_on_trimmed_captions_ends_where_the_whole_ones_do(
     ends, multiplied = [], []
     for trims in (False, True):
         model = fresh_model(Model(config=TINY), seed=5).model.double()
-        module = Contrastive(
-            model, settings(), Horizon(96, 8, 6), 0, MEAN, STD, chunk, trims=trims
-        ).double()
+        module = Contrastive(model, settings(), Horizon(96, 8, 6), 0, MEAN, STD, chunk, trims=trims).double()
         module.normalise = lambda images: images.double() / 255  # type: ignore[method-assign]
         shapes: set[tuple[int, ...]] = set()
         model.transformer.register_forward_pre_hook(
@@ -232,15 +226,11 @@ def test_clipping_takes_the_norm_in_the_model_s_order(tmp_path: Path) -> None:
 def test_decay_groups_are_those_of_open_clip_3() -> None:
     model = fresh_model(Model(config=TINY), seed=0).model
     names = {id(p): n for n, p in model.named_parameters()}
-    bare, decayed = (
-        [names[id(p)] for p in group["params"]] for group in openclip3_groups(model, 0.2)
-    )
+    bare, decayed = ([names[id(p)] for p in group["params"]] for group in openclip3_groups(model, 0.2))
     assert sorted(bare + decayed) == sorted(names.values())
     assert {"logit_scale", "visual.class_embedding", "ln_final.weight"} <= set(bare)
     # Two dimensions: decayed in 3.3, exempt in open_clip 4.
-    assert {"positional_embedding", "visual.positional_embedding", "text_projection"} <= set(
-        decayed
-    )
+    assert {"positional_embedding", "visual.positional_embedding", "text_projection"} <= set(decayed)
     assert not [n for n in decayed if "ln_" in n or n.endswith("bias")]
 
 
@@ -257,9 +247,7 @@ def test_the_loss_is_open_clip_s_and_the_mean_of_what_ranks_compute() -> None:
     from open_clip import ClipLoss
 
     draw = torch.Generator().manual_seed(0)
-    images, texts = (
-        torch.nn.functional.normalize(torch.randn(12, 5, generator=draw), dim=1) for _ in range(2)
-    )
+    images, texts = (torch.nn.functional.normalize(torch.randn(12, 5, generator=draw), dim=1) for _ in range(2))
     scale = torch.tensor(10.0)
     whole = clip_loss(images, texts, scale)
     assert torch.equal(whole, ClipLoss()(images, texts, scale))

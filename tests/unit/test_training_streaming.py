@@ -244,9 +244,7 @@ def test_a_process_forked_under_a_lock_does_not_keep_it(tmp_path: Path) -> None:
         child.kill()
 
 
-def test_training_s_loader_reads_a_streamed_pool_as_a_local_one(
-    pools: tuple[Pool, Pool], tmp_path: Path
-) -> None:
+def test_training_s_loader_reads_a_streamed_pool_as_a_local_one(pools: tuple[Pool, Pool], tmp_path: Path) -> None:
     import open_clip
 
     pool, windows = streamed(pools[0], tmp_path)
@@ -262,9 +260,7 @@ def test_training_s_loader_reads_a_streamed_pool_as_a_local_one(
         assert all(torch.equal(one[name], same[name]) for name in same)
 
 
-def test_a_run_that_starts_at_a_step_reads_what_was_left(
-    pools: tuple[Pool, Pool], tmp_path: Path
-) -> None:
+def test_a_run_that_starts_at_a_step_reads_what_was_left(pools: tuple[Pool, Pool], tmp_path: Path) -> None:
     pool, windows = streamed(pools[0], tmp_path)
     horizon = Horizon(len(KEPT), 8, 12)
     order = partial(Order, pool.uid_hashes[KEPT], 0, windows)
@@ -335,9 +331,7 @@ def test_what_is_exact_and_what_is_less_mixed_is_said_at_the_start(
     assert "samples mix within 2 shards only" in caplog.text
 
 
-def test_a_cache_that_cannot_hold_two_windows_is_refused(
-    pools: tuple[Pool, Pool], tmp_path: Path
-) -> None:
+def test_a_cache_that_cannot_hold_two_windows_is_refused(pools: tuple[Pool, Pool], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot hold two windows of streaming\.window_s"):
         streamed(pools[0], tmp_path, shards=2.0)
     with pytest.raises(ConfigError, match="window_shards=0: it must be 1 or more"):
@@ -355,9 +349,7 @@ def test_a_broken_transfer_is_tried_again(
     assert not list(tmp_path.rglob(".*.part"))
 
 
-def test_a_transfer_that_stays_broken_is_named(
-    server: Server, pools: tuple[Pool, Pool], tmp_path: Path
-) -> None:
+def test_a_transfer_that_stays_broken_is_named(server: Server, pools: tuple[Pool, Pool], tmp_path: Path) -> None:
     pool, windows = streamed(pools[0], tmp_path, tries=2)
     server.broken["00001.tar"] = 100
     try:
@@ -373,9 +365,7 @@ def test_a_transfer_that_stays_broken_is_named(
         server.broken.clear()
 
 
-def test_a_shard_that_was_written_anew_or_cut_is_named(
-    pools: tuple[Pool, Pool], tmp_path: Path
-) -> None:
+def test_a_shard_that_was_written_anew_or_cut_is_named(pools: tuple[Pool, Pool], tmp_path: Path) -> None:
     pool = replace(pools[1], shards=list(pools[1].shards), _handles={})
     other = tmp_path / "other.tar"
     write_shard(other, 99, 2 * ROWS)
@@ -448,9 +438,7 @@ def test_processes_share_the_folder_and_a_dead_one_wants_nothing(cache: ShardCac
     assert len(list(cache.folder.glob("reader-*"))) == 1
 
 
-def test_a_shard_that_many_ask_for_comes_once(
-    server: Server, pools: tuple[Pool, Pool], tmp_path: Path
-) -> None:
+def test_a_shard_that_many_ask_for_comes_once(server: Server, pools: tuple[Pool, Pool], tmp_path: Path) -> None:
     pool, _ = streamed(pools[0], tmp_path)
     server.asked.clear()
     threads = [threading.Thread(target=pool.cache.fetch, args=(5,)) for _ in range(6)]

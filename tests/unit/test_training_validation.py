@@ -96,9 +96,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sets")
     for key, classes, num in (("mnist", "abcdef", 50), ("stl10", "xyz", 37)):
-        write_classification(
-            folder / f"wds_{key}_test", class_names=list(classes), num_samples=num, seed=1, size=6
-        )
+        write_classification(folder / f"wds_{key}_test", class_names=list(classes), num_samples=num, seed=1, size=6)
     captions = [[f"caption {i} {j}" for j in range(1 + i % 3)] for i in range(40)]
     write_retrieval(
         folder / "wds_retrieval-flickr_1k_test_image_text_retrieval_test",
@@ -220,9 +218,7 @@ def test_watching_changes_no_bit_of_the_weights(pool: Pool, root: Path, tmp_path
     assert not watched.model.text.training
 
 
-@pytest.mark.parametrize(
-    ("every", "marks"), [(16, [16, 32, 48]), (20, [24, 48]), (32, [32, 48]), (None, [48])]
-)
+@pytest.mark.parametrize(("every", "marks"), [(16, [16, 32, 48]), (20, [24, 48]), (32, [32, 48]), (None, [48])])
 def test_rows_stand_at_the_marks_and_at_the_end(
     pool: Pool, tmp_path: Path, every: int | None, marks: list[int]
 ) -> None:
@@ -294,9 +290,7 @@ def test_observing_leaves_every_generator_and_flag_as_it_was() -> None:
 FLICKR = "retrieval/flickr_1k_test_image_text_retrieval"
 
 
-def test_the_suite_s_numbers_are_those_of_the_final_evaluation(
-    pool: Pool, root: Path, tmp_path: Path
-) -> None:
+def test_the_suite_s_numbers_are_those_of_the_final_evaluation(pool: Pool, root: Path, tmp_path: Path) -> None:
     tasks = f"mnist,stl10,{FLICKR}"
     for limit, protocol in ((None, "corrected"), (20, "datacomp")):
         model = TinyClip().eval()
@@ -317,9 +311,7 @@ def test_the_suite_s_numbers_are_those_of_the_final_evaluation(
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_ranks_share_the_work_and_get_the_numbers_of_one(
-    pool: Pool, root: Path, tmp_path: Path, size: int
-) -> None:
+def test_ranks_share_the_work_and_get_the_numbers_of_one(pool: Pool, root: Path, tmp_path: Path, size: int) -> None:
     suite = Suite(f"mnist,{FLICKR}", str(root), "corrected", None, 0, "fp32", batch_size=16)
     for evaluator in (suite, HeldOut(4, 24)):
         alone = evaluator.open(a_run(pool, tmp_path, 0.5))()
@@ -394,9 +386,7 @@ def test_held_out_rows_are_a_share_of_the_uids_and_of_nothing_else(pool: Pool) -
     assert held_out_rows(pool, 0.9)[: len(rows)].tolist() == rows.tolist()
 
 
-def test_the_held_out_loss_is_the_mean_over_pairs_of_fixed_batches(
-    pool: Pool, tmp_path: Path
-) -> None:
+def test_the_held_out_loss_is_the_mean_over_pairs_of_fixed_batches(pool: Pool, tmp_path: Path) -> None:
     run = a_run(pool, tmp_path, 0.9)
     batches = np.array([[3, 9, 12, BROKEN], [20, 21, 22, 23]])
     found = HeldOutLoss(run, batches, 0)()

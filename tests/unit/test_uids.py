@@ -47,9 +47,7 @@ def expected(operation, lists, keep):
     counts = [Counter(numbers) if keep else Counter(set(numbers)) for numbers in lists]
     found = counts[0]
     for other in counts[1:]:
-        found = {"union": found | other, "intersection": found & other}.get(
-            operation, found - other
-        )
+        found = {"union": found | other, "intersection": found & other}.get(operation, found - other)
     return sorted(found.elements())
 
 

@@ -106,10 +106,7 @@ def test_a_sweep_leaves_runs_with_artifacts_results_and_its_table(tmp_path):
         assert training.config["batch_size"] == 32
         mine = [one for one in behind if one.run_id == made["key"]]
         sent = {
-            a["type"]: a
-            for one in mine
-            for a in one.artifacts
-            if a["type"] in ("keep-list", "model", "evaluation")
+            a["type"]: a for one in mine for a in one.artifacts if a["type"] in ("keep-list", "model", "evaluation")
         }
         assert set(sent) == {"keep-list", "model", "evaluation"}
         keep = made["inputs"]["keep"]["key"]

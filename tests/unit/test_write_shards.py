@@ -234,9 +234,7 @@ def test_long_names_travel_with_their_samples(tmp_path, open_pool, kind):
     write_shards(pool, keep_of(pool, [1, 4]), tmp_path / "out")
     with tarfile.open(tmp_path / "out/00000000.tar") as tar:
         found = {info.name: tar.extractfile(info).read() for info in tar}
-    assert found == {
-        name: content for name, content in members if name[-5:-4] in "14" or name[-6:-5] in "14"
-    }
+    assert found == {name: content for name, content in members if name[-5:-4] in "14" or name[-6:-5] in "14"}
 
 
 def test_members_that_do_not_stand_together_are_gathered(tmp_path, open_pool):
@@ -279,19 +277,14 @@ def test_any_order_of_members_gives_each_sample_its_own(tmp_path, open_pool):
     for trial in range(12):
         members = []
         for key in "abcdef":
-            parts = [
-                (f"{key}.{e}", f"{trial}{key}{e}".encode() * rng.randrange(1, 300))
-                for e in ("cls", "n.npy")
-            ]
+            parts = [(f"{key}.{e}", f"{trial}{key}{e}".encode() * rng.randrange(1, 300)) for e in ("cls", "n.npy")]
             parts = rng.sample(parts, rng.randrange(3)) + sample(key, trial)
             if rng.random() < 0.5:
                 rng.shuffle(parts)
             members += parts
         path = write_tar(tmp_path / f"{trial}.tar", members, rng.choice(list(FORMATS)))
         pool = open_pool(path)
-        rows = np.flatnonzero(
-            np.array([rng.random() < 0.5 for _ in range(6)]) | (np.arange(6) == trial % 6)
-        )
+        rows = np.flatnonzero(np.array([rng.random() < 0.5 for _ in range(6)]) | (np.arange(6) == trial % 6))
         write_shards(pool, keep_of(pool, rows), tmp_path / f"out{trial}")
         with tarfile.open(tmp_path / f"out{trial}/00000000.tar") as tar:
             found = {info.name: tar.extractfile(info).read() for info in tar}
@@ -451,9 +444,7 @@ def test_one_key_for_more_than_half_of_a_shard_is_refused(tmp_path, open_pool):
     assert counts["samples"] == 3
 
 
-@pytest.mark.parametrize(
-    "keys", ["aab", "aabb", "bbaaa", "abcaabca", "aaabbb", "aaaabcd", "aabbccdd"]
-)
+@pytest.mark.parametrize("keys", ["aab", "aabb", "bbaaa", "abcaabca", "aaabbb", "aaaabcd", "aabbccdd"])
 def test_equal_keys_are_set_apart_wherever_that_is_possible(keys):
     """Against trying all orders."""
     numbers = np.array([ord(key) for key in keys], np.uint64)
@@ -469,12 +460,8 @@ def test_equal_keys_are_set_apart_wherever_that_is_possible(keys):
 def test_few_samples_move_to_part_equal_keys():
     rng = np.random.default_rng(0)
     keys = rng.integers(0, 300, 3000).astype(np.uint64)
-    order, edges = arrange(
-        keys, keys, 1000, lambda hashes: rng.permutation(len(hashes)).astype(np.uint64)
-    )
-    plain = np.argsort(
-        np.random.default_rng(0).permutation(3000)
-    )  # not what arrange drew; for length only
+    order, edges = arrange(keys, keys, 1000, lambda hashes: rng.permutation(len(hashes)).astype(np.uint64))
+    plain = np.argsort(np.random.default_rng(0).permutation(3000))  # not what arrange drew; for length only
     assert sorted(order) == sorted(plain)
     for start, end in pairwise(edges):
         part = keys[order[start:end]]
@@ -532,9 +519,7 @@ def test_a_failure_midway_leaves_whole_shards_only(tmp_path, pool, monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(range_copy, "_copy", fails)
-    with pytest.raises(
-        WorldError, match=r"00000002.tar cannot be written: No space left on device"
-    ):
+    with pytest.raises(WorldError, match=r"00000002.tar cannot be written: No space left on device"):
         write_shards(pool, keep, tmp_path / "out", shard_size=10)
     assert [tar.name for tar in tars_in(tmp_path / "out")] == ["00000000.tar", "00000001.tar"]
     assert not list((tmp_path / "out").glob(".*.tar.tmp"))
@@ -603,9 +588,7 @@ def test_samples_of_another_length_are_a_fault(tmp_path):
         end = tar.offset
     lengths = np.diff([*starts, end])
     hashes = np.array([hash_64(key) for key in (b"a", b"b")], np.uint64)
-    plan = range_copy.TarPlan(
-        path, [str(path)], np.zeros(2, int), np.array(starts), lengths, np.arange(2), hashes
-    )
+    plan = range_copy.TarPlan(path, [str(path)], np.zeros(2, int), np.array(starts), lengths, np.arange(2), hashes)
     assert range_copy.fault_of(path, plan) == ""
     for wrong, said in (
         ({"lengths": lengths[::-1].copy()}, "sample 1 is 'b' at byte"),
@@ -663,9 +646,7 @@ def test_two_processes_do_not_write_into_one_folder(tmp_path, pool):
 
 def test_a_disk_that_is_too_small_is_said_first(tmp_path, pool, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("", (), {"free": 1000})())
-    with pytest.raises(
-        WorldError, match=r"the shards need 0.00 GB more, and 0.00 GB are free there"
-    ):
+    with pytest.raises(WorldError, match=r"the shards need 0.00 GB more, and 0.00 GB are free there"):
         write_shards(pool, keep_of(pool, [0]), tmp_path / "out")
     assert not tars_in(tmp_path / "out")
 
@@ -676,9 +657,7 @@ def test_a_disk_that_is_too_small_is_said_first(tmp_path, pool, monkeypatch):
 def test_missing_shards_are_named_and_nothing_is_written(tmp_path, pool):
     os.unlink(pool.shards[1])
     os.unlink(pool.shards[2])
-    with pytest.raises(
-        PoolError, match=r"2 of 3 shards that hold kept samples are missing.*in-1.tar"
-    ):
+    with pytest.raises(PoolError, match=r"2 of 3 shards that hold kept samples are missing.*in-1.tar"):
         write_shards(pool, keep_of(pool, range(0, 60, 5)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert write_shards(pool, keep_of(pool, range(20)), tmp_path / "out")["samples"] == 20
@@ -718,9 +697,7 @@ def test_a_shard_that_shrinks_while_it_is_copied_is_named(tmp_path, pool, monkey
         return real(*arguments)
 
     monkeypatch.setattr(verb, "_write_all", shrink_first)
-    with pytest.raises(
-        PoolError, match=r"in-0.tar ends at byte .* became shorter while it was copied"
-    ):
+    with pytest.raises(PoolError, match=r"in-0.tar ends at byte .* became shorter while it was copied"):
         write_shards(pool, keep, tmp_path / "out")
     assert not tars_in(tmp_path / "out")
 

@@ -52,14 +52,10 @@ def read_file(file: Path) -> Recorded:
             found.config |= {i.key: json.loads(i.value_json) for i in record.run.config.update}
         elif kind == "config":
             found.config |= {
-                (i.key or ".".join(i.nested_key)): json.loads(i.value_json)
-                for i in record.config.update
+                (i.key or ".".join(i.nested_key)): json.loads(i.value_json) for i in record.config.update
             }
         elif kind == "history":
-            row = {
-                (i.key or ".".join(i.nested_key)): json.loads(i.value_json)
-                for i in record.history.item
-            }
+            row = {(i.key or ".".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
             row["_step"] = record.history.step.num
             found.rows.append(row)
         elif kind == "artifact":

@@ -209,9 +209,7 @@ def num_repeated(
     return int((np.hstack([edge, equal]) | np.hstack([equal, edge])).sum())
 
 
-def uid_names(
-    pool: Pool, rows: Int[np.ndarray, " m"], keys: UInt64[np.ndarray, " m"]
-) -> UInt64[np.ndarray, " m"]:
+def uid_names(pool: Pool, rows: Int[np.ndarray, " m"], keys: UInt64[np.ndarray, " m"]) -> UInt64[np.ndarray, " m"]:
     """The uid hash of each kept row; `keys` itself, and so no memory, where no uid repeats."""
     names = pool.uid_hashes[rows]
     return keys if np.array_equal(names, keys) else names

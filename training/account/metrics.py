@@ -75,9 +75,7 @@ class Csv(Logger):
     """`metrics.csv` beside the checkpoint."""
 
     @contextmanager
-    def open(
-        self, folder: Path, key: str, settings: dict[str, Any], past: list[Row]
-    ) -> Iterator[Write]:
+    def open(self, folder: Path, key: str, settings: dict[str, Any], past: list[Row]) -> Iterator[Write]:
         with open(folder / "metrics.csv", "w", newline="") as handle:
             rows: list[Row] = []
             names: list[str] = []
@@ -116,9 +114,7 @@ class Wandb(Logger):
     group: str | None = None
 
     @contextmanager
-    def open(
-        self, folder: Path, key: str, settings: dict[str, Any], past: list[Row]
-    ) -> Iterator[Write]:
+    def open(self, folder: Path, key: str, settings: dict[str, Any], past: list[Row]) -> Iterator[Write]:
         with self.session(folder, key, config=settings) as run:
             run.define_metric("*", step_metric="samples_seen")
             # A record that is resumed over a network has what an earlier try sent. One without a network

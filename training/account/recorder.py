@@ -73,9 +73,7 @@ class Recorder(Callback):
         self.folder, self.uids, self.most_substitutes = folder, uids, most_substitutes
         self.flops = flops
         self.count_flops = hardware_flops or (lambda length: flops)
-        self.hardware_flops: int | None = (
-            0  # so far, of all devices; none where they cannot be counted
-        )
+        self.hardware_flops: int | None = 0  # so far, of all devices; none where they cannot be counted
         self.clock = Clock(self)
         self.seconds = 0.0  # of training, over all tries
         self.device_seconds = 0.0  # the same for each device: tries may have had other numbers
@@ -121,9 +119,7 @@ class Recorder(Callback):
         self.seconds, self.device_seconds = self._elapsed(), self._device_seconds()
         del self.began
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.wait_seconds += time.perf_counter() - self.step_ended
 
     def on_train_batch_end(  # type: ignore[override]
@@ -209,9 +205,7 @@ class Recorder(Callback):
         try:
             self.module.check_finite()
         except Diverged as problem:
-            raise Diverged(
-                f"{problem} The {len(rows):,} uids of its batch are in {path}."
-            ) from problem
+            raise Diverged(f"{problem} The {len(rows):,} uids of its batch are in {path}.") from problem
 
     def _this_try(self) -> float:
         return time.perf_counter() - self.began if hasattr(self, "began") else 0.0

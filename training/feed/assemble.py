@@ -47,9 +47,7 @@ class Feed:
             in_flight=max(1, self.stage.num_workers) * (self.stage.prefetch or IN_FLIGHT),
         )  # fmt: skip
 
-    def pairs(
-        self, loaded: Any, folder: Path, ranks: Ranks, refined: Captions | None = None
-    ) -> Pairs:
+    def pairs(self, loaded: Any, folder: Path, ranks: Ranks, refined: Captions | None = None) -> Pairs:
         """The samples, read and decoded for a model.
 
         Args:
@@ -87,15 +85,11 @@ def make_feed(stage: TrainSettings, subset: Subset) -> Feed:
         subset = subset.within(opened)
     if stage.mixture is None:
         order = Order(subset.keys, stage.seed, windows)
-        horizon = plan_horizon(
-            len(subset), stage.batch_size, stage.samples_seen, stage.epochs, stage.round_budget
-        )
+        horizon = plan_horizon(len(subset), stage.batch_size, stage.samples_seen, stage.epochs, stage.round_budget)
         return Feed(subset, kept - len(subset), order, horizon, stage)
     weights = stage.mixture.weights(subset.pool, subset.rows)
     mixed = MixedOrder(subset.keys, stage.seed, weights, windows)
-    steps = stage.samples_seen and whole_steps(
-        stage.samples_seen, stage.batch_size, stage.round_budget
-    )
+    steps = stage.samples_seen and whole_steps(stage.samples_seen, stage.batch_size, stage.round_budget)
     horizon = mixed_horizon(mixed, stage.batch_size, steps, stage.epochs)
     return Feed(subset, kept - len(subset), mixed, horizon, stage)
 

@@ -38,9 +38,7 @@ class Augmentation(ABC):
     decode: Literal["reference", "fast"] = field(default="reference", kw_only=True)
 
     @abstractmethod
-    def cut(
-        self, width: int, height: int, size: int, draws: Float64[np.ndarray, " d"]
-    ) -> "tuple[Axis, Axis]":
+    def cut(self, width: int, height: int, size: int, draws: Float64[np.ndarray, " d"]) -> "tuple[Axis, Axis]":
         """Which part of a picture of so many pixels becomes the square, across and down."""
 
     def fit(
@@ -92,17 +90,13 @@ class RandomResizedCrop(Augmentation):
             f"from scale_low={self.scale_low} to 1",
         )
 
-    def cut(
-        self, width: int, height: int, size: int, draws: Float64[np.ndarray, " d"]
-    ) -> "tuple[Axis, Axis]":
+    def cut(self, width: int, height: int, size: int, draws: Float64[np.ndarray, " d"]) -> "tuple[Axis, Axis]":
         from training.feed.decoding import Axis
 
         left, top, w, h = self.box(width, height, draws)
         return Axis(left, w, size, 0, size), Axis(top, h, size, 0, size)
 
-    def box(
-        self, width: int, height: int, draws: Float64[np.ndarray, " d"]
-    ) -> tuple[int, int, int, int]:
+    def box(self, width: int, height: int, draws: Float64[np.ndarray, " d"]) -> tuple[int, int, int, int]:
         """Left, top, width and height of the part to cut out, in pixels."""
         low, high = math.log(3 / 4), math.log(4 / 3)
         for attempt in range(ATTEMPTS):
@@ -137,9 +131,7 @@ class Shift(Augmentation):
     def __post_init__(self) -> None:
         require(self.pixels >= 0, "pixels", self.pixels, "0 or more")
 
-    def cut(
-        self, width: int, height: int, size: int, draws: Float64[np.ndarray, " d"]
-    ) -> "tuple[Axis, Axis]":
+    def cut(self, width: int, height: int, size: int, draws: Float64[np.ndarray, " d"]) -> "tuple[Axis, Axis]":
         from training.feed.decoding import Axis
 
         short = min(width, height)

@@ -147,9 +147,7 @@ class MixedCaptions:
             drawn = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
             assert self.rule.ratio is not None
             is_taken = (drawn < self.rule.ratio).tolist()
-            refined = [
-                text if taken else None for text, taken in zip(refined, is_taken, strict=True)
-            ]
+            refined = [text if taken else None for text, taken in zip(refined, is_taken, strict=True)]
         wants_original = [text is None or self.rule.rule == "concatenate" for text in refined]
         at = np.flatnonzero(wants_original)
         originals: list[str] = [""] * len(rows)

@@ -57,9 +57,7 @@ class Decoded(NamedTuple):
     recipe: Decode
 
 
-def decode(
-    content: bytes, max_pixels: int, recipe: Decode, cut: Callable[[int, int], Cut]
-) -> Decoded:
+def decode(content: bytes, max_pixels: int, recipe: Decode, cut: Callable[[int, int], Cut]) -> Decoded:
     """Decode a picture.
 
     Args:
@@ -99,9 +97,7 @@ def decode_exact(content: bytes, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
     return np.array(decode_rgb(content, max_pixels))
 
 
-def _decode_scaled(
-    content: bytes, max_pixels: int, cut: Callable[[int, int], Cut]
-) -> Decoded | None:
+def _decode_scaled(content: bytes, max_pixels: int, cut: Callable[[int, int], Cut]) -> Decoded | None:
     """A plain JPEG at the smallest scale of 1, 1/2, 1/4, 1/8 that covers the target, else None."""
     if content[:3] != b"\xff\xd8\xff":
         return None

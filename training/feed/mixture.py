@@ -157,9 +157,7 @@ class MixedHorizon(Horizon):
         return self.unique
 
 
-def mixed_horizon(
-    order: MixedOrder, batch_size: int, steps: int | None, epochs: float | None
-) -> MixedHorizon:
+def mixed_horizon(order: MixedOrder, batch_size: int, steps: int | None, epochs: float | None) -> MixedHorizon:
     """The horizon of a budget over a mixture.
 
     Args:
@@ -189,9 +187,7 @@ def mixed_horizon(
                 "lower train.batch_size."
             )
     seen = steps * batch_size
-    return MixedHorizon(
-        kept, batch_size, steps, epochs_seen=order.passes(seen), unique=order.unique(seen)
-    )
+    return MixedHorizon(kept, batch_size, steps, epochs_seen=order.passes(seen), unique=order.unique(seen))
 
 
 def check_weights(weights: Float32[np.ndarray, " m"]) -> None:

@@ -37,9 +37,7 @@ def stream(seed: int, epochs: Int64[np.ndarray, " b"], purpose: int) -> UInt64[n
     return mix(mix(words) + np.uint64(purpose))
 
 
-def sample_keys(
-    uid_hashes: UInt64[np.ndarray, " n"], rows: Int64[np.ndarray, " m"]
-) -> UInt64[np.ndarray, " m"]:
+def sample_keys(uid_hashes: UInt64[np.ndarray, " n"], rows: Int64[np.ndarray, " m"]) -> UInt64[np.ndarray, " m"]:
     """What names each kept row to the random streams: its uid, and its copy where uids repeat.
 
     Args:
@@ -60,9 +58,7 @@ def sample_keys(
     return keys[rows]
 
 
-def copy_keys(
-    keys: UInt64[np.ndarray, " b"], copies: Shaped[np.ndarray, " b"]
-) -> UInt64[np.ndarray, " b"]:
+def copy_keys(keys: UInt64[np.ndarray, " b"], copies: Shaped[np.ndarray, " b"]) -> UInt64[np.ndarray, " b"]:
     """What names each copy of a sample to the random streams; the first has the sample's own key.
 
     Args:
@@ -176,9 +172,7 @@ class Batches:
     one after another, are the batch of a single rank.
     """
 
-    def __init__(
-        self, order: Order, horizon: Horizon, start_step: int = 0, rank: int = 0, world: int = 1
-    ) -> None:
+    def __init__(self, order: Order, horizon: Horizon, start_step: int = 0, rank: int = 0, world: int = 1) -> None:
         """Lay out a run.
 
         Args:

@@ -165,9 +165,7 @@ def _pass_across(pixels, top, height, left, start, num, weight):  # type: ignore
 WEIGHTS = "int64[::1], int64[::1], int32[:, ::1]"
 
 
-@numba.njit(
-    f"uint8[:, :, ::1](uint8[:, :, ::1], {WEIGHTS}, {WEIGHTS}, boolean)", nogil=True, cache=True
-)
+@numba.njit(f"uint8[:, :, ::1](uint8[:, :, ::1], {WEIGHTS}, {WEIGHTS}, boolean)", nogil=True, cache=True)
 @no_type_check
 def resample(pixels, x_start, x_num, x_weight, y_start, y_num, y_weight, is_down_first):  # type: ignore[no-untyped-def]
     """Both passes, rounded to bytes in between, as Pillow does it."""

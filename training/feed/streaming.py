@@ -98,9 +98,7 @@ class Streaming:
             self.window_shards,
             used.sum() / 1e9,
         )
-        return StreamedPool(
-            pool.index, pool.shards, pool.digest, pool.caption_field, pool.max_pixels, cache=cache
-        )
+        return StreamedPool(pool.index, pool.shards, pool.digest, pool.caption_field, pool.max_pixels, cache=cache)
 
     def windows(self, pool: Pool, rows: Int[np.ndarray, " m"], seed: int) -> "Windows":
         """The windows of kept rows, for `Order`."""
@@ -147,9 +145,7 @@ class StreamedPool(Pool):
 class Windows:
     """Which window of an epoch each kept sample stands in: the shards in keyed order, dealt out."""
 
-    def __init__(
-        self, shard_of: Int32[np.ndarray, " m"], num_shards: int, window_shards: int, seed: int
-    ) -> None:
+    def __init__(self, shard_of: Int32[np.ndarray, " m"], num_shards: int, window_shards: int, seed: int) -> None:
         """Lay out the windows.
 
         Args:

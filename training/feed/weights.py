@@ -165,9 +165,7 @@ class ByUid(Mixture):
             is_null = np.isnan(weights[inside])
             if is_null.any():
                 uid = uids[int(inside[is_null][0])].as_py()
-                raise WorldError(
-                    f"mixture.file={self.file}: uid {uid!r} has no weight. Give a number."
-                )
+                raise WorldError(f"mixture.file={self.file}: uid {uid!r} has no weight. Give a number.")
         is_missing = np.isnan(found)
         if is_missing.any() and self.otherwise is None:
             row = rows[order[np.flatnonzero(is_missing)[0] :][:1]]
@@ -185,15 +183,11 @@ class ByUid(Mixture):
         try:
             file = pq.ParquetFile(self.file)
         except (OSError, pa.ArrowInvalid) as error:
-            raise WorldError(
-                f"mixture.file={self.file!r} cannot be read as Parquet: {error}"
-            ) from error
+            raise WorldError(f"mixture.file={self.file!r} cannot be read as Parquet: {error}") from error
         names = file.schema_arrow.names
         for name in ("uid", self.column):
             if name not in names:
-                raise ConfigError(
-                    f"mixture.file={self.file} has no column {name!r}. {nearest(name, names)}"
-                )
+                raise ConfigError(f"mixture.file={self.file} has no column {name!r}. {nearest(name, names)}")
         for batch in file.iter_batches(1 << 18, columns=["uid", self.column]):
             weights = batch.column(self.column).cast(pa.float32())
             yield texts_of(batch.column("uid")), weights.to_numpy(zero_copy_only=False)

@@ -99,10 +99,7 @@ def save_checkpoint(folder: Path, model: Any, name: str, config: dict[str, Any],
     import torch
 
     plain = torch.contiguous_format  # whatever the run kept in memory
-    tensors = {
-        key: value.detach().cpu().clone(memory_format=plain)
-        for key, value in model.state_dict().items()
-    }
+    tensors = {key: value.detach().cpu().clone(memory_format=plain) for key, value in model.state_dict().items()}
     path = folder / WEIGHTS
     torch.save({"epoch": epoch, "name": name, "state_dict": tensors}, path)
     try:

@@ -82,9 +82,7 @@ def fit(
         # What a model draws is seeded for each step; afterwards torch's state is as it was.
         stack.enter_context(torch.random.fork_rng([] if device == "cpu" else [device]))
         stack.enter_context(guard.listening())
-        trainer = make_trainer(
-            folder, steps, device, precision, callbacks, ranks, guard.checkpoints.disk
-        )
+        trainer = make_trainer(folder, steps, device, precision, callbacks, ranks, guard.checkpoints.disk)
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
@@ -159,9 +157,7 @@ def make_trainer(
         devices=[int(number)] if number else 1,
         num_nodes=ranks.size,
         # No buffer changes in a step, so none is sent around; gradients live in DDP's own buckets.
-        strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
-        if ranks.size > 1
-        else "auto",
+        strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if ranks.size > 1 else "auto",
         sync_batchnorm=ranks.size > 1 and device.startswith("cuda"),
         precision="bf16-mixed" if precision == "bf16" else "32-true",
         max_steps=steps,

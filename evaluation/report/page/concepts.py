@@ -34,9 +34,7 @@ def shape(clusters: Clusters, choosers: Sequence[Chooser]) -> dict[str, Any]:
     """Size, d_intra, d_inter and complexity of each cluster, as the first DBP arm saw and measured them."""
     if choosers:
         first = choosers[0]
-        table = first.stage.cluster_table(
-            clusters, first.rows.mask & clusters.is_clustered, first.num_kept
-        )
+        table = first.stage.cluster_table(clusters, first.rows.mask & clusters.is_clustered, first.num_kept)
         sizes, intra, inter = table["size"], table["d_intra"], table["d_inter"]
         measure = table["complexity"]
     else:
@@ -117,9 +115,7 @@ def members(
         stays = keeps[0].mask[rows] if keeps else np.ones(len(rows), bool)
         sides = [rows[stays], rows[~stays]]
         shares = _halves(each, *map(len, sides))
-        taken = np.concatenate(
-            [_spread(side, share) for side, share in zip(sides, shares, strict=True)]
-        )
+        taken = np.concatenate([_spread(side, share) for side, share in zip(sides, shares, strict=True)])
         found.append(taken[np.argsort(clusters.distance_to_centroid[taken], kind="stable")])
     return (np.concatenate(found) if found else np.zeros(0, np.int64)), shown
 
@@ -136,9 +132,7 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
 
 
-def member_samples(
-    clusters: Clusters, pool: Pool, pictures: Pictures, rows: np.ndarray
-) -> list[dict[str, Any]]:
+def member_samples(clusters: Clusters, pool: Pool, pictures: Pictures, rows: np.ndarray) -> list[dict[str, Any]]:
     """What the page shows of each row of the sample."""
     return [
         {

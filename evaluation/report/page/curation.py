@@ -26,9 +26,7 @@ def funnel(keep: KeepList) -> list[dict[str, Any]]:
         ]
         gone = sum(count for _, count in reasons)
         reasons.sort(key=lambda one: -one[1])
-        steps.append(
-            {"stage": layer.stage, "before": rows, "after": rows - gone, "reasons": reasons}
-        )
+        steps.append({"stage": layer.stage, "before": rows, "after": rows - gone, "reasons": reasons})
         rows -= gone
     assert rows == keep.num_kept, "reasons account for every row"
     return steps
@@ -72,7 +70,5 @@ def fates(keep: KeepList, rows: np.ndarray) -> tuple[list[list[Any]], list[int]]
     table = next(keep.decision_tables(rows, block=len(rows)))
     columns: Sequence[Mapping[str, Any]] = table.select(["kept", "stage", "reason"]).to_pylist()
     texts: dict[tuple[Any, ...], int] = {}
-    numbers = [
-        texts.setdefault((bool(c["kept"]), c["stage"], c["reason"]), len(texts)) for c in columns
-    ]
+    numbers = [texts.setdefault((bool(c["kept"]), c["stage"], c["reason"]), len(texts)) for c in columns]
     return [list(text) for text in texts], numbers

@@ -25,9 +25,7 @@ def draw_figures(report: Report, out: Path) -> list[Path]:
         shown = [column for column in group.columns if column.is_shown]
         tasks = [column.key for column in shown]
         for file in _files(out, f"accuracy{tail}", made):
-            plots.accuracy_by_arm(
-                group.cells, tasks, file, f"{data['title']}: 95 % over test samples; dots: seeds"
-            )
+            plots.accuracy_by_arm(group.cells, tasks, file, f"{data['title']}: 95 % over test samples; dots: seeds")
         for name, label, lines in _curves(data, group, number):
             for file in _files(out, f"{name}{tail}", made):
                 plots.curves(lines, label, f"{shown[-1].label}, percent", file)
@@ -53,9 +51,7 @@ def _draw_clusters(one: dict[str, Any], out: Path, tail: str, made: list[Path]) 
                 intra[drawn], inter[drawn], sizes[drawn], complexity[drawn], file,
                 f"{int(drawn.sum())} clusters of {int(sizes.sum()):,} rows",
             )  # fmt: skip
-    kept = {
-        arm["name"]: np.array(arm["kept"]) for arm in one["arms"] if arm["name"] in one["used_by"]
-    }
+    kept = {arm["name"]: np.array(arm["kept"]) for arm in one["arms"] if arm["name"] in one["used_by"]}
     if kept:
         for file in _files(out, f"sizes{tail}", made):
             plots.sizes_before_after(sizes, dict(list(kept.items())[:8]), file)

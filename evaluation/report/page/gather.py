@@ -143,9 +143,7 @@ def _first_keep_lists(measured: list[Measured], found: Mapping[str, Entry]) -> d
     return first
 
 
-def _entries_of(
-    roster: Roster, found: Mapping[str, Entry], first_only: bool = False
-) -> dict[str, Entry]:
+def _entries_of(roster: Roster, found: Mapping[str, Entry], first_only: bool = False) -> dict[str, Entry]:
     """Every artifact that an arm rests on, inputs first; or those of its first run that got farthest."""
 
     def there(run: NamedRun) -> list[str]:
@@ -153,11 +151,7 @@ def _entries_of(
 
     keys = [key for key in roster.encoders if key in found]
     for arm in roster.arms:
-        runs = (
-            [max(arm.runs, key=lambda run: len(there(run)))]
-            if first_only and arm.runs
-            else arm.runs
-        )
+        runs = [max(arm.runs, key=lambda run: len(there(run)))] if first_only and arm.runs else arm.runs
         keys += [key for run in runs for key in there(run)]
     entries: dict[str, Entry] = {}
     for key in keys:
@@ -175,9 +169,7 @@ class _Clustering:
     said: dict[str, Any]
 
 
-def _curation(
-    work: _Gathering, kept: Mapping[str, Entry]
-) -> tuple[list[Any], list[Any], list[Any]]:
+def _curation(work: _Gathering, kept: Mapping[str, Entry]) -> tuple[list[Any], list[Any], list[Any]]:
     """Funnels, overlaps and clusterings, with each keep list loaded once for all three."""
     clusterings = _clusterings(work, kept)
     funnels: dict[str, dict[str, Any]] = {}
@@ -186,16 +178,12 @@ def _curation(
         for name, entry in kept.items():
             work.attempt(
                 f"the keep list of {name}",
-                lambda name=name, entry=entry: _look(
-                    work, name, entry, funnels, overlaps, clusterings
-                ),
+                lambda name=name, entry=entry: _look(work, name, entry, funnels, overlaps, clusterings),
             )
             work.store.loaded.clear()
             bar.advance()
     tables = [
-        {"pool": digest[:12], **overlap.table()}
-        for digest, overlap in overlaps.items()
-        if len(overlap.names) > 1
+        {"pool": digest[:12], **overlap.table()} for digest, overlap in overlaps.items() if len(overlap.names) > 1
     ]
     return list(funnels.values()), tables, [one.said for one in clusterings.values()]
 
@@ -264,9 +252,7 @@ def _one(work: _Gathering, key: str, named: list[tuple[str, Entry]], most: int) 
         if chooser:
             choosers.append(chooser)
     shape = concepts.shape(clusters, choosers)
-    keeps = [
-        k for _, e in named if (k := work.attempt("sample", lambda e=e: work.store.open(e.key)))
-    ]
+    keeps = [k for _, e in named if (k := work.attempt("sample", lambda e=e: work.store.open(e.key)))]
     rows, shown = np.zeros(0, np.int64), np.zeros(0, np.int64)
     samples: list[dict[str, Any]] = []
     pool = work.attempt(f"pictures of clusters {key[:12]}", lambda: work.pool_of(work.found[key]))
@@ -313,9 +299,7 @@ def _arm(arm: Measured, groups: list[Group], kept: Mapping[str, Entry]) -> dict[
         "passes": facts.get("passes"),
         "flops": facts.get("train_flops"),
         "train_seconds": (sum(s or 0 for s in seconds) / len(seconds)) if seconds else None,
-        "keys": [
-            {name: run.facts[name] for name in ("keep", "train", "evaluate")} for run in arm.runs
-        ],
+        "keys": [{name: run.facts[name] for name in ("keep", "train", "evaluate")} for run in arm.runs],
         "keep": entry.key if entry else None,
     }
 
@@ -327,8 +311,7 @@ def _group(one: Group) -> dict[str, Any]:
         "notes": one.notes,
         "columns": [{**vars(column), "heading": column.heading} for column in one.columns],
         "cells": {
-            name: {key: cell_data(cell) for key, cell in by_task.items()}
-            for name, by_task in one.cells.items()
+            name: {key: cell_data(cell) for key, cell in by_task.items()} for name, by_task in one.cells.items()
         },
     }
 

@@ -63,9 +63,7 @@ def extreme_scores(store: Store, entry: Entry, pool: Pool, pictures: Pictures) -
     scored = np.isfinite(values)
 
     def samples(rows: list[int]) -> list[dict[str, Any]]:
-        return [
-            {**sample(pool, pictures, row), "score": round(float(values[row]), 4)} for row in rows
-        ]
+        return [{**sample(pool, pictures, row), "score": round(float(values[row]), 4)} for row in rows]
 
     return {
         "key": entry.key,
@@ -90,9 +88,7 @@ def entries(entry: Entry) -> dict[str, Any] | None:
     file = entry.folder / "entries.parquet"
     if not file.exists():
         return None
-    columns = [
-        n for n in ("entry", "count", "probability", "kept") if n in pq.read_schema(file).names
-    ]
+    columns = [n for n in ("entry", "count", "probability", "kept") if n in pq.read_schema(file).names]
     table = pq.read_table(file, columns=columns)
     counts = table["count"].to_numpy()
     matched = np.flatnonzero(counts > 0)
@@ -123,8 +119,7 @@ def rewritten(store: Store, entry: Entry, pool: Pool, pictures: Pictures) -> dic
         "key": entry.key,
         "rows": len(refined),
         "captions": [
-            {**sample(pool, pictures, int(row)), "refined": text}
-            for row, text in zip(rows, after, strict=True)
+            {**sample(pool, pictures, int(row)), "refined": text} for row, text in zip(rows, after, strict=True)
         ],
     }
 

@@ -44,9 +44,7 @@ def _place(known: list[Any], value: Any) -> int:
 def ledger_of(roster: Roster, found: Mapping[str, Entry]) -> Ledger:
     """What the evaluated runs of a roster cost, each artifact once."""
     ledger = Ledger()
-    above = {
-        e.key: e for key in roster.encoders if key in found for e in ancestors(found, found[key])
-    }
+    above = {e.key: e for key in roster.encoders if key in found for e in ancestors(found, found[key])}
     encoder = [item_of(entry.manifest, "encoder") for entry in above.values()]
     for arm in roster.arms:
         for run in arm.runs:
@@ -56,9 +54,7 @@ def ledger_of(roster: Roster, found: Mapping[str, Entry]) -> Ledger:
             items = [item_of(entry.manifest) for entry in ancestors(found, last)]
             # The encoder is a file to the stages that use it, so no manifest leads to it.
             own = {i.key for i in items} if any(i.stage == "embed" for i in items) else None
-            ledger.add(
-                arm.name, [*(i for i in encoder if own is not None and i.key not in own), *items]
-            )
+            ledger.add(arm.name, [*(i for i in encoder if own is not None and i.key not in own), *items])
     return ledger
 
 

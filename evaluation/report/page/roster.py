@@ -81,8 +81,7 @@ class Roster:
                 return cls(folder.name, tuple(_from_results(folder / "results.jsonl")))
             said = json.loads(file.read_text())
             arms = [
-                NamedArm(**{**arm, "runs": tuple(NamedRun(**run) for run in arm["runs"])})
-                for arm in said["arms"]
+                NamedArm(**{**arm, "runs": tuple(NamedRun(**run) for run in arm["runs"])}) for arm in said["arms"]
             ]
             one = said.get("encoder")  # of a file from before there were several
             encoders = tuple(said.get("encoders", [one] if one else []))
@@ -110,10 +109,7 @@ def joined(rosters: Sequence[Roster]) -> Roster:
             arm.name: arm.name if names.count(arm.name) == 1 else f"{arm.name} ({roster.title})"
             for arm in roster.arms
         }
-        arms += [
-            replace(arm, name=new[arm.name], control=new.get(arm.control or ""))
-            for arm in roster.arms
-        ]
+        arms += [replace(arm, name=new[arm.name], control=new.get(arm.control or "")) for arm in roster.arms]
     notes = dict.fromkeys(note for roster in rosters for note in roster.notes)
     encoders = dict.fromkeys(key for roster in rosters for key in roster.encoders)
     return Roster(" + ".join(r.title for r in rosters), tuple(arms), tuple(notes), tuple(encoders))
@@ -181,9 +177,7 @@ def _differing(one: _Told, others: Sequence[_Told]) -> list[str]:
     for name, value in ((n, v) for other in others for n, v in other.settings.items()):
         values[name].add(str(value))
     scalar = (str, int, float, bool, type(None))
-    names = [
-        n for n in sorted(values) if len(values[n]) > 1 and isinstance(one.settings.get(n), scalar)
-    ]
+    names = [n for n in sorted(values) if len(values[n]) > 1 and isinstance(one.settings.get(n), scalar)]
     return [f"{n.rpartition('.')[2]}={one.settings[n]}" for n in names if n in one.settings][:4]
 
 

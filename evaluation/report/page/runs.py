@@ -108,8 +108,7 @@ def _read(store: Store, found: Mapping[str, Entry], run: NamedRun, arm: Measured
 def _facts(train: Entry | None, evaluate: Entry, run: NamedRun) -> dict[str, Any]:
     counts = train.manifest["counts"] if train else {}
     facts = {
-        name: counts.get(name)
-        for name in ("kept", "samples_seen", "steps", "batch_size", "passes", "train_flops")
+        name: counts.get(name) for name in ("kept", "samples_seen", "steps", "batch_size", "passes", "train_flops")
     }
     item = item_of(train.manifest) if train else None
     return {
@@ -185,9 +184,7 @@ def _group(arms: list[Measured], reason: str) -> Group:
     name = f"suite {_words(suite)}" if suite else "no results yet"
     notes = _notes(arms, cells, analysis.notes if compared else [])
     if suite and (missing := missing_members(suite)):
-        notes.append(
-            f"The suite's paper also has {', '.join(missing)}; no set of them is known here."
-        )
+        notes.append(f"The suite's paper also has {', '.join(missing)}; no set of them is known here.")
     return Group(name, reason, arms, columns, cells, notes)
 
 
@@ -196,15 +193,11 @@ def _means(tasks: Sequence[str]) -> dict[str, Sequence[str]]:
     if len(tasks) <= FEW:
         return {}
     return {
-        f"{MEAN} of {label}": members
-        for label, members in columns_of_tables().items()
-        if set(members) < set(tasks)
+        f"{MEAN} of {label}": members for label, members in columns_of_tables().items() if set(members) < set(tasks)
     }
 
 
-def _columns(
-    cells: Mapping[str, Mapping[str, Cell]], means: Mapping[str, Sequence[str]]
-) -> list[Column]:
+def _columns(cells: Mapping[str, Mapping[str, Cell]], means: Mapping[str, Sequence[str]]) -> list[Column]:
     """The columns of a group: means first in a wide table, where single tasks are folded away."""
     there = list(dict.fromkeys(column for row in cells.values() for column in row))
     tasks = [column for column in there if column not in (*means, MEAN)]
@@ -224,27 +217,18 @@ def _columns(
     )  # fmt: skip
     mean = [every] if MEAN in there else []
     singles = [
-        Column(t, _short(t), f"{t}: {find_task(t).main_metric}", not wide, find_task(t).chance)
-        for t in tasks
+        Column(t, _short(t), f"{t}: {find_task(t).main_metric}", not wide, find_task(t).chance) for t in tasks
     ]
     return [*groups, *mean, *singles] if wide else [*singles, *mean]
 
 
-def _notes(
-    arms: Sequence[Measured], cells: Mapping[str, Mapping[str, Cell]], verdicts: Sequence[str]
-) -> list[str]:
+def _notes(arms: Sequence[Measured], cells: Mapping[str, Mapping[str, Cell]], verdicts: Sequence[str]) -> list[str]:
     """What a reader must know before reading the numbers."""
     percent = "Percent, mean over seeds; ± is half the 95 % interval over test samples."
     notes = [percent, *verdicts] if cells else []
-    seen = {
-        json.dumps([run.facts["samples_seen"], run.facts["batch_size"]])
-        for a in arms
-        for run in a.runs
-    }
+    seen = {json.dumps([run.facts["samples_seen"], run.facts["batch_size"]]) for a in arms for run in a.runs}
     if len(seen) > 1:
-        notes.append(
-            "Not compute-matched: arms saw unequal numbers of samples, or in unequal batches."
-        )
+        notes.append("Not compute-matched: arms saw unequal numbers of samples, or in unequal batches.")
     for state in ("unfinished", "partly finished"):
         if some := [arm.named.name for arm in arms if arm.state == state]:
             notes.append(f"{state.capitalize()}: {', '.join(some)}.")

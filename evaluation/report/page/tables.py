@@ -84,9 +84,7 @@ def _row(arm: Measured, group: Group, columns: Sequence[Column]) -> list[Text]:
     flops = facts["train_flops"]
     control = arm.named.control
     row = [
-        Text(
-            arm.named.name, f"(against {control})" if control not in (None, arm.named.name) else ""
-        ),
+        Text(arm.named.name, f"(against {control})" if control not in (None, arm.named.name) else ""),
         Text(str(len(arm.runs)), "" if arm.state == "finished" else arm.state),
         Text(span([run.facts["kept"] for run in arm.runs])),
         Text(_count(facts["samples_seen"])),
@@ -95,9 +93,7 @@ def _row(arm: Measured, group: Group, columns: Sequence[Column]) -> list[Text]:
     cells = group.cells.get(arm.named.name, {})
     for column in columns:
         cell = cells.get(column.key)
-        row.append(
-            Text(value_text(cell), difference_text(cell), cell.is_separate) if cell else Text("-")
-        )
+        row.append(Text(value_text(cell), difference_text(cell), cell.is_separate) if cell else Text("-"))
     return row
 
 
@@ -194,6 +190,4 @@ def _sheet(value: Any) -> Any:
 
 def json_lines(groups: Sequence[Group]) -> str:
     """`long_rows` as JSON, one a line."""
-    return "".join(
-        json.dumps(row, allow_nan=False, default=float) + "\n" for row in long_rows(groups)
-    )
+    return "".join(json.dumps(row, allow_nan=False, default=float) + "\n" for row in long_rows(groups))

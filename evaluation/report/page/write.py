@@ -57,8 +57,7 @@ def page(data: dict[str, Any], sheets: list[str]) -> str:
         style=(here / "page.css").read_text(encoding="utf-8"),
         data=_json(data),
         sheets="\n".join(
-            f'<script type="text/plain" id="sheet-{number}">{sheet}</script>'
-            for number, sheet in enumerate(sheets)
+            f'<script type="text/plain" id="sheet-{number}">{sheet}</script>' for number, sheet in enumerate(sheets)
         ),
         script=f'"use strict";\n(() => {{\n{script}\n}})();',
     )

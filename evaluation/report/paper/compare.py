@@ -54,9 +54,7 @@ def compare(name: str, runs: OurRuns, numbers: Path | str | None = None) -> Pape
     tables = tuple(beside.table(table) for table in paper.tables)
     orderings = adjusted([*beside.orderings(paper)])
     notes = [_note(runs, beside.arms), *runs.notes]
-    return PaperTables(
-        paper.name, paper.title, tables, orderings, paper.facts, paper.out_of_scope, tuple(notes)
-    )
+    return PaperTables(paper.name, paper.title, tables, orderings, paper.facts, paper.out_of_scope, tuple(notes))
 
 
 def _note(runs: OurRuns, arms: Sequence[Arm]) -> str:
@@ -75,9 +73,7 @@ class _Beside:
 
     def table(self, table: Table) -> FoundTable:
         """A table with its cells."""
-        found = [
-            FoundRow(row.label, tuple(self._cells(table, row)), row.note) for row in table.rows
-        ]
+        found = [FoundRow(row.label, tuple(self._cells(table, row)), row.note) for row in table.rows]
         names = tuple(measure.name for measure in table.measures)
         return FoundTable(table.key, table.title, names, tuple(found), table.protocol, table.note)
 
@@ -91,9 +87,7 @@ class _Beside:
         paper = row.values[measure.name]
         outside = row.out_of_scope or measure.out_of_scope
         if measure.missing:
-            outside = (
-                outside or f"a mean with {', '.join(measure.missing)}, which nothing here reads"
-            )
+            outside = outside or f"a mean with {', '.join(measure.missing)}, which nothing here reads"
         if outside or row.want is None:
             return Cell(measure.name, paper, None, None, "out of scope", "", outside)
         ours, reason = self._ours(table, row.want, measure, may_stand_in)
@@ -107,9 +101,7 @@ class _Beside:
         command = "" if is_same else row.want.command
         return Cell(measure.name, paper, ours, difference, state, command, reason)
 
-    def _ours(
-        self, table: Table, want: Want, measure: Measure, may_stand_in: bool
-    ) -> tuple[Ours | None, str]:
+    def _ours(self, table: Table, want: Want, measure: Measure, may_stand_in: bool) -> tuple[Ours | None, str]:
         """The nearest arm that has the measure, or why there is none."""
         found = candidates(want, self.arms)
         lacking = ""
@@ -127,9 +119,7 @@ class _Beside:
                     return self._shown(other, arm, departures, table.protocol, other.name), ""
         return None, lacking
 
-    def _shown(
-        self, measure: Measure, arm: Arm, departures: tuple[str, ...], protocol: str, other: str
-    ) -> Ours:
+    def _shown(self, measure: Measure, arm: Arm, departures: tuple[str, ...], protocol: str, other: str) -> Ours:
         measured = self.measuring.measure(measure, arm, protocol)
         keys = tuple(key for run in arm.runs for key in run.evaluations)
         return Ours(
@@ -194,14 +184,10 @@ class _Beside:
         yield self._judged(known, measure, high.want, low.want, table.protocol)
 
     def _in_words(self, words: InWords) -> Ordering:
-        known = Ordering(
-            "", HEAD.name, words.text, "", None, words.mark, None, None, "not measured"
-        )
+        known = Ordering("", HEAD.name, words.text, "", None, words.mark, None, None, "not measured")
         return self._judged(known, HEAD, words.higher, words.lower, PROTOCOL_IN_WORDS)
 
-    def _judged(
-        self, known: Ordering, measure: Measure, high: Want, low: Want, protocol: str
-    ) -> Ordering:
+    def _judged(self, known: Ordering, measure: Measure, high: Want, low: Want, protocol: str) -> Ordering:
         """An order with what the nearest two arms on one ground say of it."""
         pairs = [
             (len(more) + len(less), a, b, not more and not less)

@@ -52,9 +52,7 @@ def arms_of(runs: Iterable[OurRun]) -> list[Arm]:
 def candidates(want: Want, arms: Sequence[Arm]) -> list[tuple[Arm, tuple[str, ...]]]:
     """The arms of a method with what differs from the paper's scale, the nearest first."""
     found = [(arm, departures(want, arm)) for arm in arms if is_method(want, arm)]
-    return sorted(
-        found, key=lambda pair: (len(pair[1]), _distance(want, pair[0]), -len(pair[0].runs))
-    )
+    return sorted(found, key=lambda pair: (len(pair[1]), _distance(want, pair[0]), -len(pair[0].runs)))
 
 
 def is_method(want: Want, arm: Arm) -> bool:
@@ -88,9 +86,7 @@ def departures(want: Want, arm: Arm) -> tuple[str, ...]:
         found.append(f"{arm.kept(want.keep_of):.1%} kept, not {want.keep:.0%}")
     if want.model and run.model != want.model:
         found.append(f"{run.model}, not {want.model}")
-    if want.samples_seen and not math.isclose(
-        run.samples_seen or 0, want.samples_seen, rel_tol=SAMPLES
-    ):
+    if want.samples_seen and not math.isclose(run.samples_seen or 0, want.samples_seen, rel_tol=SAMPLES):
         found.append(f"{run.samples_seen or 0:,} samples seen, not {_short(want.samples_seen)}")
     found += _differing(want.at_scale, run.settings)
     return tuple(found)

@@ -64,9 +64,7 @@ class Measuring:
     def missing(self, measure: Measure, arm: Arm, protocol: str) -> list[str]:
         """The tasks of a measure that some run of an arm has no value of."""
         return [
-            task
-            for task in measure.tasks
-            if any(_value(run, measure, task, protocol) is None for run in arm.runs)
+            task for task in measure.tasks if any(_value(run, measure, task, protocol) is None for run in arm.runs)
         ]
 
     def measure(self, measure: Measure, arm: Arm, protocol: str) -> Measured:
@@ -112,8 +110,7 @@ def noise_of(first: Measured, second: Measured) -> TwoNoises | None:
 def are_same_samples(measure: Measure, first: Arm, second: Arm, protocol: str) -> bool:
     """Whether two arms were measured on the same test samples."""
     digests = [
-        {run.results[task, protocol][0].set_digest for run in (*first.runs, *second.runs)}
-        for task in measure.tasks
+        {run.results[task, protocol][0].set_digest for run in (*first.runs, *second.runs)} for task in measure.tasks
     ]
     return all(len(found) == 1 for found in digests)
 

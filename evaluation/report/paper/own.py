@@ -74,9 +74,7 @@ def read_own(path: Path) -> list[OwnNumber]:
     except OSError as error:
         raise ConfigError(f"{name}: it cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{name}: it is not UTF-8 (byte {error.start}). Save it as UTF-8."
-        ) from None
+        raise ConfigError(f"{name}: it is not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
     reader = csv.DictReader(io.StringIO(text))
     heading = [column.strip() for column in reader.fieldnames or ()]
     if lacking := [column for column in NEEDED if column not in heading]:
@@ -85,9 +83,7 @@ def read_own(path: Path) -> list[OwnNumber]:
             f"may name {', '.join(OPTIONAL)}"
         )
     if unknown := [column for column in heading if column not in NEEDED + OPTIONAL]:
-        raise ConfigError(
-            f"{name} has a column {unknown[0]!r}. {nearest(unknown[0], NEEDED + OPTIONAL)}"
-        )
+        raise ConfigError(f"{name} has a column {unknown[0]!r}. {nearest(unknown[0], NEEDED + OPTIONAL)}")
     found = [_line(f"{name} line {reader.line_num}", path, line) for line in reader]
     if not found:
         raise ConfigError(f"{name} has no line with a number below its heading")
@@ -95,9 +91,7 @@ def read_own(path: Path) -> list[OwnNumber]:
     for one in found:
         place = (one.table, one.row, one.column)
         if place in seen:
-            raise ConfigError(
-                f"{one.where}: {', '.join(place)} stands in {seen[place]}, too. Keep one."
-            )
+            raise ConfigError(f"{one.where}: {', '.join(place)} stands in {seen[place]}, too. Keep one.")
         seen[place] = one.where
     return found
 
@@ -138,14 +132,10 @@ def add_own(paper: Paper, numbers: Sequence[OwnNumber]) -> Paper:
 def _replace(table: Table, one: OwnNumber) -> Table:
     labels = [row.label for row in table.rows]
     if one.row not in labels:
-        raise ConfigError(
-            f"{one.where}: {table.key} has no row {one.row!r}. {nearest(one.row, labels)}"
-        )
+        raise ConfigError(f"{one.where}: {table.key} has no row {one.row!r}. {nearest(one.row, labels)}")
     columns = [measure.name for measure in table.measures]
     if one.column not in columns:
-        raise ConfigError(
-            f"{one.where}: {table.key} has no column {one.column!r}. {nearest(one.column, columns)}"
-        )
+        raise ConfigError(f"{one.where}: {table.key} has no column {one.column!r}. {nearest(one.column, columns)}")
     found = []
     for row in table.rows:
         if row.label == one.row:
@@ -189,9 +179,7 @@ def _row(one: OwnNumber) -> Row:
         raise ConfigError(f"{one.where}: steps={words['steps']!r}: {nearest(unknown[0], known)}")
     keep_of = words.get("keep_of", "pool")
     if keep_of != "pool" and keep_of != "dedup":
-        raise ConfigError(
-            f"{one.where}: keep_of={keep_of!r}: {nearest(keep_of, ('pool', 'dedup'))}"
-        )
+        raise ConfigError(f"{one.where}: keep_of={keep_of!r}: {nearest(keep_of, ('pool', 'dedup'))}")
     keep = _count(one, "keep")
     if keep is not None and not 0 < keep <= 1:
         raise ConfigError(f"{one.where}: keep={words['keep']!r}: it must be above 0 and at most 1")

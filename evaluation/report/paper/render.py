@@ -48,17 +48,12 @@ def blocks(tables: PaperTables) -> list[Block]:
         below = [f"({letter}) {scale}" for scale, letter in scales.items()]
         below += _legend(cell.paper.mark for row in table.rows for cell in row.cells)
         below += [f"{row.label}: {row.note}" for row in table.rows if row.note]
-        lines = tuple(
-            filter(None, (table.note, _protocol(table), *below, *_commands(table), _sources(table)))
-        )
+        lines = tuple(filter(None, (table.note, _protocol(table), *below, *_commands(table), _sources(table))))
         rows = tuple(_line(row, cell, scales) for row in table.rows for cell in row.cells)
         found.append(Block(f"{table.title} [{table.key}]", 2, lines, HEADING, rows))
     found.append(_order_block(tables.orderings))
     for facts in tables.facts:
-        rows = tuple(
-            (_marked(row[0], mark), *row[1:])
-            for row, mark in zip(facts.rows, facts.marks, strict=True)
-        )
+        rows = tuple((_marked(row[0], mark), *row[1:]) for row, mark in zip(facts.rows, facts.marks, strict=True))
         found.append(Block(facts.title, 2, tuple(_legend(facts.marks)), facts.heading, rows))
     if tables.out_of_scope:
         found.append(Block("Out of scope", 2, tables.out_of_scope))
@@ -68,10 +63,7 @@ def blocks(tables: PaperTables) -> list[Block]:
 def _order_block(orderings: Sequence[Ordering]) -> Block:
     """The orders that were measured; the rest are counted."""
     measured = [one for one in orderings if one.ours_gap is not None]
-    counts = {
-        v: sum(one.verdict == v for one in orderings)
-        for v in ("agrees", "disagrees", "cannot tell")
-    }
+    counts = {v: sum(one.verdict == v for one in orderings) for v in ("agrees", "disagrees", "cannot tell")}
     summary = (
         f"The paper orders {len(orderings)} pairs; ours agree on {counts['agrees']}, disagree on "
         f"{counts['disagrees']}, cannot tell {counts['cannot tell']}; "
@@ -82,15 +74,11 @@ def _order_block(orderings: Sequence[Ordering]) -> Block:
         "at most 0.05. Intervals are not adjusted. At another scale an order may differ for good reason."
     )
     words = [
-        f"Not measured: {one.higher} ({one.detail})"
-        for one in orderings
-        if not one.table and one.ours_gap is None
+        f"Not measured: {one.higher} ({one.detail})" for one in orderings if not one.table and one.ours_gap is None
     ]
     rows = tuple(_order_line(one) for one in measured)
     legend = _legend(one.mark for one in orderings)
-    return Block(
-        "Orders", 2, (summary, about, *legend, *words), ORDER_HEADING if rows else (), rows
-    )
+    return Block("Orders", 2, (summary, about, *legend, *words), ORDER_HEADING if rows else (), rows)
 
 
 def _order_line(one: Ordering) -> tuple[str, ...]:
@@ -110,9 +98,7 @@ def _line(row: FoundRow, cell: Cell, scales: dict[str, str]) -> tuple[str, ...]:
     return (
         row.label,
         cell.measure,
-        _marked(
-            cell.paper.printed or "not known", cell.paper.mark if cell.paper.printed else "verified"
-        ),
+        _marked(cell.paper.printed or "not known", cell.paper.mark if cell.paper.printed else "verified"),
         _ours(ours) if ours else "",
         str(len(ours.seeds)) if ours else "",
         letter,
@@ -189,9 +175,7 @@ def summary(tables: PaperTables) -> str:
     for table, block in zip(tables.tables, rest, strict=False):
         if len(block.rows) > WHOLE:
             cells = [cell for row in table.rows for cell in row.cells]
-            rows = tuple(
-                line for line, cell in zip(block.rows, cells, strict=True) if cell.ours is not None
-            )
+            rows = tuple(line for line, cell in zip(block.rows, cells, strict=True) if cell.ours is not None)
             scales = [f"({letter}) {scale}" for scale, letter in _scales(table).items()]
             lines = (
                 f"{len(rows)} of {len(cells)} cells have a number of ours; all stand in the files.",
@@ -282,9 +266,7 @@ def _longtable(block: Block) -> str:
     columns = f"p{{{share - 0.012:.3f}\\linewidth}}" * len(block.heading)
     lines = [f"\\begin{{longtable}}{{{columns}}}", "\\hline"]
     for at, row in enumerate([block.heading, *block.rows]):
-        lines.append(
-            " & ".join(map(latex_text, row)) + " \\\\" + ("\\hline\\endhead" if not at else "")
-        )
+        lines.append(" & ".join(map(latex_text, row)) + " \\\\" + ("\\hline\\endhead" if not at else ""))
     return "\n".join([*lines, "\\hline", "\\end{longtable}"])
 
 
@@ -296,9 +278,7 @@ def _html(tables: PaperTables) -> str:
         if block.heading:
             parts.append(_html_table(block))
         if block.lines:
-            parts.append(
-                "<ul>" + "".join(f"<li>{_code(line)}</li>" for line in block.lines) + "</ul>"
-            )
+            parts.append("<ul>" + "".join(f"<li>{_code(line)}</li>" for line in block.lines) + "</ul>")
     return "\n".join([*parts, "</section>", ""])
 
 
@@ -307,9 +287,7 @@ def _html_table(block: Block) -> str:
     lines = [f"<table><thead><tr>{head}</tr></thead><tbody>"]
     for row in block.rows:
         cells = "".join(
-            f'<td class="number">{html.escape(cell)}</td>'
-            if name in RIGHT
-            else f"<td>{html.escape(cell)}</td>"
+            f'<td class="number">{html.escape(cell)}</td>' if name in RIGHT else f"<td>{html.escape(cell)}</td>"
             for cell, name in zip(row, block.heading, strict=True)
         )
         lines.append(f"<tr>{cells}</tr>")
@@ -318,10 +296,7 @@ def _html_table(block: Block) -> str:
 
 def _code(line: str) -> str:
     pieces = re.split(r"`([^`]*)`", line)
-    return "".join(
-        f"<code>{html.escape(p)}</code>" if at % 2 else html.escape(p)
-        for at, p in enumerate(pieces)
-    )
+    return "".join(f"<code>{html.escape(p)}</code>" if at % 2 else html.escape(p) for at, p in enumerate(pieces))
 
 
 CSV_HEADING = (

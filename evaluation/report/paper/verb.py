@@ -44,9 +44,7 @@ def run(arguments: Sequence[str]) -> int:
             f"cannot write to out={out}: {error.strerror or error}. Give a folder that can be written."
         ) from error
     cells = [cell for table in tables.tables for row in table.rows for cell in row.cells]
-    counts = {
-        s: sum(cell.state == s for cell in cells) for s in dict.fromkeys(c.state for c in cells)
-    }
+    counts = {s: sum(cell.state == s for cell in cells) for s in dict.fromkeys(c.state for c in cells)}
     said = ", ".join(f"{number} {state}" for state, number in counts.items())
     print(f"paper={name}: {len(cells)} cells: {said}; in {out}")
     return 0

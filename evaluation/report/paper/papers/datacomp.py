@@ -44,9 +44,7 @@ BASIC = Baseline(
     "filter=datacomp_basic filter.language=fasttext:LID.bin select=none",
     must={"filter.min_words": 3, "filter.min_characters": 6, "filter.min_side": 200},
 )
-TEXT = Baseline(
-    ("text_based",), "filter=text_based filter.language=fasttext:LID.bin filter.ids=IDS select=none"
-)
+TEXT = Baseline(("text_based",), "filter=text_based filter.language=fasttext:LID.bin filter.ids=IDS select=none")
 IMAGE = Baseline(
     ("image_based",),
     "filter=image_based filter.language=fasttext:LID.bin filter.centroids=CENTROIDS.npy "
@@ -117,9 +115,7 @@ def paper() -> Paper:
         "datacomp",
         "Gadre et al. 2023, DataComp: in search of the next generation of multimodal datasets",
         (
-            _baselines(
-                "datacomp_filtering_table3", "table3", "Table 3: baselines of the filtering track"
-            ),
+            _baselines("datacomp_filtering_table3", "table3", "Table 3: baselines of the filtering track"),
             _published_sets(),
             _baselines(
                 "datacomp_filtering_all_baselines",

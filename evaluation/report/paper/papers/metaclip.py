@@ -53,9 +53,7 @@ def _want(model: str, method: str, data: str) -> tuple[Want | None, str]:
     if method in ("CLIP", "OpenCLIP"):
         name = MODELS[model] if method == "CLIP" else OPEN_CLIP[model]
         tag = "openai" if method == "CLIP" else "laion400m_e32"
-        return Want(
-            ("published",), published_weights(name, tag), model=name, weights=(f"{name}:{tag}",)
-        ), ""
+        return Want(("published",), published_weights(name, tag), model=name, weights=(f"{name}:{tag}",)), ""
     if "online" in data:
         return None, "balancing in the data loader is not built here"
     if "unbalanced" in data:
@@ -106,9 +104,7 @@ def _tasks() -> Table:
     for column in columns[1:]:
         is_out = column in OUT
         measures.append(
-            Measure(column, out_of_scope="no set in a known layout")
-            if is_out
-            else Measure(column, (next(tasks),))
+            Measure(column, out_of_scope="no set in a known layout") if is_out else Measure(column, (next(tasks),))
         )
     return Table(
         "tables4to7",

@@ -180,9 +180,7 @@ def _other_pool() -> Table:
 def _by_task() -> Table:
     file = "semdedup_laion440m_zero_shot_24"
     lines = [row for row in rows(file) if row["task"] != "Average"]
-    measures = tuple(
-        Measure(row["task"], (task,)) for row, task in zip(lines, SEMDEDUP24, strict=True)
-    )
+    measures = tuple(Measure(row["task"], (task,)) for row, task in zip(lines, SEMDEDUP24, strict=True))
     found = []
     for name in (c for c in lines[0] if c not in ("task", "verified", "source")):
         kept = re.sub(r"\D", "", name)

@@ -88,19 +88,14 @@ def _imagenet() -> Table:
         "table6",
         "Table 6: ImageNet zero-shot",
         tuple(Measure(column, (task,)) for column, task in names.items()),
-        tuple(
-            _row(file, r, f"{r['model']}: {r['dataset']}, {r['samples']}", names)
-            for r in rows(file)
-        ),
+        tuple(_row(file, r, f"{r['model']}: {r['dataset']}, {r['samples']}", names) for r in rows(file)),
         "corrected",
         ("imagenet",),
         WEIGHTS_NOTE,
     )
 
 
-def _outside(
-    key: str, title: str, file: str, columns: dict[str, str], labels: Iterable[str]
-) -> Table:
+def _outside(key: str, title: str, file: str, columns: dict[str, str], labels: Iterable[str]) -> Table:
     """A table of which no cell can be filled here, shown as it is."""
     measures = tuple(Measure(name, out_of_scope=why) for name, why in columns.items())
     found = []
@@ -117,9 +112,7 @@ def _ablations() -> Table:
     blip = "BLIP is not trained here"
     labels = [f"{row['table']}: {row['setting']}" for row in rows(file)]
     columns = {"coco_tr_at_1": blip, "coco_ir_at_1": blip}
-    return _outside(
-        "tables2and7", "Tables 2a to 2f and 7: BLIP on CC3M, COCO", file, columns, labels
-    )
+    return _outside("tables2and7", "Tables 2a to 2f and 7: BLIP on CC3M, COCO", file, columns, labels)
 
 
 def _cc3m_tasks() -> Table:
