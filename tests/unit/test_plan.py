@@ -23,7 +23,7 @@ from dbp.encoders.embed import Embed
 from dbp.encoders.openclip import OpenClip
 from dbp.encoders.precomputed import Precomputed
 from dbp.encoders.timm import Timm
-from dbp.engine.runners import Pool as Processes
+from dbp.engine.runners import Processes
 from dbp.engine.store import Store
 from dbp.errors import ConfigError, StoreError
 from dbp.planning import rate as rates

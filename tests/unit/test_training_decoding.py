@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dbp.data.images import Undecodable, decode_rgb
-from training.feed.assemble import decoding
+from training.feed import decoding
 from training.feed.decoding import Axis, Cut, Decode, Decoded, decode, decode_exact, resize
 
 LIMIT = 10**7
