@@ -70,6 +70,10 @@ def recipe(curation: Curation) -> dict[str, Node]:
     use = curation.encoder
     scores = Offers("score", {**there, **vectors(use.score)}).bind(curation.score)
     there |= {"scores": scores}
+    named: dict[str, Node] = {}
+    for name, stage in curation.scores.items():
+        named[f"scores.{name}"] = Offers(f"scores.{name}", {**there, **vectors(use.score), **named}).bind(stage)
+    there |= named
     deduped, of_dedup = Offers("dedup", {**there, **vectors(use.dedup)}).bound(curation.dedup)
     there |= {"rows": deduped, "deduped": deduped}
 
@@ -98,6 +102,7 @@ def recipe(curation: Curation) -> dict[str, Node]:
         "valid": valid,
         "dedup": deduped,
         "score": scores,
+        **named,
         "filter": filtered,
         **{name: node for name, node in optional.items() if node},
         "cluster": clusters,
@@ -146,7 +151,8 @@ def run(config: Any) -> KeepList | None:
     """Do what `dbp curate` does with a composed config."""
     from dbp.planning.plan import check_budget, print_plan, require_upstream
 
-    require(config.until in UNTIL, "until", config.until, f"one of {', '.join(UNTIL)}")
+    is_known = config.until in UNTIL or config.until.startswith("scores.")
+    require(is_known, "until", config.until, f"one of {', '.join(UNTIL)}, or scores.NAME")
     require(config.upstream in ("build", "require"), "upstream", config.upstream, "build or require")
     nodes = recipe(read(config))
     store = open_store(config)

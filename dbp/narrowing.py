@@ -22,6 +22,10 @@ class Narrowing(Stage):
         A pure function of the inputs: `dbp why` calls it again to say what was compared with what.
         """
 
+    def at_most(self, num_rows: int) -> int:
+        """The most rows that can be left of so many, as far as the settings tell."""
+        return num_rows
+
     def run(self, work: Work, **inputs: Any) -> dict[str, Any]:
         kept, counts = self.decide(**inputs)
         kept.save(work.folder)

@@ -9,6 +9,7 @@
 | `base` | rows that the budget is a share of (selection alone) | `budget.of` |
 | `image`, `text` | vectors of a side, by the encoder of the slot (*) | `encoder.*` |
 | `scores` | a score of each row | `score=` |
+| `scores.NAME` | further scores; each may read those before it | `scores: {NAME: …}` |
 | `clusters` | a clustering; for a filter where `cluster.on` is not `filtered` | `cluster=` |
 | `captioner`, `codes` | a captioner, and its codes of each picture | `captioner=` |
 
@@ -23,9 +24,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from dbp.engine.stage import Node, Stage
-from dbp.errors import ConfigError
+from dbp.errors import ConfigError, nearest
 
 Made = Node | Callable[[], Node] | None  # none for what is known and left out here
+
+
+class ReadsScore:
+    """A component that reads a score, by the name in its setting `score`."""
+
+    score: str
+
+    def offered_as(self, need: str) -> str:
+        return f"scores.{self.score}" if need == "scores" and self.score else need
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,14 @@ class Offers:
         Raises:
             ConfigError: There is nothing of this name here.
         """
+        if name not in self.made and name.startswith("scores."):
+            named = [n.removeprefix("scores.") for n in self.made if n.startswith("scores.")]
+            own = name.removeprefix("scores.")
+            known = nearest(own, named) if named else "This curation has no named scores."
+            raise ConfigError(
+                f"{self.slot}.score={own!r}: there is no score of this name. {known} A score gets a name under "
+                "scores, as in +score@scores.NAME=clip_score; empty is the one of score=."
+            )
         if name not in self.made:
             raise ConfigError(
                 f"{self.slot}: its component needs {name!r}, and a curation offers here "
@@ -71,7 +89,7 @@ class Offers:
         """
         own = stage.upstream(self)
         have, left_out = self.beside(**own), stage.unneeded()
-        return stage.bind(**{n: None if n in left_out else have[n] for n in stage.needs}), own
+        return stage.bind(**{n: None if n in left_out else have[stage.offered_as(n)] for n in stage.needs}), own
 
     def bind(self, stage: Stage) -> Node:
         """A component bound to what it needs."""

@@ -1,6 +1,7 @@
 """What curation reads of a composed config, built and checked before any work."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -44,6 +45,7 @@ class Curation:
     encoder: Encoders
     dedup: Stage
     score: Stage
+    scores: Mapping[str, Stage]
     filter: Stage
     cluster: Any  # a stage that makes `Clusters`, with `on`: rows of the pool, left by dedup, or filtered
     select: Stage
@@ -87,6 +89,7 @@ def read(config: Any) -> Curation:
         encoder=Encoders(**encoders),
         dedup=build(config.dedup, path="dedup"),
         score=build(config.score, path="score"),
+        scores={str(n): build(one, path=f"scores.{n}") for n, one in (config.get("scores") or {}).items()},
         filter=build(config.filter, path="filter"),
         cluster=build(config.cluster, path="cluster"),
         select=select or build(config.select, path="select", **({"budget": budget} if budget else {})),

@@ -37,7 +37,7 @@ class SemDeDup(Narrowing):
         num_clusters: Of the fine clustering; `auto` for sqrt(0.75 n).
         num_iterations, points_per_centroid: Of its fit.
         keep: Which row of a group stays: `hard` (farthest from the centroid), `easy`, `random`, `score`
-            (highest CLIP score) or `largest` (most pixels).
+            (the best) or `largest` (most pixels).
         seed: Of the fit, and for `keep=random`.
         modality: What is compared: `image`, `text`, `joint` (mean of both cosines), or each side apart:
             a row goes when `both` or `either` of its image and its caption are too similar.
@@ -47,6 +47,7 @@ class SemDeDup(Narrowing):
             1 - floor without comparing anew.
         runs: Whether the fine clustering also writes the vectors sorted by cluster: `auto` above 4 GB.
         threads, device: Of the comparison and the fine clustering.
+        score: Name of the score of `keep=score`, of `scores`; empty for the one of `score=`.
     """
 
     name: ClassVar[str] = "dedup"
@@ -66,6 +67,7 @@ class SemDeDup(Narrowing):
     runs: Literal["auto", "yes", "no"] = runtime("auto")
     threads: int = runtime(1)
     device: str = runtime("auto")
+    score: str = runtime("")
 
     def __post_init__(self) -> None:
         if (self.epsilon is None) == (self.num_kept is None):
@@ -103,7 +105,7 @@ class SemDeDup(Narrowing):
         """The stage whose result this one thresholds."""
         floor = self.floor if self.rule == "greedy" else None
         return NearestEarlier(
-            self.clustering(), self.keep, self.seed, self.modality, floor, self.threads, self.device
+            self.clustering(), self.keep, self.seed, self.modality, floor, self.threads, self.device, self.score
         )
 
     def clustering(self) -> KMeans:

@@ -24,7 +24,7 @@ from dbp.engine.parts import Parted
 from dbp.engine.stage import runtime
 from dbp.engine.work import Part, Work
 from dbp.exact.order import keyed_hash
-from dbp.offers import other_side
+from dbp.offers import ReadsScore, other_side
 
 Keep = Literal["hard", "easy", "random", "score", "largest"]
 Match = Literal["image", "text", "joint", "both", "either"]
@@ -73,7 +73,7 @@ AT_ONCE = 128 << 20  # bytes of fp16 vectors that a part gathers in one go
 
 
 @dataclass(frozen=True)
-class NearestEarlier(Parted):
+class NearestEarlier(ReadsScore, Parted):
     """Compare each row with the earlier rows of its fine cluster.
 
     Args:
@@ -83,6 +83,7 @@ class NearestEarlier(Parted):
         match: What two rows must share to be alike.
         floor: Also store all pairs above this similarity; null for none.
         threads: Strips of a cluster's triangle worked on at once.
+        score: Name of the score of `keep=score`, of `scores`; empty for the one of `score=`.
     """
 
     name: ClassVar[str] = "similar"
@@ -98,6 +99,7 @@ class NearestEarlier(Parted):
     floor: float | None = None
     threads: int = runtime(1)
     device: str = runtime("auto")
+    score: str = runtime("")
 
     def unread(self) -> set[str]:
         return set() if self.keep == "random" else {"seed"}
@@ -169,7 +171,7 @@ class NearestEarlier(Parted):
             first: Any = keyed_hash(pool.uid_hashes[rows], self.seed)
         elif self.keep == "score":
             assert scores is not None, "keep=score has scores"
-            values = scores.of(rows)
+            values = scores.goodness[rows]
             first = np.where(np.isnan(values), np.inf, -values)
         elif self.keep == "largest":
             width, height = (pool.column(name)[rows].astype(np.int64) for name in ("width", "height"))

@@ -76,6 +76,10 @@ class Stage:
         """Those of `needs` that these parameters do not read; they are not built."""
         return set()
 
+    def offered_as(self, need: str) -> str:
+        """What a curation calls what this stage needs as `need`: the same, unless a setting says another."""
+        return need
+
     def upstream(self, offers: "Offered") -> "Mapping[str, Node]":
         """What this stage has made for itself, by name: some of `needs`, and what else a user may ask for."""
         return {}

@@ -73,8 +73,8 @@ def member_keys(
 
 
 def score_keys(scores: Scores, uid_hashes: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """Keys in the falling order of scores; ties go by uid hash, rows without a score come last."""
-    return descending(scores.values).astype(np.uint64) << np.uint64(32) | uid_hashes >> np.uint64(32)
+    """Keys with the best scores first; ties go by uid hash, rows without a score come last."""
+    return descending(scores.goodness).astype(np.uint64) << np.uint64(32) | uid_hashes >> np.uint64(32)
 
 
 def first(

@@ -23,7 +23,7 @@ class Chain(Narrowing):
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
         """What any of the filters needs."""
-        return tuple(dict.fromkeys(["rows", *(n for step in self.steps() for n in step.needs)]))
+        return tuple(dict.fromkeys(["rows", *(s.offered_as(n) for s in self.steps() for n in s.needs)]))
 
     def identity(self) -> dict[str, Any]:
         """Kinds and versions of the filters; what they read beside their fields."""
@@ -32,13 +32,13 @@ class Chain(Narrowing):
     def at_most(self, num_rows: int) -> int:
         """The most rows that can be left of so many."""
         for step in self.steps():
-            num_rows = step.at_most(num_rows) if hasattr(step, "at_most") else num_rows
+            num_rows = step.at_most(num_rows)
         return num_rows
 
     def decide(self, rows: KeepList, **inputs: Any) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         counts: dict[str, Any] = {}
         for step in self.steps():
-            needed = {name: inputs[name] for name in step.needs if name != "rows"}
+            needed = {name: inputs[step.offered_as(name)] for name in step.needs if name != "rows"}
             rows, found = step.decide(rows=rows, **needed)
             for name, value in found.items():
                 counts[name] = counts[name] + value if name in counts else value
@@ -66,7 +66,7 @@ class All(Chain):
         require(len(self.filters) > 0, "filters", list(self.filters), "a list of filters")
         for number, step in enumerate(self.filters):
             kind = type(step).__name__
-            is_filter = hasattr(step, "decide") and step.name == "filter"
+            is_filter = isinstance(step, Narrowing) and step.name == "filter"
             require(is_filter, f"filters[{number}]", kind, "a filter, as those in configs/filter")
 
     def steps(self) -> tuple[Any, ...]:

@@ -75,7 +75,7 @@ class ScoreColumn(Narrowing):
         return int(Decimal(str(self.fraction)) * num_rows)
 
     def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
-        scores = Scores(score_column(pool, self.column, "filter.column"))
+        scores = Scores(score_column(pool, self.column, "filter.column"), label=self.column)
         if self.minimum is not None or self.reference:
             limit = np.float32(
                 self.minimum
@@ -86,8 +86,7 @@ class ScoreColumn(Narrowing):
                 return by_score(rows, scores.values >= limit, scores, float(limit))
         scored = rows.mask & ~np.isnan(scores.values)
         keep = first(score_keys(scores, pool.uid_hashes), scored, self.at_most(rows.num_kept))
-        limit = scores.values[keep].min() if keep.any() else np.inf
-        return by_score(rows, keep, scores, float(limit))
+        return by_score(rows, keep, scores, scores.worst(keep))
 
 
 def reference_limit(values: Float32[np.ndarray, " n"], fraction: float) -> np.float32:

@@ -18,6 +18,7 @@ class ColumnScore(Stage):
 
     Args:
         column: Its name, such as `clip_l14_similarity_score` of a DataComp pool.
+        higher_is_better: Whether the best rows have the highest values.
     """
 
     name: ClassVar[str] = "score"
@@ -26,9 +27,10 @@ class ColumnScore(Stage):
     makes: ClassVar[type] = Scores
 
     column: str
+    higher_is_better: bool = True
 
     def run(self, work: Work, pool: Pool) -> dict[str, Any]:
         values = score_column(pool, self.column, "score.column")
-        Scores(values).save(work.folder)
+        Scores(values, label=self.column, higher_is_better=self.higher_is_better).save(work.folder)
         missing = int(np.isnan(values).sum())
         return {"rows": len(values) - missing, "without score": missing}

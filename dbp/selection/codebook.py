@@ -21,12 +21,13 @@ from dbp.data.scores import Scores
 from dbp.engine.stage import Node, Offered, runtime
 from dbp.errors import BudgetError
 from dbp.exact.order import Members, first, score_keys
+from dbp.offers import ReadsScore
 from dbp.selection.base import Selection, by_quota, candidates
 from dbp.selection.quotas import allocate
 
 
 @dataclass(frozen=True)
-class Tldr(Selection):
+class Tldr(ReadsScore, Selection):
     """An equal fraction of each cluster of codes, to exactly the budget.
 
     Args:
@@ -39,6 +40,7 @@ class Tldr(Selection):
         matching_fraction: Share of the rows at hand, those with the best scores, that clusters are filled
             from, in (0, 1]; 1 needs no scores.
         threads, device: Of the clustering.
+        score: Name of the matching score, of `scores`; empty for the one of `score=`.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("rows", "base", "pool", "scores", "clusters")
@@ -53,6 +55,7 @@ class Tldr(Selection):
     matching_fraction: float
     threads: int = runtime(1)
     device: str = runtime("auto")
+    score: str = runtime("")
 
     def __post_init__(self) -> None:
         share = self.matching_fraction
@@ -125,7 +128,7 @@ class Tldr(Selection):
                 f"{count:,} of the {rows.num_kept:,} rows at hand. Raise it (1 for no score), or lower the budget."
             )
         keys = score_keys(scores, pool.uid_hashes)
-        codes, texts = scores.missing.codes_over(rows.num_pool_rows, "no score")
+        codes, texts = scores.missing.codes_over(rows.num_pool_rows, f"no {scores.label}")
         codes[~np.isnan(scores.values)] = len(texts)
         return rows.within(
             "matching",

@@ -1,4 +1,4 @@
-"""Top score: the rows whose captions fit best, by CLIP score."""
+"""Top score: the rows with the best scores, by CLIP score where no other is named."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,17 +8,25 @@ import numpy as np
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
+from dbp.engine.stage import runtime
 from dbp.errors import BudgetError
 from dbp.exact.order import first, score_keys
+from dbp.offers import ReadsScore
 from dbp.selection.base import Selection, in_order
 
 
 @dataclass(frozen=True)
-class TopScore(Selection):
-    """Keep the rows with the highest scores; ties go by uid hash, rows without a score go last."""
+class TopScore(ReadsScore, Selection):
+    """Keep the rows with the best scores; ties go by uid hash, rows without a score come last.
+
+    Args:
+        score: Name of the score, of `scores`; empty for the one of `score=`.
+    """
 
     version: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("rows", "base", "pool", "scores")
+
+    score: str = runtime("")
 
     def unread(self) -> set[str]:
         return {"seed"}
@@ -33,17 +41,17 @@ class TopScore(Selection):
             )
         keys = score_keys(scores, pool.uid_hashes)
         keep = first(keys, scored, budget)
-        cut = float(scores.values[keep].min())
-        codes, texts = scores.missing.codes_over(rows.num_pool_rows, "no score")
+        cut = scores.worst(keep)
+        codes, texts = scores.missing.codes_over(rows.num_pool_rows, f"no {scores.label}")
         codes[scored] = len(texts)
         kept = in_order(
             rows,
             keep,
             keys,
             budget,
-            (codes, [*texts, "lower score"]),
-            "top score",
+            (codes, [*texts, f"worse {scores.label}"]),
+            f"best {scores.label}",
             value=scores.values,
             limit=lambda: np.full(rows.num_pool_rows, cut),
         )
-        return kept, {"lowest kept score": round(cut, 6)}
+        return kept, {f"{'lowest' if scores.higher_is_better else 'highest'} kept score": round(cut, 6)}

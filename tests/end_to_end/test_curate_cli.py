@@ -130,7 +130,7 @@ def test_the_numbers_of_a_curation_add_up(house, first):
     assert reasons.count(("dedup", "duplicate")) == 5
     assert reasons.count(("dedup", "zero embedding")) == 1
     left = int(0.8 * (NUM_ROWS - 7))
-    assert reasons.count(("filter", "score below the limit")) == NUM_ROWS - 7 - left
+    assert reasons.count(("filter", "CLIP score below the limit")) == NUM_ROWS - 7 - left
     assert reasons.count(("select", "beyond the cluster's quota")) == left - 40
     assert reasons.count(("select", "within the quota")) == 40
 
@@ -157,7 +157,7 @@ def test_why_answers_for_every_kind_of_row(house, first):
         "duplicate": r"went at dedup: duplicate\n  duplicate of s\d{4} \(row [\d,]+\) at similarity",
         "zero embedding": "went at dedup: zero embedding",
         "not an image": "went at pool: not an image",
-        "score below the limit": r"went at filter: score below the limit\n  value .*, limit ",
+        "CLIP score below the limit": r"went at filter: CLIP score below the limit\n  value .*, limit ",
         "beyond the cluster's quota": r"went at select: beyond the cluster's quota\n  distance .*\n"
                                       r"  cluster \d, rank \d+ \(0 is taken first\), quota \d+",
         "within the quota": "stayed at select: within the quota",

@@ -48,6 +48,7 @@ from training.watching.watch import Watch
 
 # Fields that cannot change alone, and what must change beside them.
 TOGETHER = {
+    ("Threshold", "maximum"): {"minimum": None, "maximum": 0.5},
     ("Train", "epochs"): {"epochs": 1.0, "samples_seen": None},
     ("Train", "samples_seen"): {
         "samples_seen": 2**15 * 33 * 105,

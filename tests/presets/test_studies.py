@@ -20,7 +20,7 @@ from slurm.plan import SEED, Composer, Plan, Point, check_compute, distinct, exp
 from slurm.settings import Grid, SweepSettings
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
+SCRIPTS = sorted((ROOT / "slurm" / "studies").glob("*.sh"))
 NAMES = [script.stem for script in SCRIPTS]
 FIELDS = ["Reproduces", "Bring", "Runs", "Cost (estimate)", "Expect", "Assumed"]
 
@@ -147,7 +147,7 @@ def test_a_script_says_what_it_reproduces_needs_costs_expects_and_assumes(script
     said = header(script)
     assert list(said) == FIELDS
     assert all(len(text) > 9 for text in said.values())
-    assert f"slurm/{script.stem}.sh pool." in said["Bring"]
+    assert f"slurm/studies/{script.stem}.sh pool." in said["Bring"]
     assert "root=SETS" in said["Bring"]
     assert "not known" in said["Expect"] or re.search(r"table|figure", said["Expect"])
 
@@ -177,7 +177,7 @@ def test_a_script_stands_in_the_table_of_studies_with_its_runs_and_hours(script)
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_an_experiment_has_the_runs_and_the_work_that_its_script_says(study, name):
-    script, studied = ROOT / "slurm" / f"{name}.sh", study(name)
+    script, studied = ROOT / "slurm" / "studies" / f"{name}.sh", study(name)
     runs = studied.runs().values()
     assert header(script)["Runs"].startswith(str(len(runs) * studied.seeds))
     work = Counter(
@@ -226,7 +226,7 @@ def test_an_experiment_is_compute_matched_or_says_why_not(study, name):
     studied = study(name)
     check_compute(studied.plan, studied.settings.unequal_compute)
     text = (ROOT / "configs" / "experiment" / f"{name}.yaml").read_text()
-    assert f"slurm/{name}.sh" in text
+    assert f"slurm/studies/{name}.sh" in text
     assert studied.settings.name == name
     if studied.settings.unequal_compute:
         assert re.search(r"unequal_compute: true +# \w+", text)

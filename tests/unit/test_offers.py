@@ -12,8 +12,11 @@ from dbp.curate import recipe
 from dbp.data.clusters import Clusters
 from dbp.data.embeddings import Embeddings
 from dbp.data.keep_list import KeepList
-from dbp.engine.stage import Node
+from dbp.data.pool import Pool
+from dbp.data.scores import Scores
+from dbp.engine.stage import Node, Stage
 from dbp.engine.store import Store
+from dbp.engine.work import Work
 from dbp.errors import ConfigError
 from dbp.narrowing import Narrowing
 from dbp.settings import read
@@ -72,6 +75,35 @@ class Dreams(Evens):
     """A selection that asks for what nobody has."""
 
     needs: ClassVar[tuple[str, ...]] = ("rows", "centrods")
+
+
+@dataclass(frozen=True)
+class RowNumber(Stage):
+    """A score of which less is better: the number of the row."""
+
+    name: ClassVar[str] = "score"
+    needs: ClassVar[tuple[str, ...]] = ("pool",)
+    makes: ClassVar[type] = Scores
+
+    def run(self, work: Work, pool: Pool) -> dict[str, Any]:
+        Scores(np.arange(pool.num_rows, dtype=np.float32), label="row number", higher_is_better=False).save(
+            work.folder
+        )
+        return {"rows": pool.num_rows}
+
+
+@dataclass(frozen=True)
+class Mix(Stage):
+    """A score that is made of two others."""
+
+    name: ClassVar[str] = "score"
+    needs: ClassVar[tuple[str, ...]] = ("scores", "scores.number")
+    makes: ClassVar[type] = Scores
+
+    def run(self, work: Work, **scores: Scores) -> dict[str, Any]:
+        one, other = scores["scores"], scores["scores.number"]
+        Scores(one.values + other.values, label="mix").save(work.folder)
+        return {"rows": len(one.values)}
 
 
 def graph(*settings: str) -> dict[str, Node]:
@@ -135,3 +167,82 @@ def test_what_parameters_do_not_read_is_not_built() -> None:
     assert sides == [{"image"}, {"image", "text"}, {"image", "text"}]
     assert "score" not in names(joint)
     assert "score" in names(scored)
+
+
+NUMBER = "+scores.number._target_=test_offers.RowNumber"
+
+
+def test_filter_and_selection_each_read_the_score_that_they_name(tmp_path: Path) -> None:
+    top = ("select=top_score", "select.score=number", "budget.num_kept=100")
+    nodes = graph(NUMBER, "filter=top_fraction", "filter.fraction=0.5", *top)
+    store = Store(tmp_path / "store")
+    kept, clip = store.get(nodes["select"]), store.get(nodes["score"]).values
+    half = np.sort(np.argsort(-clip, kind="stable")[:300])
+    assert kept.rows.tolist() == half[:100].tolist(), "of the better half by CLIP score, the lowest row numbers"
+    reasons = set(kept.decisions["reason"].to_pylist())
+    assert reasons == {"CLIP score below the limit", "worse row number", "best row number"}
+    alone = store.get(graph(NUMBER, *top)["select"])
+    assert alone.rows.tolist() == list(range(100))
+
+
+def test_a_score_keeps_its_name_and_direction_in_the_store(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    nodes = graph(NUMBER, "select=uniform", "budget.num_kept=10")
+    store.get(nodes["scores.number"])
+    store.loaded.clear()
+    found = store.get(nodes["scores.number"])
+    assert (found.label, found.higher_is_better) == ("row number", False)
+    assert found.goodness.tolist() == (-found.values).tolist()
+
+
+def test_a_maximum_keeps_what_is_at_most_as_high(tmp_path: Path) -> None:
+    bounds = ("filter=threshold", "filter.minimum=null", "filter.maximum=41.0", "filter.score=number")
+    kept = Store(tmp_path / "store").get(graph(NUMBER, *bounds, "select=none")["select"])
+    assert kept.rows.tolist() == list(range(42))
+    assert kept.decision(42)["reason"] == "row number above the limit"
+
+
+def test_filters_of_one_chain_read_several_scores(tmp_path: Path) -> None:
+    kind = "dbp.filtering.threshold"
+    steps = (
+        f"{{_target_: {kind}.TopFraction, fraction: 0.5}}",
+        f"{{_target_: {kind}.Threshold, minimum: null, maximum: 299.0, score: number}}",
+    )
+    chain = ("filter._target_=dbp.filtering.combine.All", f"+filter.filters=[{', '.join(steps)}]")
+    nodes = graph(NUMBER, *chain, "select=none")
+    store = Store(tmp_path / "store")
+    kept, clip = store.get(nodes["select"]), store.get(nodes["score"]).values
+    best = set(np.argsort(-clip, kind="stable")[:300].tolist())
+    assert set(kept.rows.tolist()) == best & set(range(300))
+
+
+def test_a_score_may_be_made_of_those_before_it_and_of_none_after(tmp_path: Path) -> None:
+    mix = "+scores.mix._target_=test_offers.Mix"
+    nodes = graph(NUMBER, mix, "select=top_score", "select.score=mix", "budget.num_kept=5")
+    store = Store(tmp_path / "store")
+    assert store.get(nodes["select"]).rows.tolist() == [595, 596, 597, 598, 599]
+    with pytest.raises(ConfigError) as refused:
+        graph(mix, NUMBER, "select=top_score", "budget.num_kept=5")
+    assert "scores.mix" in str(refused.value)
+
+
+def test_a_score_of_no_name_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        graph(NUMBER, "select=top_score", "select.score=numbr", "budget.num_kept=5")
+    said = str(refused.value)
+    assert "select.score='numbr'" in said
+    assert "'number'" in said
+
+
+def test_the_name_of_a_score_is_not_part_of_a_key(tmp_path: Path) -> None:
+    """The score itself is: an equal score under another name gives an equal keep list."""
+    top = ("select=top_score", "budget.num_kept=5")
+    store = Store(tmp_path / "store")
+
+    def key(name: str, *read: str) -> str | None:
+        node = graph(f"+scores.{name}._target_=test_offers.RowNumber", *top, *read)["select"]
+        store.get(node)
+        return store.key(node)
+
+    by_number, by_position = key("number", "select.score=number"), key("position", "select.score=position")
+    assert by_number == by_position != key("number")

@@ -477,7 +477,7 @@ def test_top_score_keeps_the_best_and_breaks_ties_by_uid() -> None:
     kept, counts = stage.choose(rows, 3, pool, scores=Scores(values))
     assert kept.rows.tolist() == sorted([5, *tied[:2]])
     assert counts["lowest kept score"] == 0.3
-    assert kept.decision(tied[2])["reason"] == "lower score"
+    assert kept.decision(tied[2])["reason"] == "worse score"
     assert kept.decision(3)["reason"] == "no score"
 
 

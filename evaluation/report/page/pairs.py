@@ -1,4 +1,4 @@
-"""Pairs for the page: duplicates around the threshold, extreme CLIP scores, entries, rewritten captions."""
+"""Pairs for the page: duplicates around the threshold, extreme scores, entries, rewritten captions."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -58,8 +58,9 @@ def duplicates(store: Store, entry: Entry, pool: Pool, pictures: Pictures) -> di
 
 
 def extreme_scores(store: Store, entry: Entry, pool: Pool, pictures: Pictures) -> dict[str, Any]:
-    """The rows with the lowest and with the highest CLIP score."""
-    values = np.asarray(store.open(entry.key).values)
+    """The rows with the lowest and with the highest scores."""
+    scores = store.open(entry.key)
+    values = np.asarray(scores.values)
     scored = np.isfinite(values)
 
     def samples(rows: list[int]) -> list[dict[str, Any]]:
@@ -67,6 +68,7 @@ def extreme_scores(store: Store, entry: Entry, pool: Pool, pictures: Pictures) -
 
     return {
         "key": entry.key,
+        "label": scores.label,
         "rows": int(np.count_nonzero(scored)),
         "lowest": samples(_ends(scored, values, NUM_SCORES)),
         "highest": samples(_ends(scored, -values, NUM_SCORES)),

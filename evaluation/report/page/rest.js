@@ -1,13 +1,13 @@
 // Pairs, and where everything came from.
 
 function showPairs() {
-  const place = section("pairs", "Pairs", "What dedup called duplicates around its threshold, the ends of the CLIP scores, entries, and rewritten captions.");
+  const place = section("pairs", "Pairs", "What dedup called duplicates around its threshold, the ends of the scores, entries, and rewritten captions.");
   const { duplicates, scores, entries, captions } = data.pairs;
   if (![duplicates, scores, entries, captions].some((some) => some.length))
     place.append(notes(["These arms rest on no near-duplicate search, no scores, no entries and no rewritten captions."]));
   for (const one of duplicates) place.append(...duplicatePairs(one));
   for (const one of scores)
-    place.append(make("h3", {}, `CLIP scores (${one.key.slice(0, 8)}, ${many(one.rows, "row")})`),
+    place.append(make("h3", {}, `${one.label} (${one.key.slice(0, 8)}, ${many(one.rows, "row")})`),
       make("div", { class: "card" }, [["Lowest", one.lowest], ["Highest", one.highest]].map(([word, samples]) => [
         make("div", { class: "side" }, word), make("ul", { class: "pictures" }, samples.map((sample) => pictureCard(sample, `score ${number(sample.score, 4)}`)))])));
   for (const one of entries)
