@@ -3,7 +3,7 @@
 #   the size is given and t is solved for, so that chance can be drawn at each size, too.
 # Bring: DataComp medium: its metadata folder, the tars of its downloader, the evaluation sets in DataComp's layout; and
 #   MetaCLIP's metadata.json, or another list of entries:
-#     slurm/studies/metaclip_threshold.sh pool.metadata=METADATA pool.shards='SHARDS/*.tar' root=SETS select.metadata.file=FILE
+#     slurm/studies/metaclip_threshold.sh pool.metadata=METADATA pool.shards='*.tar' root=SETS select.metadata.file=FILE
 # Runs: 18: MetaCLIP and uniform at 9.6, 19.2 and 38.4 M of about 120 M, 3 seeds each; no dedup, no filter.
 # Cost (estimate), hours of one H100 SXM: FLOP / (989.4 TFLOP/s x 0.25), the 0.25 assumed; evaluation not counted, matching
 #   takes a core an hour or two:
