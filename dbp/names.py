@@ -47,7 +47,7 @@ PLACES = {
     "filter/laion2b": "dbp.filtering.datacomp.Laion2B",
     "filter/language": "dbp.filtering.language.Language",
     "filter/names_object": "dbp.filtering.language.NamesObject",
-    "filter/near_targets": "dbp.filtering.datacomp.NearTargets",
+    "filter/near_targets": "dbp.filtering.near_targets.NearTargets",
     "filter/none": "dbp.filtering.threshold.NoFilter",
     "filter/score_column": "dbp.filtering.datacomp.ScoreColumn",
     "filter/text_based": "dbp.filtering.datacomp.TextBased",
@@ -93,6 +93,7 @@ PLACES = {
 }
 # Where a class was, in stores of before it moved -> its name. A class that moves leaves a line here.
 FORMER = {
+    "dbp.filtering.datacomp.NearTargets": "filter/near_targets",
     "dbp.captioning.captioner.Network": "caption/network",
     "dbp.data.index.Index": "index",
     "dbp.data.datacomp.Metadata": "index/datacomp",

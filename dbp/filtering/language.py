@@ -72,10 +72,7 @@ class Language(Narrowing):
 
     def identity(self) -> dict[str, Any]:
         kind, _, rest = self.by.partition(":")
-        return {
-            "by": kind,
-            "model": digest_of(rest, "language=fasttext") if kind == "fasttext" else rest,
-        }
+        return {"by": kind, "model": digest_of(rest, "language=fasttext") if kind == "fasttext" else rest}
 
     def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         keep = over_captions(rows, pool, self._says(pool))

@@ -15,7 +15,7 @@ from dbp.dedup.pairs import COLUMNS, ROWS
 from dbp.dedup.similar import PART_ROWS
 from dbp.engine.stage import Stage
 from dbp.exact.products import BLOCK
-from dbp.filtering.datacomp import PRODUCTS
+from dbp.filtering.near_targets import PRODUCTS
 from dbp.names import name_of
 from dbp.narrowing import Narrowing
 from dbp.planning.effort import (

@@ -27,6 +27,7 @@ from dbp.engine.stage import key_of
 from dbp.engine.store import Store
 from dbp.errors import ConfigError, PoolError, WorldError
 from dbp.filtering import datacomp as filters
+from dbp.filtering import near_targets
 from dbp.filtering.combine import All
 from dbp.filtering.language import Language, NamesObject
 from dbp.filtering.rules import Rules
@@ -586,7 +587,7 @@ def test_the_image_based_filter_keeps_what_shares_its_best_centroid_with_a_targe
     expected = house.where(lambda row: len(row["text"].split()) > 1 and len(row["text"]) > 5)
     expected &= set(np.flatnonzero(near).tolist())
     for products in (1 << 24, 31, 1000):
-        monkeypatch.setattr(filters, "PRODUCTS", products)
+        monkeypatch.setattr(near_targets, "PRODUCTS", products)
         found, _ = house.kept(filters.ImageBased(2, 6, None, *files), image=image)
         assert found == expected
     assert 0 < len(found) < 800
@@ -601,19 +602,19 @@ def test_the_image_based_filter_keeps_what_shares_its_best_centroid_with_a_targe
         ((files[0], None), r"filter\.targets is not set"),
     ):
         with pytest.raises(ConfigError, match=said):
-            house.kept(filters.NearTargets(*wrong), image=image)
+            house.kept(near_targets.NearTargets(*wrong), image=image)
     (tmp_path / "pickle.npy").write_bytes(b"\x80\x04N.")
     with pytest.raises(WorldError, match="is a pickle, which is never read"):
-        house.kept(filters.NearTargets(str(tmp_path / "pickle.npy"), files[1]), image=image)
+        house.kept(near_targets.NearTargets(str(tmp_path / "pickle.npy"), files[1]), image=image)
     np.save(tmp_path / "w.npy", targets[:, :23])
     with pytest.raises(WorldError, match="image vectors have 24 numbers"):
-        house.kept(filters.NearTargets(str(tmp_path / "w.npy"), files[1]), image=image)
+        house.kept(near_targets.NearTargets(str(tmp_path / "w.npy"), files[1]), image=image)
 
 
 def test_rows_near_two_centroids_are_decided_in_float64():
     centroids = np.array([[1, 0], [1, 1e-7], [0, 1]], np.float32)
     vectors = np.array([[1, 1e-4], [1, -1e-4], [1, 0]], np.float32)
-    assert filters.best_centroids(vectors, centroids).tolist() == [1, 0, 0]
+    assert near_targets.best_centroids(vectors, centroids).tolist() == [1, 0, 0]
 
 
 def test_a_text_based_filter_looks_for_the_first_sense_among_the_ids(house, tmp_path, monkeypatch):
