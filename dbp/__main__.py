@@ -188,10 +188,11 @@ def _usage() -> str:
 
 def _help(verb: str) -> str:
     """A verb's help from its module's docstring, read without importing the module."""
-    spec = importlib.util.find_spec(VERBS[verb].split(".")[0])
+    package, *module = VERBS[verb].split(".")
+    spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    path = Path(next(iter(spec.submodule_search_locations)), VERBS[verb].split(".")[1])
+    path = Path(next(iter(spec.submodule_search_locations)), *module)
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     about = ast.get_docstring(ast.parse(path.read_text())) or ABOUT[verb]
     if verb in (*LIGHT, "parts", "import", "rehearse", "bench"):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dbp.__main__ import VERBS as verbs
+from dbp.__main__ import main
 from dbp.names import PLACES
 
 ROOT = Path(__file__).parents[2]
@@ -235,6 +236,12 @@ def test_help_names_every_verb_and_works_as_a_module() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     for verb in ("curate", "train", "evaluate", "sweep", "show", "why", "ls", "gc", "export"):
         assert f"\n  {verb} " in done.stdout
+
+
+@pytest.mark.parametrize("verb", verbs)
+def test_the_help_of_a_verb_shows_how_it_is_called(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    assert f"dbp {verb}" in capsys.readouterr().out
 
 
 def test_the_mathematics_loads_neither_hydra_nor_torch() -> None:
