@@ -46,38 +46,20 @@ class SweepSettings:
     add_controls: bool = True
     rehearsal: list[str] | None = None
 
+    def __post_init__(self) -> None:
+        for name, given in self.arms.items():
+            is_mapping = given is None or isinstance(given, dict)
+            require(is_mapping, f"sweep.arms.{name}", given, "a mapping of settings")
+        require(self.workers == "auto" or self.workers >= 1, "workers", self.workers, "at least 1, or auto")
+        for key, values in flat(self.axes).items():
+            is_list = isinstance(values, list) and len(values) > 0
+            require(is_list, f"sweep.axes.{key}", values, "a list of values")
+
     def num_workers(self) -> int:
         """How many processes `workers` means on this machine."""
         if self.workers != "auto":
             return int(self.workers)
         return len(visible_gpus()) or min(os.cpu_count() or 1, 4)
-
-    def check(self) -> None:
-        """Refuse what types cannot say.
-
-        Raises:
-            ConfigError: A value is out of range.
-        """
-        for name, given in self.arms.items():
-            require(
-                given is None or isinstance(given, dict),
-                f"sweep.arms.{name}",
-                given,
-                "a mapping of settings",
-            )
-        require(
-            self.workers == "auto" or self.workers >= 1,
-            "sweep.workers",
-            self.workers,
-            "at least 1, or auto",
-        )
-        for key, values in flat(self.axes).items():
-            require(
-                isinstance(values, list) and len(values) > 0,
-                f"sweep.axes.{key}",
-                values,
-                "a list of values",
-            )
 
 
 @dataclass(frozen=True)
@@ -114,9 +96,13 @@ class Grid:
             methods = axes.pop("select", [])
             arms = {str(m): {"select": m} for m in methods} or {alone: {}}
         if settings.rehearsal is not None:
-            held = settings.rehearsal
-            arms = {name: _without(given, held) for name, given in arms.items()}
-            axes = {key: values[:1] for key, values in _without(axes, held).items()}
+            held = tuple(f"{name}{end}" for name in settings.rehearsal for end in (".", "@"))
+
+            def is_free(key: str) -> bool:
+                return not f"{key}.".startswith(held)
+
+            arms = {name: {k: v for k, v in given.items() if is_free(k)} for name, given in arms.items()}
+            axes = {key: values[:1] for key, values in axes.items() if is_free(key)}
         controls = add_controls(arms, settings.control) if settings.add_controls else {}
         for key in (argument.partition("=")[0] for argument in base):
             if key in axes and key not in said:
@@ -154,10 +140,3 @@ def add_controls(arms: dict[str, dict[str, Any]], name: str) -> dict[str, str]:
             arms[alike] = settings
         controls[arm] = alike
     return controls
-
-
-def _without(settings: dict[str, Any], held: list[str]) -> dict[str, Any]:
-    def is_held(key: str) -> bool:
-        return any(key == h or key.startswith((f"{h}.", f"{h}@")) for h in held)
-
-    return {key: value for key, value in settings.items() if not is_held(key)}

@@ -41,7 +41,7 @@ class Processes:
         import multiprocessing
 
         if len(parts) == 1:  # a process of its own would take longer to start
-            make_here(stage, work, parts, inputs)
+            make_here(work, stage, parts, inputs)
             return
         job, context = str(write_job(work)), multiprocessing.get_context("spawn")
         shared = (context.Value("i", 0), _gpus(stage))

@@ -1,4 +1,4 @@
-"""A sweep as jobs of SLURM: handed in, looked at, taken back.
+"""A sweep as jobs of SLURM: submitted, watched, cancelled.
 
 The queue and the files say all; the last job of a submission is the sweep itself, which submits what failed once
 more or writes the table. So nobody has to stay logged in, and a lost node costs what was under way on it.
@@ -10,74 +10,50 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dbp.engine.slurm_queue import ask
-from dbp.engine.store import Store
 from dbp.errors import WorldError
 from slurm.cluster.launcher import Launcher
 from slurm.cluster.manifest import Job, Manifest
-from slurm.cluster.submit import Submitter, code, waiting_keys
+from slurm.cluster.submit import Submitter, code
 from slurm.cluster.watching import Queue, last_line, lines, log_of, states
-from slurm.composer import Composer
-from slurm.encoder import encoder_points, known_encoders, untrained
-from slurm.plan import Plan, check_compute, distinct, expand
+from slurm.encoder import Asked, Encoders
+from slurm.plan import Plan
 from slurm.results.arms import write_arms
 from slurm.results.summary import tell
-from slurm.settings import Grid, SweepSettings
 from slurm.task import VECTORS
 
 
 class Sweep:
-    """A sweep as jobs of SLURM: handed in, looked at, taken back."""
+    """A sweep as jobs of SLURM.
+
+    Args:
+        asked: What it is.
+        launcher: The site's settings.
+        out: Its folder.
+        arguments: The words of the command, for the jobs that go on with it.
+        config_dirs: Its folders of configs.
+    """
 
     def __init__(
-        self,
-        composer: Composer,
-        settings: SweepSettings,
-        launcher: Launcher,
-        grid: Grid,
-        store: Store,
-        out: Path,
-        arguments: list[str],
-        config_dirs: list[str],
+        self, asked: Asked, launcher: Launcher, out: Path, arguments: list[str], config_dirs: list[str]
     ) -> None:
-        self.composer, self.settings, self.launcher, self.grid = composer, settings, launcher, grid
-        self.store, self.out, self.folder = store, out, out / "slurm"
+        self.asked, self.store, self.settings = asked, asked.store, asked.settings
+        self.launcher, self.out, self.folder = launcher, out, out / "slurm"
         self.began = time.monotonic()
-        folders = [str(Path(folder).absolute()) for folder in config_dirs]
-        self.new = Manifest(code(), arguments, folders)
+        self.new = Manifest(code(), arguments, [str(Path(folder).absolute()) for folder in config_dirs])
 
-    def plan(self) -> tuple[Plan | None, dict[int, dict[str, str]]]:
+    def plan(self) -> tuple[Plan | None, Encoders]:
         """The plan, once its keys are known, and the sweep's encoders."""
         with self.store.steady():
-            return self._plan()
-
-    def _plan(self) -> tuple[Plan | None, dict[int, dict[str, str]]]:
-        own = encoder_points(self.composer, self.settings, self.grid)
-        encoders = known_encoders(own, self.store)
-        points = expand(
-            self.composer,
-            self.grid.arms,
-            self.grid.axes,
-            untrained(own) if encoders is None else encoders,
-        )
-        if encoders is None:
-            return None, {}
-        if any(self.store.key(point.last) is None for point in points):
-            return None, encoders
-        plan = distinct(points, self.store, self.grid.controls)
-        check_compute(plan, self.settings.unequal_compute)
-        return plan, encoders
+            _, plan, encoders = self.asked.outlook()
+        return plan, encoders or {}
 
     def hand_in(self, by_person: bool) -> int:
         """Submit what is neither there nor in the queue; print the table where nothing is left to do.
 
         Args:
-            by_person: Whether a person asks, and not the last job of a submission: then failed arms
+            by_person: Whether the user asks, and not the last job of a submission: then failed arms
                 get all their tries again.
         """
-        with self.store.steady():
-            return self._hand_in(by_person)
-
-    def _hand_in(self, by_person: bool) -> int:
         manifest = Manifest.load(self.folder) or self.new
         manifest.arguments, manifest.config_dirs = self.new.arguments, self.new.config_dirs
         queue = Queue.of(manifest.jobs)
@@ -91,28 +67,34 @@ class Sweep:
         plan, encoders = self.plan()
         submitter = Submitter(self.launcher, self.folder, manifest, self.settings.name)
         if plan is None:
-            if any(job.role == "prepare" and queue.holds(job.number, 0) for job in manifest.jobs):
+            preparing = [job for job in manifest.jobs if job.role == "prepare"]
+            if any(queue.holds(job) for job in preparing):
                 print("the job that prepares the pool and the encoder is in the queue")
                 return 0
             if not by_person:
-                last = max((job for job in manifest.jobs if job.role == "prepare"), key=_number)
-                words = last_line(log_of(self.folder, last, 0))
+                words = last_line(log_of(self.folder, max(preparing, key=lambda job: int(job.number)), 0))
                 raise WorldError(f"the pool or the encoder could not be prepared. Log: {words}")
             self._say(submitter.prepare())
             return 0
-        in_queue = waiting_keys(manifest, queue)
-        keys = [str(self.store.key(point.last)) for point in plan.points]
-        lacking = [
-            (key, point) for key, point in dict(zip(keys, plan.points, strict=True)).items()
-            if self.store.entry(point.last) is None and key not in in_queue
-        ]  # fmt: skip
+        in_queue = {
+            key
+            for job in manifest.jobs
+            for number, keys in enumerate(job.elements)
+            for key in keys
+            if queue.holds(job, number)
+        }
+        by_key = {str(self.store.key(point.last)): point for point in plan.points}
         if by_person:
             manifest.tries = {}
-        tried = manifest.tries.get
-        to_do = [point for key, point in lacking if tried(key, 0) < self.launcher.tries]
+        to_do = [
+            point
+            for key, point in by_key.items()
+            if key not in in_queue
+            and manifest.tries.get(key, 0) < self.launcher.tries
+            and self.store.entry(point.last) is None
+        ]
         if to_do:
-            shared = [job for job in manifest.jobs if job.role == "shared"]
-            under_way = [job for job in shared if queue.holds(job.number, 0)]
+            under_way = [job for job in manifest.jobs if job.role == "shared" and queue.holds(job)]
             jobs = submitter.submit(self.store, to_do, under_way)
             write_arms(plan, self.store, self.settings, self.out, encoders=encoders)
             print(f"{len(plan.points)} runs of {len(plan.labels)} arms; {len(to_do)} handed in")
@@ -121,8 +103,8 @@ class Sweep:
         if in_queue:
             print(f"{len(in_queue)} runs are in the queue, nothing else is missing:")
             return self.status(False)
-        found = states(plan, self.store, self.folder, manifest, queue)
-        failures = {k: s.about for k, s in zip(keys, found, strict=True) if s.word == "failed"}
+        found = zip(plan.points, states(plan, self.store, self.folder, manifest, queue), strict=True)
+        failures = {str(self.store.key(p.last)): state.about for p, state in found if state.word == "failed"}
         shutil.rmtree(self.folder / VECTORS, ignore_errors=True)  # of evaluations that failed
         return tell(plan, self.store, self.settings, failures, encoders, self.out, self.began)
 
@@ -133,7 +115,7 @@ class Sweep:
             queue = Queue.of(manifest.jobs if manifest else [])
             with self.store.steady():
                 plan, _ = self.plan()
-                found = states(plan, self.store, self.folder, manifest, queue) if plan else []
+                found = list(states(plan, self.store, self.folder, manifest, queue)) if plan else []
             for line in lines(plan or Plan([]), found, manifest, queue):
                 print(line, flush=True)
             if plan is None:
@@ -157,7 +139,3 @@ class Sweep:
             tasks = f", {len(job.elements)} tasks" if len(job.elements) > 1 else ""
             print(f"job {job.number} {job.role}{tasks}")
         print(f"logs in {self.folder / 'logs'}; dbp sweep status … says how it goes")
-
-
-def _number(job: Job) -> int:
-    return int(job.number)

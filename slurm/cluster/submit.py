@@ -14,9 +14,9 @@ import contextlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dbp.engine.provenance import commit
 from dbp.engine.runners import outside_any_job
@@ -24,12 +24,12 @@ from dbp.engine.store import Store
 from dbp.errors import WorldError
 from slurm.cluster.launcher import Launcher
 from slurm.cluster.manifest import Job, Manifest, write_round
-from slurm.cluster.watching import Queue
 from slurm.plan import Point
 
 SCRIPT = Path(__file__).with_name("job.sbatch")
 
 
+@dataclass
 class Submitter:
     """One submission of a sweep.
 
@@ -40,8 +40,10 @@ class Submitter:
         name: Of the sweep, for the names of its jobs.
     """
 
-    def __init__(self, launcher: Launcher, folder: Path, manifest: Manifest, name: str) -> None:
-        self.launcher, self.folder, self.manifest, self.name = launcher, folder, manifest, name
+    launcher: Launcher
+    folder: Path
+    manifest: Manifest
+    name: str
 
     def prepare(self) -> list[Job]:
         """Submit what makes keys known, and the continuation; raises as `submit` does."""
@@ -70,15 +72,24 @@ class Submitter:
         below |= {point.last.inputs["sets"] for point in missing}
         if any(store.entry(node) is None for node in below):
             roles["shared"] = [list(range(len(missing)))]
-        roles["arm"] = _groups(untrained, self.launcher.arms_per_job)
-        roles["evaluate"] = _groups(list(range(len(missing))), self.launcher.checkpoints_per_job)
-        configs = [_container(point) for point in missing]
+        for role, points, size in (
+            ("arm", untrained, self.launcher.arms_per_job),
+            ("evaluate", list(range(len(missing))), self.launcher.checkpoints_per_job),
+        ):
+            roles[role] = [points[at : at + size] for at in range(0, len(points), size)]
+        configs = [point.container() for point in missing]
+        size = self.launcher.max_array
         with self._all_or_none() as jobs:
             file = write_round(self.folder, manifest.rounds, configs, keys, roles)
             before = list(after)
             for role, tasks in roles.items():
-                if tasks:
-                    before = self._arrays(role, tasks, file, keys, before, jobs)
+                begun = len(jobs)
+                packed = max(map(len, tasks), default=1) if role == "arm" else 1
+                for first in range(0, len(tasks), size):
+                    elements = [[keys[point] for point in task] for task in tasks[first : first + size]]
+                    command = ["-m", "slurm.task", str(self.folder), str(file), role, str(first)]
+                    jobs.append(self._sbatch(role, command, before, elements, packed))
+                before = jobs[begun:] or before
             self._again("report", before, jobs)
             for key in keys:
                 manifest.tries[key] = manifest.tries.get(key, 0) + 1
@@ -104,56 +115,36 @@ class Submitter:
                 ) from error
             raise
 
-    def _arrays(
-        self,
-        role: str,
-        tasks: list[list[int]],
-        file: Path,
-        keys: list[str],
-        after: Sequence[Job],
-        jobs: list[Job],
-    ) -> list[Job]:
-        """Hand in one role, as several arrays if need be; add them to `jobs` and return them."""
-        made: list[Job] = []
-        size = self.launcher.max_array
-        packed = max(map(len, tasks)) if role == "arm" else 1
-        for first in range(0, len(tasks), size):
-            mine = tasks[first : first + size]
-            at_once = f"%{self.launcher.throttle}" if self.launcher.throttle else ""
-            command = ["-m", "slurm.task", str(self.folder), str(file), role, str(first)]
-            number = self._sbatch(role, command, after, packed, [f"--array=0-{len(mine) - 1}{at_once}"])
-            elements = [[keys[point] for point in task] for task in mine]
-            made.append(Job(number, role, self.manifest.rounds, elements))
-            jobs.append(made[-1])
-        return made
-
     def _again(self, role: str, after: Sequence[Job], jobs: list[Job]) -> None:
         """Hand in a job that calls the sweep itself; add it to `jobs`."""
         verb = "prepare" if role == "prepare" else "resume"
         folders = [word for name in self.manifest.config_dirs for word in ("--config-dir", name)]
         command = ["-m", "dbp", "sweep", verb, *folders, *self.manifest.arguments]
-        number = self._sbatch(role, command, after, 1, [])
-        jobs.append(Job(number, role, self.manifest.rounds, [[]]))
+        jobs.append(self._sbatch(role, command, after))
 
     def _sbatch(
         self,
         role: str,
         command: Sequence[str],
         after: Sequence[Job],
-        packed: int,
-        more: Sequence[str],
-    ) -> str:
+        elements: list[list[str]] | None = None,
+        packed: int = 1,
+    ) -> Job:
+        """Hand in one job: an array where `elements` has the points of each task, `packed` processes a task."""
         launcher, logs = self.launcher, self.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         setup = self.folder / "setup.sh"
         setup.write_text("".join(f"{line}\n" for line in launcher.setup))
         asked = launcher.resources(role)
         processes = packed if packed > 1 else asked.ranks
-        name = "%A_%a" if any(word.startswith("--array") for word in more) else "%j"
+        name = "%j" if elements is None else "%A_%a"
         words = [
             "sbatch", "--parsable", f"--job-name=dbp-{self.name}-{role}",
-            f"--output={logs / f'{role}-{name}.log'}", *asked.options(processes), *more,
+            f"--output={logs / f'{role}-{name}.log'}", *asked.options(processes),
         ]  # fmt: skip
+        if elements is not None:
+            at_once = f"%{launcher.throttle}" if launcher.throttle else ""
+            words.append(f"--array=0-{len(elements) - 1}{at_once}")
         if after:
             words.append("--dependency=afterany:" + ":".join(job.number for job in after))
         for option, value in (("partition", launcher.partition), ("account", launcher.account)):
@@ -176,7 +167,8 @@ class Submitter:
                 f"{shlex.join(words[: words.index(str(SCRIPT))])}. Its settings are under launcher "
                 f"(launcher.partition, launcher.{role}.minutes, launcher.options, …)."
             )
-        return done.stdout.strip().partition(";")[0]
+        number = done.stdout.strip().partition(";")[0]
+        return Job(number, role, self.manifest.rounds, [[]] if elements is None else elements)
 
 
 def code() -> str:
@@ -184,25 +176,3 @@ def code() -> str:
     from dbp import __version__
 
     return f"{__version__} {commit() or 'without a commit'}"
-
-
-def waiting_keys(manifest: Manifest, queue: Queue) -> set[str]:
-    """The points that a job in the queue still has before it."""
-    return {
-        key
-        for job in manifest.jobs
-        for number, keys in enumerate(job.elements)
-        for key in keys
-        if queue.holds(job.number, number)
-    }
-
-
-def _groups(points: list[int], size: int) -> list[list[int]]:
-    return [points[at : at + size] for at in range(0, len(points), size)]
-
-
-def _container(point: Point) -> Mapping[str, Any]:
-    from omegaconf import OmegaConf
-
-    found: Any = OmegaConf.to_container(point.config, resolve=True)
-    return found

@@ -129,7 +129,7 @@ def test_what_sbatch_refuses_is_named_and_nothing_is_left_in_the_queue(tmp_path:
 
 def test_a_refused_continuation_takes_the_preparation_back(tmp_path: Path, slurm: Slurm) -> None:
     sweep = Home(tmp_path).sweep()
-    sweep._plan = lambda: (None, {})  # type: ignore[method-assign]
+    sweep.plan = lambda: (None, {})  # type: ignore[method-assign]
     slurm.say("refuse-2", "sbatch: error: Batch job submission failed: Invalid account\n")
     with pytest.raises(WorldError, match=r"SLURM took no report job: .*Invalid account"):
         sweep.hand_in(by_person=True)
