@@ -29,12 +29,6 @@ DIED = "its process died, twice: killed, as when memory runs out (then lower tra
 def run_here(plan: Plan, store: Store, workers: int, vectors: Path) -> dict[str, str]:
     """Do on this machine what is missing: keep lists, then all training, then all evaluation.
 
-    Args:
-        plan: Of the sweep.
-        store: Where results go.
-        workers: Processes side by side.
-        vectors: Folder for what an evaluation encodes, removed afterwards.
-
     Returns:
         Key of each failed point's evaluation -> why it failed.
     """
@@ -55,20 +49,11 @@ def run_here(plan: Plan, store: Store, workers: int, vectors: Path) -> dict[str,
 
 
 def run_points(
-    points: Sequence[Point],
-    store: Store,
-    workers: int,
-    say: Callable[[str], None],
-    last: str = "evaluate",
+    points: Sequence[Point], store: Store, workers: int, say: Callable[[str], None], last: str = "evaluate"
 ) -> dict[str, str]:
-    """Build a stage of each point and all that it rests on.
+    """Build the stage `last` of each point and all that it rests on; `say` a line for each point that ends.
 
-    Args:
-        points: What to run.
-        store: Where results go.
-        workers: Processes; each takes an equal share of the cores, and a GPU in turn.
-        say: Receives a line for each point that ends.
-        last: The stage.
+    Each of `workers` processes takes an equal share of the cores, and a GPU in turn.
 
     Returns:
         Key of each failed point's evaluation -> why it failed; the other points are run all the same.
@@ -106,13 +91,8 @@ def run_points(
 def evaluate_together(points: Sequence[Point], store: Store, workers: int, vectors: Path) -> None:
     """Evaluate what is trained, so that the checkpoints of one process share each decoded image.
 
-    What fails or dies here is left: `run_points` then evaluates it alone, and reports it.
-
-    Args:
-        points: Of a sweep; those that are evaluated or not trained are left out.
-        store: Holds the checkpoints.
-        workers: Processes; each takes an equal share of the checkpoints.
-        vectors: Folder for what is encoded; removed afterwards.
+    What fails or dies here is left: `run_points` then evaluates it alone, and reports it. The folder `vectors` is
+    for what is encoded, and removed afterwards.
     """
     ready = [p for p in points if store.entry(p.nodes["train"]) and store.entry(p.last) is None]
     ready = list({str(store.key(p.last)): p for p in ready}.values())
@@ -145,11 +125,7 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _run_apart(
-    points: Sequence[Point],
-    store: Store,
-    workers: int,
-    done: Callable[[Point, str | None], None],
-    last: str,
+    points: Sequence[Point], store: Store, workers: int, done: Callable[[Point, str | None], None], last: str
 ) -> list[Point]:
     """Run points in processes of their own; return those that a dying process left undone, in order."""
     undone = {str(store.key(point.nodes[last])): point for point in points}

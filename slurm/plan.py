@@ -6,7 +6,7 @@ An axis that an arm does not read has no effect on its keys, so its points fall 
 import gc
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,9 +77,7 @@ class Plan:
     def control_of(self, label: str, control: str) -> str | None:
         """The control's row that stands at every place where `label` stands; none if several do.
 
-        Args:
-            label: Of a row.
-            control: The arm that is the control of those that have none of their own.
+        `control` is the control of the arms that have none of their own.
         """
         places = {at for at, name in self.rows.items() if name == label}
         found = {self.rows.get((self.controls.get(arm, control), place)) for arm, place in places}
@@ -92,21 +90,29 @@ def expand(
     axes: dict[str, list[Any]],
     encoders: Mapping[int, Mapping[str, str]],
 ) -> list[Point]:
-    """Every arm at every point of the axes.
+    """Every arm at every point of the axes, of which an arm reads those whose keys its config has.
 
-    Args:
-        composer: Of the sweep's base config.
-        arms: Name -> settings.
-        axes: Key -> values; keys that an arm's config does not have are not read by it.
-        encoders: Seed -> checkpoint and config of the sweep's own encoder; empty where it trains none.
+    `encoders` has the checkpoint and config of the sweep's own encoder for each seed; empty where it trains none.
 
     Raises:
         ConfigError: A setting of an arm does not exist, or an axis is read by no arm.
     """
+    known, shared, points = groups(), SharedStages(), list[Point]()
+    base = int(composer.config({}).seed) if encoders else 0
     was_on = gc.isenabled()
     gc.disable()  # all configs stay, so looking for garbage takes a third of the time and finds none
     try:
-        points = list(_every(composer, arms, axes, encoders))
+        for arm, settings in arms.items():
+            for values in itertools.product(*axes.values()):
+                here = dict(zip(axes, values, strict=True))
+                encoder = encoders.get(int((here | settings).get(SEED, base)))
+                config = composer.config(here | settings, [k for k in axes if k not in settings], encoder)
+                # What an arm fixes is its place on that axis, if the axis has it.
+                pinned = {k: v for k, v in settings.items() if v in axes.get(k, ())}
+                place = tuple(str(v) for k, v in (here | pinned).items() if k != SEED)
+                reads = (k for k in here if k not in settings and (has(config, k) or k.split("@")[0] in known))
+                own = {k: here[k] for k in reads}
+                points.append(Point(arm, own, config, shared.of(config), "", int(config.seed), place))
     finally:
         if was_on:
             gc.enable()
@@ -133,27 +139,6 @@ def require_sets(points: Iterable[Point]) -> None:
     stages = [node.stage for point in points for node in point.last.inputs.values()]
     for root in dict.fromkeys(stage.root for stage in stages if isinstance(stage, Sets)):
         Sets(root).require_folder()
-
-
-def _every(
-    composer: Composer,
-    arms: dict[str, dict[str, Any]],
-    axes: dict[str, list[Any]],
-    encoders: Mapping[int, Mapping[str, str]],
-) -> Iterator[Point]:
-    known, shared = groups(), SharedStages()
-    base = int(composer.config({}).seed) if encoders else 0
-    for arm, settings in arms.items():
-        for values in itertools.product(*axes.values()):
-            here = dict(zip(axes, values, strict=True))
-            encoder = encoders.get(int((here | settings).get(SEED, base)))
-            config = composer.config(here | settings, [k for k in axes if k not in settings], encoder)
-            # What an arm fixes is its place on that axis, if the axis has it.
-            pinned = {k: v for k, v in settings.items() if v in axes.get(k, ())}
-            place = tuple(str(v) for k, v in (here | pinned).items() if k != SEED)
-            reads = (k for k in here if k not in settings and (has(config, k) or k.split("@")[0] in known))
-            here = {k: here[k] for k in reads}
-            yield Point(arm, here, config, shared.of(config), "", int(config.seed), place)
 
 
 def distinct(points: list[Point], store: Store, controls: Mapping[str, str] | None = None) -> Plan:

@@ -95,6 +95,7 @@ def attempt(work: Callable[[], Any]) -> str | None:
     """Why something failed, if it did; its words go to the log, too. A run that saved and left has not."""
     try:
         work()
+        return None
     except DbpError as error:
         from training.resume.preemption import Preempted
 
@@ -104,8 +105,6 @@ def attempt(work: Callable[[], Any]) -> str | None:
     except Exception as error:  # a bug in one arm must not stop the others
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"
-    else:
-        return None
     print(reason, file=sys.stderr, flush=True)
     return reason
 

@@ -17,19 +17,9 @@ def peak_memory() -> int:
 @cache
 def versions() -> dict[str, str]:
     """Versions of what can change a result."""
-    names = (
-        "density-based-pruning",
-        "torch",
-        "open_clip_torch",
-        "timm",
-        "numpy",
-        "numba",
-        "pyarrow",
-        "pillow",
-        "lightning",
-    )
+    names = ("density-based-pruning", "torch", "open_clip_torch", "timm", "numpy", "numba", "pyarrow", "pillow")
     found = {"python": platform.python_version()}
-    for name in names:
+    for name in (*names, "lightning"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found

@@ -127,12 +127,7 @@ class Work:
             sizes = {name: size for name, size in sizes_of(home).items() if name != PART}
             same = cost is None or record["cost"] in (None, cost)
             return record["counts"] if same and sizes == record["files"] else None
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # absent, cut short, taken away meanwhile
+        except (OSError, ValueError, KeyError, TypeError):  # absent, cut short, taken away meanwhile
             return None
 
     def collect(self) -> None:
@@ -140,19 +135,15 @@ class Work:
         for name in self.kept:
             (self.folder / name).mkdir(exist_ok=True)
             for file in (self.shared / name).iterdir():
-                if file.name == PART:
-                    continue
-                link_or_copy(file, self.folder / name / file.name)
+                if file.name != PART:
+                    link_or_copy(file, self.folder / name / file.name)
 
     def checksums(self) -> dict[str, int]:
         """The checksums of the artifact's files; those of its parts were taken when they were made."""
-        found = {f"{name}/{file}": crc for name in self.kept for file, crc in _recorded(self.shared / name).items()}
+        records = {name: json.loads((self.shared / name / PART).read_text()) for name in self.kept}
+        found = {f"{name}/{file}": crc for name, said in records.items() for file, crc in said["crc32"].items()}
         rest = [file for file in sizes_of(self.folder) if file not in found]
         return found | checksums(self.folder, rest)
-
-
-def _recorded(home: Path) -> dict[str, int]:
-    return json.loads((home / PART).read_text())["crc32"]
 
 
 def checksums(folder: Path, names: Iterable[str] | None = None) -> dict[str, int]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from dbp.clustering.kmeans import semdedup_num_clusters
 from dbp.engine.stage import Node
-from dbp.planning.amounts import Number, bytes_text, flops_text, seconds_text
+from dbp.planning.amounts import bytes_text, flops_text, seconds_text
 from dbp.planning.effort import Effort, vector_bytes
 from dbp.planning.efforts import effort_of
 from dbp.planning.machine import Machine
@@ -15,21 +15,12 @@ PART_BYTES = (8e6, 256e6)  # of a part's vectors: seconds of work, and far from 
 PARTS_OF_WORKER = 4  # so that workers end together
 
 
-def advice(
-    outlook: Outlook, efforts: Mapping[Node, Effort], machine: Machine | None, probe_seconds: Number
-) -> Iterator[str]:
-    """Sentences about what is to be built.
-
-    Args:
-        outlook: What is known of the graph.
-        efforts: Of the stages that will be built.
-        machine: That most of them run on; None where nothing could be reckoned.
-        probe_seconds: Which measurement of the machine to use.
-    """
+def advice(outlook: Outlook, efforts: Mapping[Node, Effort], machine: Machine | None) -> Iterator[str]:
+    """Sentences about what is to be built: stages with their efforts, on a machine where any could be reckoned."""
     yield from outlook.notes
     for node in efforts:
         if node.stage.name == "similar":
-            yield from another_k(outlook, node, probe_seconds)
+            yield from another_k(outlook, node)
     yield from size_of_parts(outlook, list(efforts))
     if machine is None:
         return
@@ -58,7 +49,7 @@ def advice(
         )
 
 
-def another_k(outlook: Outlook, similar: Node, probe_seconds: Number) -> Iterator[str]:
+def another_k(outlook: Outlook, similar: Node) -> Iterator[str]:
     """What dedup costs at the k that is set and at the one that balances assigning and comparing.
 
     Fit, assignment and comparison together: the fit's sample grows with k, so it is k squared.
@@ -78,7 +69,7 @@ def another_k(outlook: Outlook, similar: Node, probe_seconds: Number) -> Iterato
             effort = effort_of(node.stage, replace(sizes, clusters=k))
             assert effort is not None, "these stages have one"
             flops += effort.flops
-            seconds += effort.on(outlook.machine(node, probe_seconds), True).seconds or 0.0
+            seconds += effort.on(outlook.machine(node), True).seconds or 0.0
         return f"{flops_text(flops)}FLOP, {seconds_text(seconds)}"
 
     own = f"{k:,} clusters ({cost(k)} to fit, assign and compare)"

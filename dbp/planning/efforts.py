@@ -120,31 +120,25 @@ def _fit(stage: Any, sizes: Sizes) -> Effort:
     )
 
 
-def _assign(stage: Any, sizes: Sizes) -> Effort:
-    """2 n k d operations, and the vectors once more, sorted by cluster, where runs are written."""
-    is_large = vector_bytes(sizes.rows, sizes.width) > RUNS_ABOVE
-    runs = stage.runs == "yes" or (stage.runs == "auto" and is_large)
-    return of_assignment(sizes, stage.threads, stage.block, runs)
-
-
-def of_assignment(sizes: Sizes, threads: int, block: int, runs: bool = False) -> Effort:
+def of_assignment(sizes: Sizes, threads: int, block: int, runs: str = "no") -> Effort:
     """The effort of finding each row's nearest centroid: 2 n k d operations.
 
     Each of the n k products is looked through for the largest and for candidates, about four times as
     long as one maximum takes; vectors are widened to fp32. Written are 16 bytes a row in parts and 8 in the
-    end; with `runs` the vectors, too, sorted by cluster.
+    end; with `runs` (yes, no, or auto: above a size) the vectors, too, sorted by cluster.
 
     Source: the product's size; looking through measured for k from 274 to 2,000: 3 to 4.6 maxima.
     """
     n, d, k = sizes.rows, sizes.width, sizes.clusters
     vectors = vector_bytes(n, d)
     own = 16.0 * n + 8.0 * sizes.pool_rows + 4.0 * k * d
+    has_runs = runs == "yes" or (runs == "auto" and vectors > RUNS_ABOVE)
     return Effort(
         rows=n,
         flops=2.0 * n * k * d,
         values=4.0 * n * k + 3.0 * n * d,
-        bytes_read=vectors * (2 if runs else 1) + 16.0 * n,
-        bytes_written=own + (vectors + 8.0 * n if runs else 0.0),
+        bytes_read=vectors * (2 if has_runs else 1) + 16.0 * n,
+        bytes_written=own + (vectors + 8.0 * n if has_runs else 0.0),
         memory=threads * min(n, block) * (4.0 * k + 6.0 * d + 12) + 20.0 * k * d + 12.0 * sizes.pool_rows,
         sent=4.0 * n * d,
     )
@@ -214,7 +208,7 @@ EFFORTS: dict[str, Callable[[Any, Sizes], Effort]] = {
     "index": _index,
     "embed": _embed,
     "centroids/kmeans": _fit,
-    "cluster/kmeans": _assign,
+    "cluster/kmeans": lambda s, sizes: of_assignment(sizes, s.threads, s.block, s.runs),
     "score/clip": _clip_score,
     "dedup/similar": _similar,
     "dedup/borders": _borders,

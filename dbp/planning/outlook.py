@@ -33,10 +33,11 @@ class Outlook:
 
     Args:
         store: Where finished artifacts lie, and who makes the parts.
+        seconds: That measuring the machine may take, and as much again if stages differ in threads.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, seconds: Number = 2.0) -> None:
+        self.store, self.seconds = store, seconds
         self.notes: dict[str, None] = {}  # what was assumed, in order, each once
         self._outcomes: dict[Node, Sizes | None] = {}
 
@@ -84,7 +85,7 @@ class Outlook:
         ours = _made_by(parameters(node.stage))
         found = [
             (rows, made["seconds"] / rows, entry)
-            for entry in self._entries
+            for entry in self.entries
             if (made := entry.manifest)["stage"] == node.stage.name
             and made["version"] == node.stage.version
             and (rows := made["counts"].get("rows"))
@@ -93,22 +94,23 @@ class Outlook:
         return max(found, key=lambda item: item[0])[1:] if found else None
 
     @cached_property
-    def _entries(self) -> list[Entry]:
+    def entries(self) -> list[Entry]:
+        """All that the store holds."""
         return list(self.store.entries())
 
     def workers(self, node: Node) -> int:
         """Processes that share a node's parts."""
         return int(getattr(self.store.runner, "workers", 1)) if isinstance(node.stage, Parted) else 1
 
-    def machine(self, node: Node, seconds: Number) -> Machine:
-        """The machine, or machines, with the threads that a node's stage uses, measured in so many seconds.
+    def machine(self, node: Node) -> Machine:
+        """The machine, or machines, with the threads that a node's stage uses.
 
         Nodes of a cluster are taken to be like this machine, and to share its disk.
         """
         workers = self.workers(node)
         on_cluster = workers > 1 and hasattr(self.store.runner, "settings")
         lanes: int = getattr(node.stage, "threads", 1) * (1 if on_cluster else workers)
-        found = probe(self.store.root, None if lanes == 1 else lanes, self._device(node), seconds)
+        found = probe(self.store.root, None if lanes == 1 else lanes, self._device(node), self.seconds)
         if on_cluster:
             self.notes[f"{workers} tasks of SLURM are taken to be like this machine"] = None
             return found.times(workers)

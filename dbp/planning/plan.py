@@ -15,7 +15,6 @@ from dbp.planning.amounts import bytes_text, count_text, flops_text, seconds_tex
 from dbp.planning.effort import Effort, Timing, vector_bytes
 from dbp.planning.outlook import Outlook, makes, needed_for, same_once
 
-PROBE = 2.0  # seconds that measuring the machine may take, and as much again if stages differ in threads
 HEAD = ("stage", "key", "state", "rows", "read", "written", "FLOP", "time", "memory", "bound by")
 LEFT = ("stage", "key", "state", "bound by")  # columns of words; those of amounts are aligned to the right
 WIDTH = 100  # columns of a terminal that the plan fits into
@@ -24,18 +23,7 @@ TOGETHER = "\N{NO-BREAK SPACE}"  # a difference is not broken into two lines
 
 @dataclass(frozen=True)
 class Line:
-    """One stage of a plan.
-
-    Args:
-        node: The stage.
-        key: Its key, once it is known.
-        entry: Its artifact, if it is there.
-        is_to_build: Whether a run would make it.
-        rows: That it works on, as text.
-        effort: What making it costs.
-        timing: On this machine.
-        like: The artifact that is nearest to it, and in what they differ.
-    """
+    """One stage of a plan; `like` is the artifact that is nearest to it, and in what they differ."""
 
     node: Node
     key: str | None
@@ -108,9 +96,9 @@ def plan(outlook: Outlook, wanted: Sequence[Node]) -> list[Line]:
         key, entry = store.key(node), store.entry(node)
         line = Line(node, key, entry, node in needed and entry is None, _rows(outlook, node, entry))
         if line.is_to_build:
-            line = replace(line, like=nearest_like(store, node) if key else None)
+            line = replace(line, like=nearest_like(outlook, node) if key else None)
             if (effort := outlook.effort(node)) is not None:
-                machine = outlook.machine(node, PROBE)
+                machine = outlook.machine(node)
                 vectors = {up for up in node.inputs.values() if makes(up) is Embeddings}
                 timing = effort.on(machine, bool(vectors) and vectors <= in_memory)
                 line = replace(line, effort=effort, timing=timing)
@@ -139,7 +127,7 @@ def notes(outlook: Outlook, to_build: Sequence[Line]) -> Iterator[str]:
         )
     efforts = {line.node: line.effort for line in to_build if line.effort}
     most = max(efforts, key=lambda node: efforts[node].flops, default=None)
-    yield from advice(outlook, efforts, outlook.machine(most, PROBE) if most else None, PROBE)
+    yield from advice(outlook, efforts, outlook.machine(most) if most else None)
 
 
 def total(to_build: Sequence[Line]) -> tuple[str, ...]:
@@ -159,7 +147,7 @@ def total(to_build: Sequence[Line]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def nearest_like(store: Store, node: Node) -> tuple[Entry, list[str]] | None:
+def nearest_like(outlook: Outlook, node: Node) -> tuple[Entry, list[str]] | None:
     """The artifact of the same stage that differs in the fewest fields, and those fields."""
 
     def fields(values: dict[str, Any], inputs: dict[str, str | None]) -> dict[str, Any]:
@@ -167,8 +155,8 @@ def nearest_like(store: Store, node: Node) -> tuple[Entry, list[str]] | None:
         return own | {f"input {name}": identity for name, identity in inputs.items()}
 
     found: list[tuple[Entry, list[str]]] = []
-    ours = fields(parameters(node.stage), {name: store.identity(up) for name, up in node.inputs.items()})
-    for entry in store.entries():
+    ours = fields(parameters(node.stage), {name: outlook.store.identity(up) for name, up in node.inputs.items()})
+    for entry in outlook.entries:
         if entry.stage != node.stage.name:
             continue
         made = entry.manifest

@@ -34,14 +34,14 @@ def rate(store: Store, node: Node, entry: Entry, was_begun: bool) -> str:
     if was_begun or seconds < LONG:
         return ""
     with contextlib.suppress(DbpError, OSError):  # the artifact is made, whatever becomes of this line
-        outlook = Outlook(store)
+        outlook = Outlook(store, PROBE)
         effort = outlook.effort(node)
         if effort is None or not effort.rows:
             return ""
         said = f", {per_second(effort.rows / seconds)}"
         if isinstance(store.runner, Slurm) and outlook.workers(node) > 1:
             return said
-        timing = replace(effort, elsewhere=None).on(outlook.machine(node, PROBE))
+        timing = replace(effort, elsewhere=None).on(outlook.machine(node))
         return share(effort, timing.by, seconds) or said
     return ""
 
@@ -49,10 +49,7 @@ def rate(store: Store, node: Node, entry: Entry, was_begun: bool) -> str:
 def share(effort: Effort, by: Mapping[str, Number], seconds: Number) -> str:
     """The rate with the share of the limit that is nearest; empty where none is near.
 
-    Args:
-        effort: What was handled.
-        by: The least seconds that each resource needs for it.
-        seconds: What it took.
+    `by` has the least seconds that each resource needs for the effort.
     """
     handled = {READING: effort.bytes_read, WRITING: effort.bytes_written}
     shares = {name: least / seconds for name, least in by.items() if name in OF}

@@ -447,10 +447,10 @@ def test_several_workers_share_parts_but_not_the_fit(made, monkeypatch):
     store, nodes, *_ = made
     outlook = Outlook(Store(store.root, runner=Processes(3)))
     for name in ("centroids", "cluster"):
-        outlook.machine(nodes[name], 1.0)
+        outlook.machine(nodes[name])
     two_threads = graph("parts.threads=2")
-    outlook.machine(two_threads["cluster"], 1.0)
-    outlook.machine(two_threads["centroids"], 1.0)
+    outlook.machine(two_threads["cluster"])
+    outlook.machine(two_threads["centroids"])
     assert asked == [None, 3, 6, 2]
 
 
@@ -503,7 +503,7 @@ def test_advice_warns_only_of_what_does_not_fit(made):
     effort = Effort(rows=1, bytes_written=2e9, memory=3e9)
 
     def said(machine):
-        return " ".join(advice(outlook, {nodes["valid"]: effort}, machine, 1.0))
+        return " ".join(advice(outlook, {nodes["valid"]: effort}, machine))
 
     roomy = replace(SLOW, disk_free=3e9, memory_free=4e9)
     assert "WARNING" not in said(roomy)

@@ -9,9 +9,8 @@ from slurm_toys import Home, Slurm, option, point, toy
 
 from dbp.errors import WorldError
 from slurm import task
-from slurm.cluster.jobs import Sweep
+from slurm.cluster.jobs import SCRIPT, Sweep, code
 from slurm.cluster.manifest import Manifest, read_points
-from slurm.cluster.submit import SCRIPT, code
 
 
 @pytest.fixture
