@@ -28,7 +28,7 @@ class SweepSettings:
             with one thread, where there is none.
         plots: Draw the figures.
         unequal_compute: Allow arms whose steps, batch, model or evaluation differ.
-        add_controls: Add an arm that keeps as many rows by chance wherever an arm that selects has none.
+        add_controls: Add an arm that keeps as many rows at random wherever an arm that selects has none.
         rehearsal: For smoke runs: keys (and all below them) that arms and axes may not change; of
             the other axes only the first value is taken.
     """
@@ -69,7 +69,7 @@ class Grid:
     Args:
         arms: Name -> settings.
         axes: Key -> values.
-        controls: Arm -> the arm that keeps as many rows by chance, of the rows that it chose from.
+        controls: Arm -> the arm that keeps as many rows at random, of the rows that it chose from.
     """
 
     arms: dict[str, dict[str, Any]]
@@ -78,7 +78,7 @@ class Grid:
 
     @classmethod
     def of(cls, settings: SweepSettings, said: dict[str, list[Any]], base: list[str], alone: str) -> "Grid":
-        """The grid of an experiment and of what a person said.
+        """The grid of an experiment and of what the user said.
 
         Args:
             settings: Of the experiment.
@@ -119,7 +119,7 @@ class Grid:
 
 
 def add_controls(arms: dict[str, dict[str, Any]], name: str) -> dict[str, str]:
-    """Add the arms that choose by chance what others choose by a method; one for each way to get there.
+    """Add the arms that choose at random what others choose by a method; one for each way to get there.
 
     Args:
         arms: Name -> settings; the new ones are put in.

@@ -66,12 +66,8 @@ class Work:
     def part(self, name: str, make: Callable[[Path], dict[str, Any]], cost: float | None = None) -> dict[str, Any]:
         """Make one part, unless an earlier try finished it; return the counts that `make` returned.
 
-        `make` writes into a folder of its own, which is renamed when it is on disk, its record last.
-
-        Args:
-            name: Of the part.
-            make: Writes it.
-            cost: Of the part: a part of this name that cost something else had other bounds.
+        `make` writes into a folder of its own, which is renamed when it is on disk, its record last. A part of this
+        name that cost something else had other bounds.
 
         Raises:
             FileNotFoundError: The folder of parts was taken away.
@@ -115,12 +111,7 @@ class Work:
         return self.shared / f".{name}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
     def counts(self, name: str, cost: float | None = None) -> dict[str, Any] | None:
-        """What making a part returned; None while it is not finished.
-
-        Args:
-            name: Of the part.
-            cost: What the part costs; None where that is not known.
-        """
+        """What making a part returned; None while it is not finished, or if its known `cost` was another."""
         home = self.shared / name
         try:
             record = json.loads((home / PART).read_text())

@@ -135,11 +135,9 @@ def _row_seconds(stage: Any, shard: str) -> float | None:
 
 
 def usual_width(encoder: Any, side: str) -> tuple[int, str]:
-    """How many numbers a vector will have, and what was assumed for that; an empty text where it is certain.
+    """How many numbers a vector of the side `image` or `text` will have, and what was assumed for that.
 
-    Args:
-        encoder: A dataclass of `dbp.encoders`, or another's. Its network is not loaded.
-        side: `image` or `text`.
+    The text is empty where the width is certain. The encoder's network is not loaded.
     """
     model = str(getattr(encoder, "model", None) or "")
     try:

@@ -136,11 +136,9 @@ def lines(plan: Plan, found: Sequence[State], manifest: Manifest | None, queue: 
 
 
 def describe_end(shown: str, role: str) -> str:
-    """What `scontrol show job --oneliner` says of the end of a job, in words.
+    """What a line of `scontrol show job --oneliner` says of the end of a job, in words; `role` names its settings.
 
-    Args:
-        shown: Its line of a task; empty where SLURM has forgotten it.
-        role: Of the job, for the setting to change.
+    The line is empty where SLURM has forgotten the job.
     """
     values = dict(re.findall(r"(\w+)=(\S+)", shown))
     state = values.get("JobState", "")
