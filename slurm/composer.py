@@ -43,10 +43,7 @@ class Composer:
 
         self.base, self.config_dirs, self.known = base, config_dirs, groups()
         parse = OverridesParser.create().parse_override
-        self.values = [
-            (made.key_or_group, made.value())
-            for made in (parse(o) for o in base if _is_value(o.partition("=")[0], self.known))
-        ]
+        self.values = [(made.key_or_group, made.value()) for made in map(parse, filter(self._is_value, base))]
         self.composed: dict[tuple[str, ...], Template] = {}
         self.made: dict[str, Any] = {}
 
@@ -66,6 +63,8 @@ class Composer:
         Raises:
             ConfigError: A setting does not exist.
         """
+        from omegaconf import OmegaConf
+
         choices = {
             k: v
             for k, v in settings.items()
@@ -80,18 +79,26 @@ class Composer:
         for key in list(values):
             if not has(template.open, key):
                 if key not in optional:
-                    raise _unknown(template.open, key)
+                    parent, _, last = key.rpartition(".")
+                    node = OmegaConf.select(template.open, parent) if parent else template.open
+                    names = [str(n) for n in node if n != "_target_"] if hasattr(node, "keys") else []
+                    raise ConfigError(f"{key} is not a setting here. {nearest(last, names) if names else ''}")
                 del values[key]
         name = repr((chosen, values, encoder))
         if name not in self.made:
             self.made[name] = _filled(template, values, encoder or {})
         return self.made[name]
 
+    def _is_value(self, override: str) -> bool:
+        """Whether an override sets a value; choices of groups, additions and deletions are for Hydra."""
+        key = override.partition("=")[0]
+        return key.split("@")[0] not in self.known and not key.startswith(("+", "~"))
+
     def _template(self, chosen: tuple[str, ...]) -> Template:
         from omegaconf import OmegaConf
 
         replaced = {choice.partition("=")[0] for choice in chosen}
-        late = [o for o in _late(self.base, self.known) if o.partition("=")[0] not in replaced]
+        late = [o for o in self.base if not self._is_value(o) and o.partition("=")[0] not in replaced]
         config = compose("sweep", [*late, *chosen], self.config_dirs, resolve=False)
         for key, value in self.values:
             if has(config, key):
@@ -105,39 +112,28 @@ class Composer:
 def _filled(template: Template, values: Mapping[str, Any], encoder: Mapping[str, str]) -> Any:
     from omegaconf import OmegaConf
 
-    config = pickle.loads(template.closed)
-    if any("${" in text for text in map(str, [*values.values(), *template.links.values()])):
-        config = pickle.loads(pickle.dumps(template.open))  # not a plain link: OmegaConf reads it
-        _set(config, values)
-        _give(config, encoder)
-        OmegaConf.resolve(config)
-        return config
-    _set(config, values)
-    # A link may lead to another, so that changes are followed until none is left.
-    changed, left = list(values), {k: v for k, v in template.links.items() if k not in values}
-    while changed:
-        source = changed.pop()
-        for key in [key for key, target in left.items() if _touch(source, target)]:
-            OmegaConf.update(config, key, OmegaConf.select(config, left.pop(key)))
-            changed.append(key)
-    _give(config, encoder)
-    return config
-
-
-def _set(config: Any, values: Mapping[str, Any]) -> None:
-    from omegaconf import OmegaConf
-
+    is_plain = not any("${" in str(text) for text in [*values.values(), *template.links.values()])
+    config = pickle.loads(template.closed if is_plain else pickle.dumps(template.open))
     for key, value in values.items():
         OmegaConf.update(config, key, value)
-
-
-def _give(config: Any, encoder: Mapping[str, str]) -> None:
-    for use in USES if encoder else ():
-        if _lacks_weights(config.encoder[use]):
-            config.encoder[use].update(encoder)
-    captioner = config.get("captioner") if encoder else None
-    if captioner is not None and has(captioner, "encoder") and _lacks_weights(captioner.encoder):
-        captioner.encoder.update(encoder)
+    if is_plain:
+        # A link may lead to another, so that changes are followed until none is left.
+        changed, left = list(values), {k: v for k, v in template.links.items() if k not in values}
+        while changed:
+            source = changed.pop()
+            for key in [key for key, target in left.items() if _touch(source, target)]:
+                OmegaConf.update(config, key, OmegaConf.select(config, left.pop(key)))
+                changed.append(key)
+    if encoder:
+        captioner = config.get("captioner")
+        theirs = [captioner.encoder] if captioner is not None and has(captioner, "encoder") else []
+        for one in [*(config.encoder[use] for use in USES), *theirs]:
+            # A network of no name and no file, as encoder=local_clip leaves it.
+            if has(one, "checkpoint") and one.checkpoint is None and one.model is None:
+                one.update(encoder)
+    if not is_plain:
+        OmegaConf.resolve(config)
+    return config
 
 
 def _touch(changed: str, target: str) -> bool:
@@ -156,29 +152,6 @@ def _links(value: Any, key: str = "") -> Iterable[tuple[str, str]]:
     elif isinstance(value, str) and "${" in value:
         found = LINK.fullmatch(value)
         yield key, found.group(1) if found else value
-
-
-def _unknown(config: Any, key: str) -> ConfigError:
-    from omegaconf import OmegaConf
-
-    parent, _, last = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    names = [str(n) for n in node if n != "_target_"] if hasattr(node, "keys") else []
-    return ConfigError(f"{key} is not a setting here. {nearest(last, names) if names else ''}")
-
-
-def _is_value(key: str, known: dict[str, list[str]]) -> bool:
-    return key.lstrip("+~").split("@")[0] not in known and not key.startswith(("+", "~"))
-
-
-def _lacks_weights(encoder: Any) -> bool:
-    """Whether it is a network of no name and no file, as encoder=local_clip leaves it."""
-    return has(encoder, "checkpoint") and encoder.checkpoint is None and encoder.model is None
-
-
-def _late(given: list[str], known: dict[str, list[str]]) -> list[str]:
-    """The overrides that Hydra must see: choices of groups, additions and deletions."""
-    return [o for o in given if not _is_value(o.partition("=")[0], known)]
 
 
 def has(config: Any, key: str) -> bool:

@@ -8,7 +8,7 @@ import contextlib
 import os
 import shutil
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -21,6 +21,7 @@ from dbp.engine.store import Store
 from dbp.errors import DbpError
 from slurm.composer import stages
 from slurm.plan import Plan, Point
+from slurm.task import evaluate
 
 DIED = "its process died, twice: killed, as when memory runs out (then lower train.batch_size)"
 
@@ -28,16 +29,17 @@ DIED = "its process died, twice: killed, as when memory runs out (then lower tra
 def run_here(plan: Plan, store: Store, workers: int, vectors: Path) -> dict[str, str]:
     """Do on this machine what is missing: keep lists, then all training, then all evaluation.
 
-    Args:
-        plan: Of the sweep.
-        store: Where results go.
-        workers: Processes side by side.
-        vectors: Folder for what an evaluation encodes, removed afterwards.
-
     Returns:
         Key of each failed point's evaluation -> why it failed.
     """
-    failures = build_shared(plan, store)
+    failures: dict[str, str] = {}
+    for point in plan.points:  # what several points rest on is built here, once; arms then run apart
+        if store.entry(point.last) is None:
+            # With the captions of a list, where an arm has them: arms share the list.
+            refined = [up for name, up in point.nodes["train"].inputs.items() if name == "refined"]
+            if reason := attempt(store, point.nodes["select"], *refined, point.last.inputs["sets"]):
+                failures[str(store.key(point.last))] = reason
+                print(f"{point.label} seed {point.seed}: {reason}")
     for last in ("train", "evaluate"):
         left = [point for point in plan.points if str(store.key(point.last)) not in failures]
         if last == "evaluate":
@@ -46,39 +48,12 @@ def run_here(plan: Plan, store: Store, workers: int, vectors: Path) -> dict[str,
     return failures
 
 
-def build_shared(plan: Plan, store: Store) -> dict[str, str]:
-    """Build here, once, what several points rest on; arms then run apart.
-
-    Returns:
-        Key of the evaluation of each point that cannot be built -> why.
-    """
-    failures: dict[str, str] = {}
-    for point in plan.points:
-        if store.entry(point.last) is None:
-            sets = point.nodes["evaluate"].inputs["sets"]
-            # With the captions of a list, where an arm has them: arms share the list.
-            refined = [up for n, up in point.nodes["train"].inputs.items() if n == "refined"]
-            if reason := attempt(store, point.nodes["select"], *refined, sets):
-                failures[str(store.key(point.last))] = reason
-                print(f"{point.label} seed {point.seed}: {reason}")
-    return failures
-
-
 def run_points(
-    points: Sequence[Point],
-    store: Store,
-    workers: int,
-    say: Callable[[str], None],
-    last: str = "evaluate",
+    points: Sequence[Point], store: Store, workers: int, say: Callable[[str], None], last: str = "evaluate"
 ) -> dict[str, str]:
-    """Build a stage of each point and all that it rests on.
+    """Build the stage `last` of each point and all that it rests on; `say` a line for each point that ends.
 
-    Args:
-        points: What to run.
-        store: Where results go.
-        workers: Processes; each takes an equal share of the cores, and a GPU in turn.
-        say: Receives a line for each point that ends.
-        last: The stage.
+    Each of `workers` processes takes an equal share of the cores, and a GPU in turn.
 
     Returns:
         Key of each failed point's evaluation -> why it failed; the other points are run all the same.
@@ -114,76 +89,55 @@ def run_points(
 
 
 def evaluate_together(points: Sequence[Point], store: Store, workers: int, vectors: Path) -> None:
-    """Evaluate what is trained, so that the checkpoints of one process share each decoded picture.
+    """Evaluate what is trained, so that the checkpoints of one process share each decoded image.
 
-    What fails or dies here is left: `run_points` then evaluates it alone, and reports it.
-
-    Args:
-        points: Of a sweep; those that are evaluated or not trained are left out.
-        store: Holds the checkpoints.
-        workers: Processes; each takes an equal share of the checkpoints.
-        vectors: Folder for what is encoded; removed afterwards.
+    What fails or dies here is left: `run_points` then evaluates it alone, and reports it. The folder `vectors` is
+    for what is encoded, and removed afterwards.
     """
     ready = [p for p in points if store.entry(p.nodes["train"]) and store.entry(p.last) is None]
     ready = list({str(store.key(p.last)): p for p in ready}.values())
     if len(ready) < 2:
         return
     workers = min(workers, len(ready))
-    pool = _processes(workers)
     try:
-        jobs = []
-        with contextlib.suppress(BrokenProcessPool):
-            for number in range(workers):
-                some = [(str(store.key(p.last)), _container(p)) for p in ready[number::workers]]
-                jobs.append(pool.submit(_evaluate, vectors / str(number), some))
-        for job in jobs:
-            with contextlib.suppress(Exception):
-                job.result()
+        with _processes(workers) as pool:
+            jobs = []
+            with contextlib.suppress(BrokenProcessPool):
+                for number in range(workers):
+                    some = [(str(store.key(p.last)), p.container()) for p in ready[number::workers]]
+                    jobs.append(pool.submit(evaluate, vectors / str(number), some))
+            for job in jobs:
+                job.exception()
     finally:
-        pool.shutdown(cancel_futures=True)
         shutil.rmtree(vectors, ignore_errors=True)
 
 
-def _evaluate(folder: Path, points: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    from slurm.task import evaluate
-
-    evaluate(folder, points)
-
-
-def _processes(workers: int) -> ProcessPoolExecutor:
+@contextlib.contextmanager
+def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Spawned processes that share out the cores and the GPUs."""
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = get_context("spawn")
-    given = (threads, context.Value("i", 0), visible_gpus())
-    return ProcessPoolExecutor(workers, context, _begin, given)
+    pool = ProcessPoolExecutor(workers, context, _begin, (threads, context.Value("i", 0), visible_gpus()))
+    try:
+        yield pool
+    finally:  # on an interrupt, too: what has not begun does not begin
+        pool.shutdown(cancel_futures=True)
 
 
 def _run_apart(
-    points: Sequence[Point],
-    store: Store,
-    workers: int,
-    done: Callable[[Point, str | None], None],
-    last: str,
+    points: Sequence[Point], store: Store, workers: int, done: Callable[[Point, str | None], None], last: str
 ) -> list[Point]:
     """Run points in processes of their own; return those that a dying process left undone, in order."""
-    pool = _processes(workers)
     undone = {str(store.key(point.nodes[last])): point for point in points}
-    try:
+    with _processes(workers) as pool:
         jobs = {}
         with contextlib.suppress(BrokenProcessPool):
             for key, point in undone.items():
-                work = pool.submit(_run, _container(point), str(store.root), str(store.runs), last)
-                jobs[work] = key
+                jobs[pool.submit(_run, point.container(), str(store.root), str(store.runs), last)] = key
         for job in as_completed(jobs):
-            try:
-                reason = job.result()
-            except BrokenProcessPool:
-                continue
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-            done(undone.pop(jobs[job]), reason)
-    finally:  # on an interrupt, too: what has not begun does not begin
-        pool.shutdown(cancel_futures=True)
+            error = job.exception()
+            if not isinstance(error, BrokenProcessPool):
+                done(undone.pop(jobs[job]), f"{type(error).__name__}: {error}" if error else job.result())
     return list(undone.values())
 
 
@@ -199,13 +153,6 @@ def attempt(store: Store, *nodes: Node) -> str | None:
     finally:
         store.loaded.clear()
     return None
-
-
-def _container(point: Point) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    found: Any = OmegaConf.to_container(point.config, resolve=True)
-    return found
 
 
 def _begin(threads: int, started: Any, gpus: list[str]) -> None:

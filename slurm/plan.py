@@ -6,8 +6,7 @@ An axis that an arm does not read has no effect on its keys, so its points fall 
 import gc
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +47,13 @@ class Point:
     def last(self) -> Node:
         return self.nodes["evaluate"]
 
+    def container(self) -> dict[str, Any]:
+        """Its config as another process gets it."""
+        from omegaconf import OmegaConf
+
+        found: Any = OmegaConf.to_container(self.config, resolve=True)
+        return found
+
 
 @dataclass
 class Plan:
@@ -55,22 +61,23 @@ class Plan:
 
     Args:
         points: Of one arm no two have the same key.
-        labels: Rows of the table.
         rows: (arm, place) -> label of the row that stands for it.
         controls: Arm -> the arm that is its control.
     """
 
     points: list[Point]
-    labels: list[str] = field(default_factory=list)
     rows: dict[tuple[str, tuple[str, ...]], str] = field(default_factory=dict)
     controls: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> list[str]:
+        """Rows of the table."""
+        return list(dict.fromkeys(point.label for point in self.points))
 
     def control_of(self, label: str, control: str) -> str | None:
         """The control's row that stands at every place where `label` stands; none if several do.
 
-        Args:
-            label: Of a row.
-            control: The arm that is the control of those that have none of their own.
+        `control` is the control of the arms that have none of their own.
         """
         places = {at for at, name in self.rows.items() if name == label}
         found = {self.rows.get((self.controls.get(arm, control), place)) for arm, place in places}
@@ -83,39 +90,42 @@ def expand(
     axes: dict[str, list[Any]],
     encoders: Mapping[int, Mapping[str, str]],
 ) -> list[Point]:
-    """Every arm at every point of the axes.
+    """Every arm at every point of the axes, of which an arm reads those whose keys its config has.
 
-    Args:
-        composer: Of the sweep's base config.
-        arms: Name -> settings.
-        axes: Key -> values; keys that an arm's config does not have are not read by it.
-        encoders: Seed -> checkpoint and config of the sweep's own encoder; empty where it trains none.
+    `encoders` has the checkpoint and config of the sweep's own encoder for each seed; empty where it trains none.
 
     Raises:
         ConfigError: A setting of an arm does not exist, or an axis is read by no arm.
     """
-    with _no_collection():
-        points = list(_every(composer, arms, axes, encoders))
+    known, shared, points = groups(), SharedStages(), list[Point]()
+    base = int(composer.config({}).seed) if encoders else 0
+    was_on = gc.isenabled()
+    gc.disable()  # all configs stay, so looking for garbage takes a third of the time and finds none
+    try:
+        for arm, settings in arms.items():
+            for values in itertools.product(*axes.values()):
+                here = dict(zip(axes, values, strict=True))
+                encoder = encoders.get(int((here | settings).get(SEED, base)))
+                config = composer.config(here | settings, [k for k in axes if k not in settings], encoder)
+                # What an arm fixes is its place on that axis, if the axis has it.
+                pinned = {k: v for k, v in settings.items() if v in axes.get(k, ())}
+                place = tuple(str(v) for k, v in (here | pinned).items() if k != SEED)
+                reads = (k for k in here if k not in settings and (has(config, k) or k.split("@")[0] in known))
+                own = {k: here[k] for k in reads}
+                points.append(Point(arm, own, config, shared.of(config), "", int(config.seed), place))
+    finally:
+        if was_on:
+            gc.enable()
     read_by = {axis for point in points for axis in point.axes}
     if unread := sorted(set(axes) - read_by):
-        raise ConfigError(
-            f"no arm of the sweep reads the axis {unread[0]}: {', '.join(arms)}. "
-            f"{_way_out(unread[0], arms, points)}"
-        )
+        axis, way_out = unread[0], "Remove it."
+        keys = {key for point in points for key in flat(point.container())}
+        if fixed := [arm for arm, settings in arms.items() if axis in settings]:
+            way_out = f"{', '.join(fixed)} set it to one value. Take it out of there."
+        elif axis not in keys:
+            way_out = f"Remove it, or correct its spelling. {nearest(axis, keys)}"
+        raise ConfigError(f"no arm of the sweep reads the axis {axis}: {', '.join(arms)}. {way_out}")
     return points
-
-
-def _way_out(axis: str, arms: Mapping[str, dict[str, Any]], points: Iterable[Point]) -> str:
-    """What to do about an axis that no arm reads."""
-    from omegaconf import OmegaConf
-
-    if fixed := [arm for arm, settings in arms.items() if axis in settings]:
-        return f"{', '.join(fixed)} set it to one value. Take it out of there."
-    configs: list[Any] = [OmegaConf.to_container(point.config) for point in points]
-    keys = {key for config in configs for key in flat(config)}
-    if axis in keys:
-        return "Remove it."
-    return f"Remove it, or correct its spelling. {nearest(axis, keys)}"
 
 
 def require_sets(points: Iterable[Point]) -> None:
@@ -131,42 +141,6 @@ def require_sets(points: Iterable[Point]) -> None:
         Sets(root).require_folder()
 
 
-def _every(
-    composer: Composer,
-    arms: dict[str, dict[str, Any]],
-    axes: dict[str, list[Any]],
-    encoders: Mapping[int, Mapping[str, str]],
-) -> Iterator[Point]:
-    known, shared = groups(), SharedStages()
-    base = int(composer.config({}).seed) if encoders else 0
-    for arm, settings in arms.items():
-        for values in itertools.product(*axes.values()):
-            here = dict(zip(axes, values, strict=True))
-            encoder = encoders.get(int((here | settings).get(SEED, base)))
-            config = composer.config(here | settings, [k for k in axes if k not in settings], encoder)
-            # What an arm fixes is its place on that axis, if the axis has it.
-            pinned = {k: v for k, v in settings.items() if v in axes.get(k, ())}
-            place = tuple(str(v) for k, v in (here | pinned).items() if k != SEED)
-            here = {k: v for k, v in here.items() if k not in settings and _reads(config, k, known)}
-            yield Point(arm, here, config, shared.of(config), "", int(config.seed), place)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Collect no garbage while configs are made: all of them stay, and looking takes a third of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def _reads(config: Any, axis: str, known: dict[str, list[str]]) -> bool:
-    return has(config, axis) or axis.split("@")[0] in known
-
-
 def distinct(points: list[Point], store: Store, controls: Mapping[str, str] | None = None) -> Plan:
     """The points of each arm with different keys, labelled by the axes that make their keys differ.
 
@@ -175,32 +149,36 @@ def distinct(points: list[Point], store: Store, controls: Mapping[str, str] | No
     The pool must be indexed, so that keys are known. `controls` are the grid's.
     """
     with store.steady():
-        keys = [store.key(point.last) for point in points]
-    assert all(keys), "the pool is indexed"
-    alike = _same_controls(points, list(map(str, keys)), controls or {})
+        keys = [str(store.key(point.last)) for point in points]
+    assert "None" not in keys, "the pool is indexed"
+    alike = _same_controls(points, keys, controls or {})
     controls = {arm: alike.get(name, name) for arm, name in (controls or {}).items()}
-    wanted = [(p, key) for p, key in zip(points, keys, strict=True) if p.arm not in alike]
-    points, keys = [point for point, _ in wanted], [key for _, key in wanted]
+    wanted = [(point, key) for point, key in zip(points, keys, strict=True) if point.arm not in alike]
+    axes = {axis for point, _ in wanted for axis in point.axes}
     stands_for: dict[tuple[str, str], Point] = {}
-    for point, key in zip(points, keys, strict=True):
-        stands_for.setdefault((point.arm, str(key)), point)
-    kept = list(stands_for.values())
-    by_arm: dict[str, list[Point]] = defaultdict(list)
-    for point in kept:
-        by_arm[point.arm].append(point)
-    vary = {arm: _varying(siblings) for arm, siblings in by_arm.items()}
-    for point in kept:
-        varying = [axis for axis in point.axes if axis in vary[point.arm]]
-        names = {axis: axis.rsplit(".", 1)[-1] for axis in varying}
-        for axis, name in names.items():
-            shared = list(names.values()).count(name) > 1
-            point.label += f" {axis if shared else name}={point.axes[axis]}"
+    for point, key in wanted:
+        stands_for.setdefault((point.arm, key), point)
+    values: dict[tuple[str, str], set[str]] = defaultdict(set)  # of each arm on each axis
+    for point in stands_for.values():
+        for axis in axes:
+            values[point.arm, axis].add(str(point.axes.get(axis)))
+    seen: set[tuple[str, int]] = set()
+    for point in stands_for.values():
+        varying = [axis for axis in point.axes if axis != SEED and len(values[point.arm, axis]) > 1]
+        names = [axis.rsplit(".", 1)[-1] for axis in varying]
+        for axis, name in zip(varying, names, strict=True):
+            point.label += f" {axis if names.count(name) > 1 else name}={point.axes[axis]}"
         point.label = point.arm + point.label
-    _check_labels(kept)
+        if (point.label, point.seed) in seen:  # a row of the table would mix them
+            raise ConfigError(
+                f"two different runs are called {point.label!r} with seed {point.seed}. Rename one "
+                "of the arms (sweep.arms)."
+            )
+        seen.add((point.label, point.seed))
     rows: dict[tuple[str, tuple[str, ...]], str] = {}
-    for point, key in zip(points, keys, strict=True):
-        rows.setdefault((point.arm, point.place), stands_for[point.arm, str(key)].label)
-    return Plan(kept, list(dict.fromkeys(point.label for point in kept)), rows, controls)
+    for point, key in wanted:
+        rows.setdefault((point.arm, point.place), stands_for[point.arm, key].label)
+    return Plan(list(stands_for.values()), rows, controls)
 
 
 def _same_controls(points: list[Point], keys: list[str], controls: Mapping[str, str]) -> dict[str, str]:
@@ -214,24 +192,6 @@ def _same_controls(points: list[Point], keys: list[str], controls: Mapping[str, 
     for name, made in runs.items():
         first.setdefault(frozenset(made.items()), name)
     return {name: stands for name, made in runs.items() if (stands := first[frozenset(made.items())]) != name}
-
-
-def _varying(siblings: list[Point]) -> set[str]:
-    """The axes in which the points of one arm differ, but for the seed."""
-    axes = {axis for point in siblings for axis in point.axes} - {SEED}
-    return {axis for axis in axes if len({str(point.axes.get(axis)) for point in siblings}) > 1}
-
-
-def _check_labels(points: list[Point]) -> None:
-    """Refuse two runs of one name and seed: a row of the table would mix them."""
-    seen: set[tuple[str, int]] = set()
-    for point in points:
-        if (point.label, point.seed) in seen:
-            raise ConfigError(
-                f"two different runs are called {point.label!r} with seed {point.seed}. Rename one "
-                "of the arms (sweep.arms)."
-            )
-        seen.add((point.label, point.seed))
 
 
 def check_compute(plan: Plan, unequal: bool) -> None:
@@ -252,18 +212,10 @@ def check_compute(plan: Plan, unequal: bool) -> None:
     first: tuple[str, dict[str, Any]] | None = None
     for point in plan.points:
         train: Any = point.nodes["train"].stage
-        here = {
-            "train.samples_seen": train.samples_seen,
-            "train.batch_size": train.batch_size,
-            "model": str(train.model),
-            **{
-                f"evaluate.{name}": str(value)
-                for name, value in point.config.evaluate.items()
-                if name in EVALUATION
-            },
-        }
-        if first is None:
-            first = (point.label, here)
+        here = {f"train.{name}": getattr(train, name) for name in ("samples_seen", "batch_size")}
+        here |= {"model": str(train.model)}
+        here |= {f"evaluate.{k}": str(v) for k, v in point.config.evaluate.items() if k in EVALUATION}
+        first = first or (point.label, here)
         for name, value in here.items():
             if value != first[1][name]:
                 raise ConfigError(

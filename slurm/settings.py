@@ -28,7 +28,7 @@ class SweepSettings:
             with one thread, where there is none.
         plots: Draw the figures.
         unequal_compute: Allow arms whose steps, batch, model or evaluation differ.
-        add_controls: Add an arm that keeps as many rows by chance wherever an arm that selects has none.
+        add_controls: Add an arm that keeps as many rows at random wherever an arm that selects has none.
         rehearsal: For smoke runs: keys (and all below them) that arms and axes may not change; of
             the other axes only the first value is taken.
     """
@@ -46,38 +46,20 @@ class SweepSettings:
     add_controls: bool = True
     rehearsal: list[str] | None = None
 
+    def __post_init__(self) -> None:
+        for name, given in self.arms.items():
+            is_mapping = given is None or isinstance(given, dict)
+            require(is_mapping, f"sweep.arms.{name}", given, "a mapping of settings")
+        require(self.workers == "auto" or self.workers >= 1, "workers", self.workers, "at least 1, or auto")
+        for key, values in flat(self.axes).items():
+            is_list = isinstance(values, list) and len(values) > 0
+            require(is_list, f"sweep.axes.{key}", values, "a list of values")
+
     def num_workers(self) -> int:
         """How many processes `workers` means on this machine."""
         if self.workers != "auto":
             return int(self.workers)
         return len(visible_gpus()) or min(os.cpu_count() or 1, 4)
-
-    def check(self) -> None:
-        """Refuse what types cannot say.
-
-        Raises:
-            ConfigError: A value is out of range.
-        """
-        for name, given in self.arms.items():
-            require(
-                given is None or isinstance(given, dict),
-                f"sweep.arms.{name}",
-                given,
-                "a mapping of settings",
-            )
-        require(
-            self.workers == "auto" or self.workers >= 1,
-            "sweep.workers",
-            self.workers,
-            "at least 1, or auto",
-        )
-        for key, values in flat(self.axes).items():
-            require(
-                isinstance(values, list) and len(values) > 0,
-                f"sweep.axes.{key}",
-                values,
-                "a list of values",
-            )
 
 
 @dataclass(frozen=True)
@@ -87,7 +69,7 @@ class Grid:
     Args:
         arms: Name -> settings.
         axes: Key -> values.
-        controls: Arm -> the arm that keeps as many rows by chance, of the rows that it chose from.
+        controls: Arm -> the arm that keeps as many rows at random, of the rows that it chose from.
     """
 
     arms: dict[str, dict[str, Any]]
@@ -96,7 +78,7 @@ class Grid:
 
     @classmethod
     def of(cls, settings: SweepSettings, said: dict[str, list[Any]], base: list[str], alone: str) -> "Grid":
-        """The grid of an experiment and of what a person said.
+        """The grid of an experiment and of what the user said.
 
         Args:
             settings: Of the experiment.
@@ -114,9 +96,13 @@ class Grid:
             methods = axes.pop("select", [])
             arms = {str(m): {"select": m} for m in methods} or {alone: {}}
         if settings.rehearsal is not None:
-            held = settings.rehearsal
-            arms = {name: _without(given, held) for name, given in arms.items()}
-            axes = {key: values[:1] for key, values in _without(axes, held).items()}
+            held = tuple(f"{name}{end}" for name in settings.rehearsal for end in (".", "@"))
+
+            def is_free(key: str) -> bool:
+                return not f"{key}.".startswith(held)
+
+            arms = {name: {k: v for k, v in given.items() if is_free(k)} for name, given in arms.items()}
+            axes = {key: values[:1] for key, values in axes.items() if is_free(key)}
         controls = add_controls(arms, settings.control) if settings.add_controls else {}
         for key in (argument.partition("=")[0] for argument in base):
             if key in axes and key not in said:
@@ -133,7 +119,7 @@ class Grid:
 
 
 def add_controls(arms: dict[str, dict[str, Any]], name: str) -> dict[str, str]:
-    """Add the arms that choose by chance what others choose by a method; one for each way to get there.
+    """Add the arms that choose at random what others choose by a method; one for each way to get there.
 
     Args:
         arms: Name -> settings; the new ones are put in.
@@ -154,10 +140,3 @@ def add_controls(arms: dict[str, dict[str, Any]], name: str) -> dict[str, str]:
             arms[alike] = settings
         controls[arm] = alike
     return controls
-
-
-def _without(settings: dict[str, Any], held: list[str]) -> dict[str, Any]:
-    def is_held(key: str) -> bool:
-        return any(key == h or key.startswith((f"{h}.", f"{h}@")) for h in held)
-
-    return {key: value for key, value in settings.items() if not is_held(key)}

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from dbp.engine.disk import replace_json
-from dbp.engine.parts import Parted, make_here
+from dbp.engine.parts import make_here
 from dbp.engine.runners import Slurm
 from dbp.engine.stage import Node
 from dbp.engine.store import Store
-from dbp.engine.work import Part, Work
+from dbp.engine.work import Runner
 from dbp.errors import DbpError
 from dbp.planning.rate import rate
 from slurm.cluster.launcher import Launcher
@@ -42,9 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     leave_on_signals()
     if role == "arm":
         points = own_share(points)
-    work: Callable[[Path, Points], dict[str, str | None]] = {
-        "shared": shared, "arm": arm, "evaluate": evaluate,
-    }[role]  # fmt: skip
+    work = {"shared": shared, "arm": arm, "evaluate": evaluate}[role]
     ended = work(folder, points) if points else {}
     for key, reason in ended.items():
         record(folder, key, role, reason)
@@ -97,6 +95,7 @@ def attempt(work: Callable[[], Any]) -> str | None:
     """Why something failed, if it did; its words go to the log, too. A run that saved and left has not."""
     try:
         work()
+        return None
     except DbpError as error:
         from training.resume.preemption import Preempted
 
@@ -106,8 +105,6 @@ def attempt(work: Callable[[], Any]) -> str | None:
     except Exception as error:  # a bug in one arm must not stop the others
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"
-    else:
-        return None
     print(reason, file=sys.stderr, flush=True)
     return reason
 
@@ -120,37 +117,27 @@ def open_points(points: Points) -> tuple[Store, Launcher, dict[str, dict[str, No
 
     shared = SharedStages()
     nodes = {key: shared.of(OmegaConf.create(config)) for key, config in points}
-    _, config = points[0]
-    launcher = build(config["launcher"], Launcher, "launcher")
-    paths = config["paths"]
+    config = points[0][1]
+    launcher, paths = build(config["launcher"], Launcher, "launcher"), config["paths"]
     store = Store(paths["store"], paths["runs"], lambda line: print(line, flush=True), rate=rate)
     return store, launcher, nodes
 
 
-class LargeStages:
+def large_stages(launcher: Launcher) -> Runner:
     """Parts as arrays of SLURM, but a single part here: another job would only wait in the queue."""
-
-    def __init__(self, launcher: Launcher) -> None:
-        asked = launcher.resources("shared")
-        self.arrays = Slurm(
-            launcher.part_workers,
-            {
-                "partition": launcher.partition,
-                "account": launcher.account,
-                "timeout_min": asked.minutes,
-                "cpus_per_task": asked.cpus,
-                "mem_gb": asked.mem_gb,
-                "gpus_per_node": asked.gpus or None,
-                "max_array": launcher.max_array,
-                "setup": launcher.setup or None,
-            },
-        )
-
-    def __call__(self, work: Work, stage: Parted, parts: Sequence[Part], inputs: Any) -> None:
-        if len(parts) == 1:
-            make_here(stage, work, parts, inputs)
-        else:
-            self.arrays(work, stage, parts, inputs)
+    asked = launcher.resources("shared")
+    settings = {
+        "partition": launcher.partition,
+        "account": launcher.account,
+        "timeout_min": asked.minutes,
+        "cpus_per_task": asked.cpus,
+        "mem_gb": asked.mem_gb,
+        "gpus_per_node": asked.gpus or None,
+        "max_array": launcher.max_array,
+        "setup": launcher.setup or None,
+    }
+    arrays = Slurm(launcher.part_workers, settings)
+    return lambda work, stage, parts, inputs: (make_here if len(parts) == 1 else arrays)(work, stage, parts, inputs)
 
 
 def shared(folder: Path, points: Points) -> dict[str, str | None]:
@@ -163,7 +150,7 @@ def shared(folder: Path, points: Points) -> dict[str, str | None]:
 
     store, launcher, nodes = open_points(points)
     if launcher.part_workers:
-        store.runner = LargeStages(launcher)
+        store.runner = large_stages(launcher)
     # Clusterings that differ in k alone read the vectors once; what fails, its points will say.
     attempt(lambda: assign_together(store, [point["cluster"] for point in nodes.values()]))
     ended: dict[str, str | None] = {}
@@ -204,22 +191,16 @@ def arm(folder: Path, points: Points) -> dict[str, str | None]:
             return {}
         store, _, nodes = open_points(points)
         with store.steady():
-            check_shared(store, nodes[key])
+            for node in shared_nodes(nodes[key]):
+                if store.entry(node) is None:  # hundreds of arms must not each make what they share
+                    # No reason is left beside the manifest, since the end of the shared job is the reason.
+                    raise SystemExit(
+                        f"{node.stage.name} {store.key(node)} is missing: the shared job did not make it. Its log "
+                        "says why."
+                    )
             reason = attempt(lambda: store.get(nodes[key]["train"]))
         ranks.say({"train": None})
     return {key: reason}
-
-
-def check_shared(store: Store, nodes: dict[str, Node]) -> None:
-    """Leave if a point cannot begin: hundreds of arms must not each make what they share.
-
-    No reason is left beside the manifest, since the end of the shared job is the reason.
-    """
-    for node in shared_nodes(nodes):
-        if store.entry(node) is None:
-            raise SystemExit(
-                f"{node.stage.name} {store.key(node)} is missing: the shared job did not make it. Its log says why."
-            )
 
 
 def evaluate(folder: Path, points: Points) -> dict[str, str | None]:

@@ -11,6 +11,7 @@ import socket
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,14 @@ def do_parts(job: str, names: Sequence[str]) -> int:
     return made
 
 
-_JOB: list[tuple[Parted, Work, dict[str, Any], dict[str, Part]]] = []  # of a process of the pool
+@cache
+def _opened(job: str) -> tuple[Parted, Work, dict[str, Any], dict[str, Part]]:
+    """A job and its parts by name; a process of a pool opens it once."""
+    stage, work, inputs = open_job(Path(job))
+    return stage, work, inputs, {part.name: part for part in stage.parts(**inputs)}
 
 
 def make_in_worker(job: str, name: str) -> None:
     """Make one part of a job by name; what a process of the pool runs."""
-    if not _JOB:
-        stage, work, inputs = open_job(Path(job))
-        _JOB.append((stage, work, inputs, {part.name: part for part in stage.parts(**inputs)}))
-    stage, work, inputs, parts = _JOB[0]
+    stage, work, inputs, parts = _opened(job)
     make_one(stage, work, parts[name], inputs)

@@ -63,14 +63,11 @@ def unfinished(work: Work, parts: Sequence[Part]) -> list[Part]:
 
 def make_parts(stage: Parted, work: Work, parts: Sequence[Part], inputs: Mapping[str, Any]) -> None:
     """Make the parts that are not finished, by the work's runner or here."""
-    left = unfinished(work, parts)
-    if left and work.runner is not None:
-        work.runner(work, stage, left, inputs)
-    elif left:
-        make_here(stage, work, left, inputs)
+    if left := unfinished(work, parts):
+        (work.runner or make_here)(work, stage, left, inputs)
 
 
-def make_here(stage: Parted, work: Work, parts: Sequence[Part], inputs: Mapping[str, Any]) -> None:
+def make_here(work: Work, stage: Parted, parts: Sequence[Part], inputs: Mapping[str, Any]) -> None:
     """Make parts in this process, one after the other."""
     with progress(stage.name, len(parts), stage.unit) as bar:
         for part in parts:

@@ -17,12 +17,7 @@ def visible_gpus() -> list[str]:
 
 
 def begin_worker(started: Any, gpus: list[str]) -> None:
-    """Begin a process of a pool.
-
-    Args:
-        started: How many have begun, a number that they share.
-        gpus: Those to share out, as CUDA names them.
-    """
+    """Begin a process of a pool, of which `started` have begun, a number that they share; GPUs are shared out."""
     # Ctrl-C goes to every process of a terminal; the driver says what there is to say.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     with started.get_lock():

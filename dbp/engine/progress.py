@@ -25,26 +25,14 @@ class Progress:
             self.said = now
             rate = self.done / max(now - self.started, 1e-9)
             left = max(self.total - self.done, 0) / rate if rate else float("inf")
-            log.info(
-                "%s: %s of %s %s, %s, %s left",
-                self.what,
-                f"{self.done:,}",
-                f"{self.total:,}",
-                self.unit,
-                rate_text(rate),
-                time_text(left),
-            )
+            done = f"{self.done:,} of {self.total:,} {self.unit}"
+            log.info("%s: %s, %s, %s left", self.what, done, rate_text(rate), time_text(left))
 
 
 class _Bar(Progress):
     def __init__(self, what: str, total: int, unit: str) -> None:
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Rich
 
         super().__init__(what, total, unit)

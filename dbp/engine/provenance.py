@@ -2,6 +2,8 @@
 
 import contextlib
 import platform
+import subprocess
+import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -17,19 +19,9 @@ def peak_memory() -> int:
 @cache
 def versions() -> dict[str, str]:
     """Versions of what can change a result."""
-    names = (
-        "density-based-pruning",
-        "torch",
-        "open_clip_torch",
-        "timm",
-        "numpy",
-        "numba",
-        "pyarrow",
-        "pillow",
-        "lightning",
-    )
+    names = ("density-based-pruning", "torch", "open_clip_torch", "timm", "numpy", "numba", "pyarrow", "pillow")
     found = {"python": platform.python_version()}
-    for name in names:
+    for name in (*names, "lightning"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
@@ -38,8 +30,6 @@ def versions() -> dict[str, str]:
 @cache
 def commit() -> str | None:
     """The commit of the checkout that runs, with `+` when it has uncommitted changes."""
-    import subprocess
-
     here = Path(__file__).parents[2]
     if not (here / ".git").exists():
         return None
@@ -58,8 +48,6 @@ def commit() -> str | None:
 
 def gpu() -> str | None:
     """The name of the GPU that this process has computed on; none if on none."""
-    import sys
-
     torch = sys.modules.get("torch")  # not imported: nothing was computed by it
     if torch is None or not torch.cuda.is_initialized():
         return None

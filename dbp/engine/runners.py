@@ -41,7 +41,7 @@ class Processes:
         import multiprocessing
 
         if len(parts) == 1:  # a process of its own would take longer to start
-            make_here(stage, work, parts, inputs)
+            make_here(work, stage, parts, inputs)
             return
         job, context = str(write_job(work)), multiprocessing.get_context("spawn")
         shared = (context.Value("i", 0), _gpus(stage))
@@ -87,9 +87,7 @@ def _environment(**defaults: str) -> Iterator[None]:
 def _gpus(stage: Parted) -> list[str]:
     """The GPUs to share out, as CUDA names them; none where the stage uses none, or a given one."""
     devices = {getattr(one, "device", None) for one in (stage, getattr(stage, "encoder", None))}
-    if not devices & {"auto", "cuda"}:
-        return []
-    return visible_gpus()
+    return visible_gpus() if devices & {"auto", "cuda"} else []
 
 
 # SLURM
@@ -206,9 +204,8 @@ class PartsSettings:
     slurm: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(self.workers >= 1, "workers", self.workers, "at least 1")
-        require(self.threads >= 1, "threads", self.threads, "at least 1")
-        require(self.rows_per_part >= 1, "rows_per_part", self.rows_per_part, "at least 1")
+        for name in ("workers", "threads", "rows_per_part"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name, least in (("rounds", 1), ("max_array", 1), ("poll_seconds", 0.01)):
             if (value := self.slurm.get(name)) is not None:
                 ok = isinstance(value, int | float) and value >= least

@@ -24,16 +24,7 @@ from dbp.names import name_of
 
 def runtime(default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING) -> Any:
     """A field that changes the speed or the place, never the answer, and so stays out of the key."""
-    if default_factory is not dataclasses.MISSING:
-        return field(default_factory=default_factory, metadata={"runtime": True})
-    return field(default=default, metadata={"runtime": True})
-
-
-class Artifact(Protocol):
-    """What a stage makes: loadable from the folder that the stage wrote."""
-
-    @classmethod
-    def load(cls, folder: Path) -> "Artifact": ...
+    return field(default=default, default_factory=default_factory, metadata={"runtime": True})
 
 
 @runtime_checkable

@@ -270,11 +270,7 @@ class Store:
                     "source": stage.source(),
                     "runtime": runtime_parameters(stage),
                     "inputs": {
-                        name: {
-                            "stage": up.stage.name,
-                            "key": self.key(up),
-                            "identity": self.identity(up),
-                        }
+                        name: {"stage": up.stage.name, "key": self.key(up), "identity": self.identity(up)}
                         for name, up in node.inputs.items()
                     },
                     "digest": digest,
@@ -365,9 +361,7 @@ class Store:
 def _entry(folder: Path) -> Entry | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     return Entry(folder, manifest)
 

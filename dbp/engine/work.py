@@ -66,12 +66,8 @@ class Work:
     def part(self, name: str, make: Callable[[Path], dict[str, Any]], cost: float | None = None) -> dict[str, Any]:
         """Make one part, unless an earlier try finished it; return the counts that `make` returned.
 
-        `make` writes into a folder of its own, which is renamed when it is on disk, its record last.
-
-        Args:
-            name: Of the part.
-            make: Writes it.
-            cost: Of the part: a part of this name that cost something else had other bounds.
+        `make` writes into a folder of its own, which is renamed when it is on disk, its record last. A part of this
+        name that cost something else had other bounds.
 
         Raises:
             FileNotFoundError: The folder of parts was taken away.
@@ -115,24 +111,14 @@ class Work:
         return self.shared / f".{name}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
     def counts(self, name: str, cost: float | None = None) -> dict[str, Any] | None:
-        """What making a part returned; None while it is not finished.
-
-        Args:
-            name: Of the part.
-            cost: What the part costs; None where that is not known.
-        """
+        """What making a part returned; None while it is not finished, or if its known `cost` was another."""
         home = self.shared / name
         try:
             record = json.loads((home / PART).read_text())
             sizes = {name: size for name, size in sizes_of(home).items() if name != PART}
             same = cost is None or record["cost"] in (None, cost)
             return record["counts"] if same and sizes == record["files"] else None
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # absent, cut short, taken away meanwhile
+        except (OSError, ValueError, KeyError, TypeError):  # absent, cut short, taken away meanwhile
             return None
 
     def collect(self) -> None:
@@ -140,19 +126,15 @@ class Work:
         for name in self.kept:
             (self.folder / name).mkdir(exist_ok=True)
             for file in (self.shared / name).iterdir():
-                if file.name == PART:
-                    continue
-                link_or_copy(file, self.folder / name / file.name)
+                if file.name != PART:
+                    link_or_copy(file, self.folder / name / file.name)
 
     def checksums(self) -> dict[str, int]:
         """The checksums of the artifact's files; those of its parts were taken when they were made."""
-        found = {f"{name}/{file}": crc for name in self.kept for file, crc in _recorded(self.shared / name).items()}
+        records = {name: json.loads((self.shared / name / PART).read_text()) for name in self.kept}
+        found = {f"{name}/{file}": crc for name, said in records.items() for file, crc in said["crc32"].items()}
         rest = [file for file in sizes_of(self.folder) if file not in found]
         return found | checksums(self.folder, rest)
-
-
-def _recorded(home: Path) -> dict[str, int]:
-    return json.loads((home / PART).read_text())["crc32"]
 
 
 def checksums(folder: Path, names: Iterable[str] | None = None) -> dict[str, int]:

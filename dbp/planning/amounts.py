@@ -1,26 +1,26 @@
 """Amounts as a table says them: a few digits and a unit."""
 
+from collections.abc import Sequence
 
-def count_text(value: float | int) -> str:
+Number = float | int
+
+
+def count_text(value: Number) -> str:
     """A count in at most seven characters: 987,654 as it is, then millions."""
-    return f"{value:,.0f}" if value < 1e6 else _scaled(value, ("M", 1e6), ("G", 1e9), ("T", 1e12))
+    return f"{value:,.0f}" if value < 1e6 else _scaled(value, 1e6, ("M", "G", "T"))
 
 
-def bytes_text(value: float | int) -> str:
+def bytes_text(value: Number) -> str:
     """Bytes, in powers of ten."""
-    if value < 1e3:
-        return f"{value:,.0f} B"
-    return _scaled(value, ("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12))
+    return f"{value:,.0f} B" if value < 1e3 else _scaled(value, 1e3, ("kB", "MB", "GB", "TB"))
 
 
-def flops_text(value: float | int) -> str:
+def flops_text(value: Number) -> str:
     """Operations, in powers of ten."""
-    if value < 1e3:
-        return f"{value:.0f}"
-    return _scaled(value, ("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12), ("P", 1e15), ("E", 1e18))
+    return f"{value:.0f}" if value < 1e3 else _scaled(value, 1e3, ("k", "M", "G", "T", "P", "E"))
 
 
-def seconds_text(value: float | int) -> str:
+def seconds_text(value: Number) -> str:
     """A duration in its natural unit."""
     if value < 0.095:
         return "< 0.1 s"
@@ -30,6 +30,8 @@ def seconds_text(value: float | int) -> str:
     return f"{value / 86400:,.1f} d" if value < 859_000 else f"{value / 86400:,.0f} d"
 
 
-def _scaled(value: float | int, *units: tuple[str, float | int]) -> str:
-    unit, size = next((u for u in units if value / u[1] < 999.5), units[-1])
+def _scaled(value: Number, first: float, units: Sequence[str]) -> str:
+    """In the first of some units, each a thousand of the one before, that leaves three digits."""
+    sizes = [(unit, first * 1e3**number) for number, unit in enumerate(units)]
+    unit, size = next((pair for pair in sizes if value / pair[1] < 999.5), sizes[-1])
     return f"{value / size:.1f} {unit}" if value / size < 99.95 else f"{value / size:,.0f} {unit}"

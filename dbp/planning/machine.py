@@ -47,13 +47,8 @@ class Machine:
 
     def times(self, machines: int) -> "Machine":
         """As many such machines that share one disk."""
-        return replace(
-            self,
-            product=self.product * machines,
-            memory=self.memory * machines,
-            columns=self.columns * machines,
-            sending=self.sending and self.sending * machines,
-        )
+        rates = {name: getattr(self, name) for name in ("product", "memory", "columns", "sending")}
+        return replace(self, **{name: rate and rate * machines for name, rate in rates.items()})
 
 
 @cache
@@ -68,21 +63,14 @@ def probe(folder: Path, lanes: int | None = None, device: str = "cpu", seconds: 
         seconds: About how long it may take, a third of it for the disk's writing; a quarter of a second is
             enough for a first figure.
     """
-    reading, writing = _disk(_there(folder), seconds / 3)
+    there = next(path for path in (folder, *folder.parents) if path.is_dir())
+    reading, writing = _disk(there, seconds / 3)
     product, memory = _products(lanes, seconds / 6)
     sending = None
     if device != "cpu":
         product, sending = _gpu(device, seconds / 6)
-    return Machine(
-        product=product,
-        memory=memory,
-        columns=_columns(seconds / 12),
-        reading=reading,
-        writing=writing,
-        sending=sending,
-        disk_free=float(shutil.disk_usage(_there(folder)).free),
-        memory_free=memory_free(),
-    )
+    disk_free = float(shutil.disk_usage(there).free)
+    return Machine(product, memory, _columns(seconds / 12), reading, writing, sending, disk_free, memory_free())
 
 
 def memory_free() -> float:
@@ -98,11 +86,6 @@ def memory_free() -> float:
         return min(found, limit - float((group / "memory.current").read_text()))
     except (OSError, ValueError):  # no such group, or "max"
         return found
-
-
-def _there(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
 def _repeat(work: Callable[[], object], seconds: float) -> float:

@@ -5,7 +5,7 @@ Where a number of rows depends on what a stage will decide, the most that it can
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -13,42 +13,19 @@ from dbp.clustering.kmeans import semdedup_num_clusters
 from dbp.data.clusters import Clusters
 from dbp.data.embeddings import Embeddings
 from dbp.data.pool import Pool
+from dbp.device import pick_device
 from dbp.engine.parts import Parted
 from dbp.engine.stage import Node, canonical, parameters
 from dbp.engine.store import Entry, Store
 from dbp.errors import BudgetError, ConfigError
 from dbp.narrowing import Narrowing, PassAll
-from dbp.planning.effort import UNEVENNESS, Effort, Number, Sizes
+from dbp.planning.amounts import Number
+from dbp.planning.effort import UNEVENNESS, Effort, Sizes
 from dbp.planning.efforts import effort_of
+from dbp.planning.from_files import pool_size, usual_width
 from dbp.planning.machine import Machine, probe
-from dbp.planning.pool_size import pool_size
 
 HEADER = 128  # bytes of a .npy before its numbers
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a stage leaves behind.
-
-    Args:
-        rows: That come out of it.
-        pool_rows: Of the whole pool.
-        is_about: Whether the rows are an estimate, or the most there can be.
-        width: Numbers of a vector, if it makes vectors; else 0.
-        clusters: k, if it makes a clustering; else 0.
-        unevenness: Of a finished clustering; else what is assumed.
-        pool_bytes: Of the files that the index reads.
-        row_seconds: That the index takes for a row, as tried.
-    """
-
-    rows: int
-    pool_rows: int
-    is_about: bool = False
-    width: int = 0
-    clusters: int = 0
-    unevenness: Number = UNEVENNESS
-    pool_bytes: Number = 0.0
-    row_seconds: Number | None = None
 
 
 class Outlook:
@@ -56,14 +33,15 @@ class Outlook:
 
     Args:
         store: Where finished artifacts lie, and who makes the parts.
+        seconds: That measuring the machine may take, and as much again if stages differ in threads.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, seconds: Number = 2.0) -> None:
+        self.store, self.seconds = store, seconds
         self.notes: dict[str, None] = {}  # what was assumed, in order, each once
-        self._outcomes: dict[Node, Outcome | None] = {}
+        self._outcomes: dict[Node, Sizes | None] = {}
 
-    def outcome(self, node: Node) -> Outcome | None:
+    def outcome(self, node: Node) -> Sizes | None:
         """What a node leaves; None where not even the pool's rows are known."""
         if node not in self._outcomes:
             self._outcomes[node] = self._outcome(node)
@@ -71,24 +49,23 @@ class Outlook:
 
     def sizes(self, node: Node) -> Sizes | None:
         """What reaches a node."""
-        before = {name: self.outcome(up) for name, up in node.inputs.items()}
+        there = {name: found for name, up in node.inputs.items() if (found := self.outcome(up)) is not None}
         own = self.outcome(node)
-        if own is None or any(found is None for found in before.values()):
+        if own is None or len(there) < len(node.inputs):
             return None
-        there = {name: found for name, found in before.items() if found is not None}
-        sides = sum(there[name].width for name in ("image", "text") if name in there)
+        reaches = there.get("rows") or there.get("pool") or own
         clustering = there.get("clusters") or there.get("centroids") or own
         experience = self.experience(node)
-        pool = there.get("pool") or own
         return Sizes(
-            rows=there["rows"].rows if "rows" in there else own.pool_rows,
+            rows=reaches.rows if "rows" in there else own.pool_rows,
             pool_rows=own.pool_rows,
-            width=sides or own.width,
+            width=sum(there[name].width for name in ("image", "text") if name in there) or own.width,
             clusters=clustering.clusters,
             unevenness=clustering.unevenness,
-            pool_bytes=pool.pool_bytes,
+            pool_bytes=(there.get("pool") or own).pool_bytes,
             row_seconds=own.row_seconds if experience is None else experience[0],
             workers=self.workers(node),
+            is_about=reaches.is_about,
         )
 
     def effort(self, node: Node) -> Effort | None:
@@ -103,104 +80,87 @@ class Outlook:
 
     def experience(self, node: Node) -> tuple[float, Entry] | None:
         """Seconds of a row in the longest earlier run of the same encoder, or of the same stage."""
-        if _is_pool(node):
+        if makes(node) is Pool:
             return None
         ours = _made_by(parameters(node.stage))
-        found: list[tuple[int, float, Entry]] = []
-        for entry in self._entries:
-            made = entry.manifest
-            if entry.stage != node.stage.name or made["version"] != node.stage.version:
-                continue
-            rows = made["counts"].get("rows")
-            if rows and _made_by(made["parameters"]) == ours:
-                found.append((rows, made["seconds"] / rows, entry))
+        found = [
+            (rows, made["seconds"] / rows, entry)
+            for entry in self.entries
+            if (made := entry.manifest)["stage"] == node.stage.name
+            and made["version"] == node.stage.version
+            and (rows := made["counts"].get("rows"))
+            and _made_by(made["parameters"]) == ours
+        ]
         return max(found, key=lambda item: item[0])[1:] if found else None
 
     @cached_property
-    def _entries(self) -> list[Entry]:
+    def entries(self) -> list[Entry]:
+        """All that the store holds."""
         return list(self.store.entries())
 
     def workers(self, node: Node) -> int:
         """Processes that share a node's parts."""
-        if not isinstance(node.stage, Parted):
-            return 1
-        return int(getattr(self.store.runner, "workers", 1))
+        return int(getattr(self.store.runner, "workers", 1)) if isinstance(node.stage, Parted) else 1
 
-    def machine(self, node: Node, seconds: Number) -> Machine:
+    def machine(self, node: Node) -> Machine:
         """The machine, or machines, with the threads that a node's stage uses.
 
         Nodes of a cluster are taken to be like this machine, and to share its disk.
         """
-        threads: int = getattr(node.stage, "threads", 1)
         workers = self.workers(node)
-        is_pool = workers > 1 and not hasattr(self.store.runner, "settings")
-        lanes = threads * workers if is_pool else threads
-        found = probe(self.store.root, None if lanes == 1 else lanes, self._device(node), seconds)
-        if workers > 1 and not is_pool:
+        on_cluster = workers > 1 and hasattr(self.store.runner, "settings")
+        lanes: int = getattr(node.stage, "threads", 1) * (1 if on_cluster else workers)
+        found = probe(self.store.root, None if lanes == 1 else lanes, self._device(node), self.seconds)
+        if on_cluster:
             self.notes[f"{workers} tasks of SLURM are taken to be like this machine"] = None
             return found.times(workers)
         return found
 
     def _device(self, node: Node) -> str:
         device = getattr(node.stage, "device", "cpu")
-        if device == "cpu":
-            return device
-        from dbp.device import pick_device
-
         try:
             return pick_device(device)
         except ConfigError:
             self.notes[f"device={device} is not on this machine; times are its processor's"] = None
             return "cpu"
 
-    def _outcome(self, node: Node) -> Outcome | None:
+    def _outcome(self, node: Node) -> Sizes | None:
         entry = self.store.entry(node)
         counts: dict[str, Any] = entry.manifest["counts"] if entry else {}
-        if _is_pool(node):
+        if makes(node) is Pool:
             return self._pool(node, counts)
-        if not node.inputs:  # a list that a person brought
-            return Outcome(0, 0)
+        if not node.inputs:  # a list that the user brought
+            return Sizes(0, 0)
         before = [found for up in node.inputs.values() if (found := self.outcome(up)) is not None]
-        if len(before) < len(node.inputs) or not before:
+        if len(before) < len(node.inputs):
             return None
         rows = self.outcome(node.inputs["rows"]) if "rows" in node.inputs else None
         reached = rows or before[0]
-        own = Outcome(reached.rows, before[0].pool_rows, reached.is_about)
-        stage: Any = node.stage
-        if isinstance(stage, Narrowing):
+        own = Sizes(reached.rows, before[0].pool_rows, is_about=reached.is_about)
+        if isinstance(node.stage, Narrowing):
             return self._narrowed(node, own, counts)
-        makes = getattr(stage, "makes", None)
-        if makes is Embeddings:
+        if makes(node) is Embeddings:
             return replace(own, width=self._width(node, entry))
         if "clusters" in counts:
             k = int(counts["clusters"])
             return replace(own, clusters=k, unevenness=counts.get("unevenness", UNEVENNESS))
         fitted = [found.clusters for found in before if found.clusters]
-        wanted = getattr(stage, "num_clusters", None)
-        if makes is Clusters and fitted:
+        if makes(node) is Clusters and fitted:
             return replace(own, clusters=fitted[0])
-        if wanted is not None:
+        if (wanted := getattr(node.stage, "num_clusters", None)) is not None:
             k = semdedup_num_clusters(own.rows) if wanted == "auto" else int(wanted)
             return replace(own, clusters=min(k, max(own.rows, 1)))
         return own
 
-    def _pool(self, node: Node, counts: dict[str, Any]) -> Outcome | None:
+    def _pool(self, node: Node, counts: dict[str, Any]) -> Sizes | None:
         if rows := counts.get("rows"):
-            return Outcome(rows, rows, pool_bytes=_pool_bytes(node))
-        size = pool_size(node)
-        if size is None:
-            return None
-        if size.said:
-            self.notes[f"about: {size.said}"] = None
-        return Outcome(
-            size.rows,
-            size.rows,
-            size.is_about,
-            pool_bytes=size.pool_bytes,
-            row_seconds=size.row_seconds,
-        )
+            return Sizes(rows, rows, pool_bytes=_pool_bytes(node))
+        found, said = pool_size(node) or (None, "")
+        if said:
+            self.notes[f"about: {said}"] = None
+        return found
 
-    def _narrowed(self, node: Node, own: Outcome, counts: dict[str, Any]) -> Outcome:
+    def _narrowed(self, node: Node, own: Sizes, counts: dict[str, Any]) -> Sizes:
         if "kept" in counts:
             return replace(own, rows=counts["kept"], is_about=False)
         stage: Any = node.stage
@@ -208,9 +168,9 @@ class Outlook:
             base = self.outcome(node.inputs["base"]) if "base" in node.inputs else None
             try:
                 kept = stage.budget.resolve((base or own).rows, own.rows)
-                return replace(own, rows=kept, is_about=own.is_about and not stage.budget.num_kept)
             except BudgetError:  # said when the rows are counted
                 return own
+            return replace(own, rows=kept, is_about=own.is_about and not stage.budget.num_kept)
         most = own.rows
         if hasattr(stage, "at_most"):
             most = stage.at_most(own.rows)
@@ -219,17 +179,24 @@ class Outlook:
         return replace(own, rows=most, is_about=not isinstance(stage, PassAll) or own.is_about)
 
     def _width(self, node: Node, entry: Entry | None) -> int:
-        stage: Any = node.stage
+        """The width of vectors: from the sizes of finished files, or what is usual for the encoder."""
         if entry is None and (found := self.experience(node)):
             entry = found[1]
-        if entry is not None and (width := _stored_width(entry)):
-            return width
-        from dbp.planning.vector_width import usual_width
-
+        if entry is not None and (rows := entry.manifest["counts"].get("rows", 0)):
+            files = entry.manifest["files"]
+            size = sum(size - HEADER for name, size in files.items() if name.endswith("/vectors.npy"))
+            if width := round(size / 2 / rows):
+                return width
+        stage: Any = node.stage
         width, assumed = usual_width(stage.encoder, stage.side)
         if assumed:
             self.notes[f"about: {assumed}"] = None
         return width
+
+
+def makes(node: Node) -> type | None:
+    """What a node makes; None where its stage does not say."""
+    return getattr(node.stage, "makes", None)
 
 
 def same_once(wanted: Sequence[Node]) -> list[Node]:
@@ -252,23 +219,14 @@ def same_once(wanted: Sequence[Node]) -> list[Node]:
 def needed_for(store: Store, wanted: Sequence[Node]) -> set[Node]:
     """What a run asks the store for: what a finished artifact rests on is not read, but for what opens it."""
     found: set[Node] = set()
-
-    def visit(node: Node) -> None:
-        if node in found:
-            return
-        found.add(node)
-        is_there = store.entry(node) is not None
-        for name, upstream in node.inputs.items():
-            if not is_there or name in node.stage.opens_with:
-                visit(upstream)
-
-    for node in wanted:
-        visit(node)
+    left = list(wanted)
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            is_there = store.entry(node) is not None
+            left += [up for name, up in node.inputs.items() if not is_there or name in node.stage.opens_with]
     return found
-
-
-def _is_pool(node: Node) -> bool:
-    return getattr(node.stage, "makes", None) is Pool
 
 
 def _pool_bytes(node: Node) -> float:
@@ -287,11 +245,3 @@ def _made_by(described: dict[str, Any]) -> dict[str, Any]:
     if "encoder" in described:
         return {name: described.get(name) for name in ("encoder", "side")}
     return described
-
-
-def _stored_width(entry: Entry) -> int:
-    """The width of finished embeddings, from the sizes of their files."""
-    files = entry.manifest["files"]
-    sizes = [size - HEADER for name, size in files.items() if name.endswith("/vectors.npy")]
-    rows = entry.manifest["counts"].get("rows", 0)
-    return round(sum(sizes) / 2 / rows) if rows else 0

@@ -13,58 +13,50 @@ from dbp.errors import BudgetError, StoreError
 from dbp.planning.advice import advice
 from dbp.planning.amounts import bytes_text, count_text, flops_text, seconds_text
 from dbp.planning.effort import Effort, Timing, vector_bytes
-from dbp.planning.outlook import Outlook, needed_for, same_once
+from dbp.planning.outlook import Outlook, makes, needed_for, same_once
 
-PROBE = 2.0  # seconds that measuring the machine may take, and as much again if stages differ in threads
 HEAD = ("stage", "key", "state", "rows", "read", "written", "FLOP", "time", "memory", "bound by")
+LEFT = ("stage", "key", "state", "bound by")  # columns of words; those of amounts are aligned to the right
 WIDTH = 100  # columns of a terminal that the plan fits into
 TOGETHER = "\N{NO-BREAK SPACE}"  # a difference is not broken into two lines
 
 
 @dataclass(frozen=True)
 class Line:
-    """One stage of a plan."""
+    """One stage of a plan; `like` is the artifact that is nearest to it, and in what they differ."""
 
     node: Node
     key: str | None
     entry: Entry | None
-    is_needed: bool
-    rows: str = "-"
+    is_to_build: bool
+    rows: str
     effort: Effort | None = None
     timing: Timing | None = None
     like: tuple[Entry, list[str]] | None = None
 
-    @property
-    def is_to_build(self) -> bool:
-        return self.is_needed and self.entry is None
-
     def cells(self) -> tuple[str, ...]:
         """What the table says of it."""
-        key = self.key[:12] if self.key else "after index"
-        head = (_label(self.node), key)
+        head = (_label(self.node), self.key[:12] if self.key else "after index")
         if not self.is_to_build:
             size = bytes_text(self.entry.bytes) if self.entry else "-"
-            state = "reused" if self.entry else "not used"
-            return (*head, state, self.rows, "-", size, "-", "-", "-", "")
+            return (*head, "reused" if self.entry else "not used", self.rows, "-", size, "-", "-", "-", "")
+        head = (*head, "build", self.rows)
         effort, timing = self.effort, self.timing
-        if effort is None or timing is None:
-            seconds, size, bound = "-", "-", "not known"
-            if self.like:
-                entry, _ = self.like
-                size, bound = bytes_text(entry.bytes), f"as {entry.key[:12]}"
-                seconds = seconds_text(entry.manifest["seconds"])
-            return (*head, "build", self.rows, "-", size, "-", seconds, "-", bound)
-        return (
-            *head,
-            "build",
-            self.rows,
-            bytes_text(effort.bytes_read),
-            bytes_text(effort.bytes_written),
-            flops_text(effort.flops) if effort.flops else "-",
-            "-" if timing.seconds is None else seconds_text(timing.seconds),
-            bytes_text(effort.memory),
-            timing.bound_by if timing.seconds is not None else f"{timing.bound_by}?",
-        )
+        if effort is not None and timing is not None:
+            return (
+                *head,
+                bytes_text(effort.bytes_read),
+                bytes_text(effort.bytes_written),
+                flops_text(effort.flops) if effort.flops else "-",
+                "-" if timing.seconds is None else seconds_text(timing.seconds),
+                bytes_text(effort.memory),
+                timing.bound_by + ("?" if timing.seconds is None else ""),
+            )
+        if not self.like:
+            return (*head, "-", "-", "-", "-", "-", "not known")
+        entry, _ = self.like
+        seconds = seconds_text(entry.manifest["seconds"])
+        return (*head, "-", bytes_text(entry.bytes), "-", seconds, "-", f"as {entry.key[:12]}")
 
 
 def print_plan(store: Store, *wanted: Node) -> None:
@@ -76,18 +68,22 @@ def print_plan(store: Store, *wanted: Node) -> None:
     with store.steady():
         outlook = Outlook(store)
         lines = plan(outlook, wanted)
-        table = [HEAD, *(line.cells() for line in lines)]
-        table += [total(lines)] if any(line.is_to_build for line in lines) else []
-        for text in as_table(table):
-            print(text)
-        for note in notes(outlook, lines):
+        to_build = [line for line in lines if line.is_to_build]
+        rows = [HEAD, *(line.cells() for line in lines), *([total(to_build)] if to_build else [])]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = (
+                cell.ljust(width) if name in LEFT else cell.rjust(width)
+                for name, cell, width in zip(HEAD, row, widths, strict=True)
+            )
+            print(" ".join(cells).rstrip())
+        for note in notes(outlook, to_build):
             wrapped = textwrap.fill(
                 note, WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
             )
             print(wrapped.replace(TOGETHER, " "))
-    to_build = sum(line.is_to_build for line in lines)
     reused = sum(line.entry is not None for line in lines)
-    print(f"{to_build} to build, {reused} reused in {store.root}")
+    print(f"{len(to_build)} to build, {reused} reused in {store.root}")
 
 
 def plan(outlook: Outlook, wanted: Sequence[Node]) -> list[Line]:
@@ -98,55 +94,48 @@ def plan(outlook: Outlook, wanted: Sequence[Node]) -> list[Line]:
     in_memory: set[Node] = set()  # vectors that were read or written just before
     for node in dict.fromkeys(up for last in wanted for up in last.lineage()):
         key, entry = store.key(node), store.entry(node)
-        line = Line(node, key, entry, node in needed, _rows(outlook, node, entry))
-        if not line.is_to_build:
-            lines.append(line)
-            continue
-        like = nearest_like(store, node) if key else None
-        effort = outlook.effort(node)
-        timing = None
-        if effort is not None:
-            machine = outlook.machine(node, PROBE)
-            vectors = {up for up in node.inputs.values() if _holds_vectors(up)}
-            timing = effort.on(machine, bool(vectors) and vectors <= in_memory)
-            size = sum(_vector_bytes(outlook, up) for up in vectors | {node})
-            if size < machine.memory_free / 2:
-                in_memory |= vectors | {node}
-        lines.append(replace(line, effort=effort, timing=timing, like=like))
+        line = Line(node, key, entry, node in needed and entry is None, _rows(outlook, node, entry))
+        if line.is_to_build:
+            line = replace(line, like=nearest_like(outlook, node) if key else None)
+            if (effort := outlook.effort(node)) is not None:
+                machine = outlook.machine(node)
+                vectors = {up for up in node.inputs.values() if makes(up) is Embeddings}
+                timing = effort.on(machine, bool(vectors) and vectors <= in_memory)
+                line = replace(line, effort=effort, timing=timing)
+                held = [found for up in vectors | {node} if (found := outlook.outcome(up))]
+                if sum(vector_bytes(found.rows, found.width) for found in held) < machine.memory_free / 2:
+                    in_memory |= vectors | {node}
+        lines.append(line)
     return lines
 
 
-def notes(outlook: Outlook, lines: Sequence[Line]) -> Iterator[str]:
+def notes(outlook: Outlook, to_build: Sequence[Line]) -> Iterator[str]:
     """What sets stages apart from those that are there, what was assumed, and advice."""
-    efforts = {line.node: line.effort for line in lines if line.effort and line.is_to_build}
-    to_build = {line.node for line in lines if line.is_to_build}
-    for line in lines:
-        if line.like and line.node in to_build:
+    nodes = {line.node for line in to_build}
+    for line in to_build:
+        if line.like:
             other, found = line.like
             # What an input differs in stands at that input's own line, if it is to be built, too.
-            follow = {f"input {name}:" for name, up in line.node.inputs.items() if up in to_build}
-            own = [item for item in found if not any(item.startswith(name) for name in follow)]
-            differ = "; ".join(item.replace(" ", TOGETHER) for item in own)
-            took = seconds_text(other.manifest["seconds"])
-            if own:
-                yield f"{_label(line.node)}: {other.key[:12]} ({took}) differs in {differ}"
-    if unknown := {line.timing.bound_by for line in lines if line.timing and line.timing.seconds is None}:
+            follow = tuple(f"input {name}:" for name, up in line.node.inputs.items() if up in nodes)
+            if own := [item.replace(" ", TOGETHER) for item in found if not item.startswith(follow)]:
+                took = seconds_text(other.manifest["seconds"])
+                yield f"{_label(line.node)}: {other.key[:12]} ({took}) differs in {'; '.join(own)}"
+    if unknown := {line.timing.bound_by for line in to_build if line.timing and line.timing.seconds is None}:
         yield (
             f"?: how long {' and '.join(sorted(unknown))} will take is not known: the store holds no such run "
             "to go by, or its disk cannot be tried"
         )
+    efforts = {line.node: line.effort for line in to_build if line.effort}
     most = max(efforts, key=lambda node: efforts[node].flops, default=None)
-    machine = outlook.machine(most, PROBE) if most else None
-    yield from advice(outlook, efforts, machine, PROBE)
+    yield from advice(outlook, efforts, outlook.machine(most) if most else None)
 
 
-def total(lines: list[Line]) -> tuple[str, ...]:
+def total(to_build: Sequence[Line]) -> tuple[str, ...]:
     """The table's last row: sums, and the largest memory of one process."""
-    own = [line for line in lines if line.is_to_build]
-    known = [line.timing.seconds for line in own if line.timing and line.timing.seconds is not None]
-    efforts = [line.effort for line in own if line.effort]
+    known = [line.timing.seconds for line in to_build if line.timing and line.timing.seconds is not None]
+    efforts = [line.effort for line in to_build if line.effort]
     flops, seconds = sum(effort.flops for effort in efforts), sum(known)
-    least = "" if len(known) == len(own) else "> "
+    least = "" if len(known) == len(to_build) else "> "
     return (
         "total", "", "", "",
         bytes_text(sum(effort.bytes_read for effort in efforts)),
@@ -158,40 +147,29 @@ def total(lines: list[Line]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def as_table(rows: Sequence[tuple[str, ...]], left: Sequence[int] = (0, 1, 2, 9)) -> list[str]:
-    """Aligned lines: columns of words to the left, of amounts to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        " ".join(
-            cell.ljust(width) if at in left else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def nearest_like(store: Store, node: Node) -> tuple[Entry, list[str]] | None:
+def nearest_like(outlook: Outlook, node: Node) -> tuple[Entry, list[str]] | None:
     """The artifact of the same stage that differs in the fewest fields, and those fields."""
-    best: tuple[Entry, list[str]] | None = None
-    ours: dict[str, Any] = {f"{node.stage.name}.{k}": v for k, v in flat(parameters(node.stage)).items()}
-    ours |= {f"input {n}": store.identity(up) for n, up in node.inputs.items()}
-    for entry in store.entries():
+
+    def fields(values: dict[str, Any], inputs: dict[str, str | None]) -> dict[str, Any]:
+        own = {f"{node.stage.name}.{name}": value for name, value in flat(values).items()}
+        return own | {f"input {name}": identity for name, identity in inputs.items()}
+
+    found: list[tuple[Entry, list[str]]] = []
+    ours = fields(parameters(node.stage), {name: outlook.store.identity(up) for name, up in node.inputs.items()})
+    for entry in outlook.entries:
         if entry.stage != node.stage.name:
             continue
-        theirs = {f"{entry.stage}.{k}": v for k, v in flat(entry.manifest["parameters"]).items()}
-        theirs |= {f"input {n}": i["identity"] for n, i in entry.manifest["inputs"].items()}
-        found = [
+        made = entry.manifest
+        theirs = fields(made["parameters"], {name: up["identity"] for name, up in made["inputs"].items()})
+        differ = [
             f"{name}: {_short(theirs.get(name))} there, {_short(ours.get(name))} here"
-            for name in sorted(set(ours) | set(theirs))
+            for name in sorted({*ours, *theirs})
             if ours.get(name) != theirs.get(name)
         ]
-        if entry.manifest["version"] != node.stage.version:
-            found.append(f"version: {entry.manifest['version']} there, {node.stage.version} here")
-        if not found:
-            found = ["source: the shards' names, sizes or times have changed"]
-        if best is None or len(found) < len(best[1]):
-            best = (entry, found)
-    return best
+        if made["version"] != node.stage.version:
+            differ.append(f"version: {made['version']} there, {node.stage.version} here")
+        found.append((entry, differ or ["source: the shards' names, sizes or times have changed"]))
+    return min(found, key=lambda item: len(item[1]), default=None)
 
 
 def _rows(outlook: Outlook, node: Node, entry: Entry | None) -> str:
@@ -199,22 +177,8 @@ def _rows(outlook: Outlook, node: Node, entry: Entry | None) -> str:
     if entry is not None:
         rows = entry.manifest["counts"].get("rows")
         return count_text(rows) if isinstance(rows, int) else "-"
-    outcome, sizes = outlook.outcome(node), outlook.sizes(node)
-    if outcome is None or sizes is None:
-        return "-"
-    reaches = [found for name in ("rows", "pool") if name in node.inputs
-               and (found := outlook.outcome(node.inputs[name]))]  # fmt: skip
-    is_about = (reaches or [outcome])[0].is_about
-    return ("~" if is_about else "") + count_text(sizes.rows)
-
-
-def _holds_vectors(node: Node) -> bool:
-    return getattr(node.stage, "makes", None) is Embeddings
-
-
-def _vector_bytes(outlook: Outlook, node: Node) -> float:
-    found = outlook.outcome(node)
-    return vector_bytes(found.rows, found.width) if found else 0.0
+    sizes = outlook.sizes(node)
+    return "-" if sizes is None else ("~" if sizes.is_about else "") + count_text(sizes.rows)
 
 
 def require_upstream(store: Store, wanted: Node) -> None:
@@ -244,10 +208,7 @@ def check_budget(store: Store, nodes: dict[str, Node]) -> None:
     if budget is None or budget.num_kept is None or store.entry(nodes["select"]) is not None:
         return
     rows: KeepList = store.get(nodes["valid"])
-    most, said = (
-        rows.num_kept,
-        f"the pool has {rows.num_kept:,} valid rows of {rows.num_pool_rows:,}",
-    )
+    most, said = rows.num_kept, f"the pool has {rows.num_kept:,} valid rows of {rows.num_pool_rows:,}"
     at_most = getattr(nodes["filter"].stage, "at_most", None)
     if at_most is not None and at_most(most) < most:
         most = at_most(most)

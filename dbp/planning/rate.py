@@ -8,7 +8,7 @@ from dbp.engine.runners import Slurm
 from dbp.engine.stage import Node
 from dbp.engine.store import Entry, Store
 from dbp.errors import DbpError
-from dbp.planning.amounts import bytes_text
+from dbp.planning.amounts import Number, bytes_text
 from dbp.planning.effort import PRODUCT, READING, SENDING, WRITING, Effort
 from dbp.planning.outlook import Outlook
 
@@ -27,54 +27,42 @@ def rate(store: Store, node: Node, entry: Entry, was_begun: bool) -> str:
     """The rate of a stage that was just made, as the end of the line that says so.
 
     Such as `, 0.26 M rows/s, 73 % of this machine's matrix product`. Empty for a short stage, for one whose
-    effort is not known, and for one whose first parts an earlier run had made. Without a share where what
-    bounds it has no rate here: Python, an encoder's network, other machines.
-
-    Args:
-        store: That made it, with its runner.
-        node: The stage and its inputs.
-        entry: The artifact.
-        was_begun: Whether parts of it were there before.
+    effort is not known, and for one whose first parts an earlier run had made (`was_begun`). Without a share where
+    what bounds it has no rate here: Python, an encoder's network, other machines.
     """
     seconds = entry.manifest["seconds"]
     if was_begun or seconds < LONG:
         return ""
     with contextlib.suppress(DbpError, OSError):  # the artifact is made, whatever becomes of this line
-        outlook = Outlook(store)
+        outlook = Outlook(store, PROBE)
         effort = outlook.effort(node)
         if effort is None or not effort.rows:
             return ""
-        effort = replace(effort, elsewhere=None)
-        said = f", {per_second(effort.rows / seconds, 'rows')}"
+        said = f", {per_second(effort.rows / seconds)}"
         if isinstance(store.runner, Slurm) and outlook.workers(node) > 1:
             return said
-        return share(effort, effort.on(outlook.machine(node, PROBE)).by, seconds) or said
+        timing = replace(effort, elsewhere=None).on(outlook.machine(node))
+        return share(effort, timing.by, seconds) or said
     return ""
 
 
-def share(effort: Effort, by: Mapping[str, float | int], seconds: float | int) -> str:
+def share(effort: Effort, by: Mapping[str, Number], seconds: Number) -> str:
     """The rate with the share of the limit that is nearest; empty where none is near.
 
-    Args:
-        effort: What was handled.
-        by: The least seconds that each resource needs for it.
-        seconds: What it took.
+    `by` has the least seconds that each resource needs for the effort.
     """
+    handled = {READING: effort.bytes_read, WRITING: effort.bytes_written}
     shares = {name: least / seconds for name, least in by.items() if name in OF}
     # Faster than the disk: then it came from memory, or went there.
-    for name in (READING, WRITING):
-        if shares.get(name, 0) > 1:
-            del shares[name]
+    shares = {name: part for name, part in shares.items() if part <= 1 or name not in handled}
     name = max(shares, key=lambda name: shares[name], default="")
     if not name or shares[name] < LEAST:
         return ""
-    handled = {READING: effort.bytes_read, WRITING: effort.bytes_written}
-    amount = (
-        f"{bytes_text(handled[name] / seconds)}/s" if name in handled else per_second(effort.rows / seconds, "rows")
-    )
+    is_disk = name in handled
+    amount = f"{bytes_text(handled[name] / seconds)}/s" if is_disk else per_second(effort.rows / seconds)
     return f", {amount}, {100 * shares[name]:.0f} % of {OF[name]}"
 
 
-def per_second(value: float | int, unit: str) -> str:
-    """A rate of rows: `830 rows/s`, `0.26 M rows/s`."""
-    return f"{value:,.0f} {unit}/s" if value < 1e5 else f"{value / 1e6:,.2f} M {unit}/s"
+def per_second(rows: Number) -> str:
+    """A rate: `830 rows/s`, `0.26 M rows/s`."""
+    return f"{rows:,.0f} rows/s" if rows < 1e5 else f"{rows / 1e6:,.2f} M rows/s"

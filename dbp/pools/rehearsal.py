@@ -1,7 +1,7 @@
 """A synthetic pool of any size, to rehearse a curation before it is paid for.
 
 Rows belong to concepts of very unequal size; a share of them are near duplicates of an earlier row of
-their file. There are no pictures: the vectors are made when they are asked for, each file's by itself
+their file. There are no images: the vectors are made when they are asked for, each file's by itself
 from (seed, file), and the truth is known, so that what dedup finds can be scored.
 """
 
@@ -25,7 +25,7 @@ from dbp.engine.work import Part, Work
 
 @dataclass(frozen=True)
 class RehearsalPool(Parted):
-    """The rows of a synthetic pool: uids and sizes, no pictures.
+    """The rows of a synthetic pool: uids and sizes, no images.
 
     Args:
         rows: How many.
@@ -75,7 +75,8 @@ class RehearsalPool(Parted):
         return range(file * self.rows_per_file, min((file + 1) * self.rows_per_file, self.rows))
 
     def make(self, part: Part, folder: Path, /) -> dict[str, Any]:  # type: ignore[override]
-        rows = np.arange(self.span(part.number).start, self.span(part.number).stop, dtype=np.uint64)
+        span = self.span(part.number)
+        rows = np.arange(span.start, span.stop, dtype=np.uint64)
         # Two rounds of an odd multiplier: distinct rows get distinct uids that look like no sequence.
         with np.errstate(over="ignore"):
             low = (rows + np.uint64(self.seed)) * np.uint64(0x9E3779B97F4A7C15)
@@ -84,19 +85,14 @@ class RehearsalPool(Parted):
         digits = np.ascontiguousarray(words.astype(">u8")).tobytes().hex()
         uids = pa.array(np.frombuffer(digits.encode(), "S32").astype("U32"))
         n = len(rows)
-        made: dict[str, Any] = {name: pa.nulls(n, SCHEMA.field(name).type) for name in SCHEMA.names}
-        hashes = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(words.tobytes())])
-        made |= {"uid": uids, "key": uids, "uid_hash": low ^ (high >> np.uint64(7))}
-        made |= {"content_hash": hashes, "caption_hash": hashes}
-        made |= {"reason": pa.array([""]).take(pa.array(np.zeros(n, int)))}
-        made |= {"format": pa.array([""]).take(pa.array(np.zeros(n, int)))}
-        made["shard"] = np.full(n, part.number, np.int32)
         rng = np.random.default_rng([self.seed, part.number, 1])
-        for name in ("width", "height"):
-            made[name] = rng.integers(100, 1500, n).astype(np.int32)
-        for name in SCHEMA.names:
-            if isinstance(made[name], pa.Array) and made[name].null_count == n and n:
-                made[name] = np.zeros(n, SCHEMA.field(name).type.to_pandas_dtype())
+        sizes = {name: rng.integers(100, 1500, n).astype(np.int32) for name in ("width", "height")}
+        hashes = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(words.tobytes())])
+        texts = pa.array([""]).take(pa.array(np.zeros(n, int)))
+        made: dict[str, Any] = {name: np.zeros(n, np.int8) for name in SCHEMA.names}
+        made |= {"uid": uids, "key": uids, "uid_hash": low ^ (high >> np.uint64(7)), **sizes}
+        made |= {"content_hash": hashes, "caption_hash": hashes, "reason": texts, "format": texts}
+        made["shard"] = np.full(n, part.number, np.int32)
         pq.write_table(pa.table(made, schema=SCHEMA), folder / "index.parquet", compression="zstd")
         return {"rows": n}
 

@@ -1,4 +1,4 @@
-"""Rehearse a curation on a synthetic pool of any size: the same stages, files and counts, no pictures.
+"""Rehearse a curation on a synthetic pool of any size: the same stages, files and counts, no images.
 
     dbp rehearse rows=1000000 [key=value ...]
 
@@ -40,8 +40,7 @@ def main(keys: list[str], folders: list[str], print_only: bool) -> int:
         if config.dry_run or store.entry(nodes["dedup"]) is None:
             return 0
         dedup = store.get(nodes["dedup"])
-    for line in found_lines(build(config.pool, path="pool"), dedup.mask):
-        print(line)
+    print(found_line(build(config.pool, path="pool"), dedup.mask))
     return 0
 
 
@@ -49,12 +48,11 @@ def main(keys: list[str], folders: list[str], print_only: bool) -> int:
 DEFAULTS = ("budget.keep_fraction=0.3",)
 
 
-def found_lines(plan: RehearsalPool, kept: np.ndarray) -> list[str]:
-    """How dedup's decisions compare with what was planted."""
+def found_line(plan: RehearsalPool, kept: np.ndarray) -> str:
+    """How dedup's decisions compare with what was injected."""
     counts: Any = np.zeros(3, np.int64)  # groups' rows beyond one, of them gone, gone without a copy
     for file in range(len(plan.parts())):
-        span = plan.span(file)
-        source = plan.source_of(file)
+        span, source = plan.span(file), plan.source_of(file)
         gone = ~kept[span.start : span.stop]
         sizes = np.bincount(source, minlength=len(source))
         removed = np.bincount(source, gone, len(source)).astype(np.int64)
@@ -62,7 +60,7 @@ def found_lines(plan: RehearsalPool, kept: np.ndarray) -> list[str]:
         counts += [extra.sum(), np.minimum(removed, extra).sum(), gone[(sizes == 1)[source]].sum()]
     extra, found, alone = (int(count) for count in counts)
     share = f"{found / extra:.2%}" if extra else "none planted"
-    return [
+    return (
         f"planted duplicates: {extra:,}; dedup removed {found:,} of them ({share}), and {alone:,} rows that "
         "have no copy"
-    ]
+    )

@@ -36,11 +36,7 @@ class Resources:
         require(self.ranks >= self.nodes, "ranks", self.ranks, f"at least nodes={self.nodes}")
 
     def options(self, processes: int) -> list[str]:
-        """As sbatch takes them.
-
-        Args:
-            processes: Of the job in all.
-        """
+        """As sbatch takes them, for so many processes in all."""
         asked = {
             "time": self.minutes,
             "nodes": self.nodes,

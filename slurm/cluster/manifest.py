@@ -88,11 +88,9 @@ def write_round(
     keys: Sequence[str],
     roles: Mapping[str, list[list[int]]],
 ) -> Path:
-    """Write one submission; returns its file.
+    """Write submission `number`; returns its file.
 
     Args:
-        folder: Of the manifest.
-        number: Of the submission.
         configs: Resolved, one for each point.
         keys: Of each point's evaluation.
         roles: Role -> the points of each of its tasks.

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from dbp.engine.slurm_queue import ask
 from dbp.engine.store import Store
@@ -25,10 +26,10 @@ ENDS = {
     "DEADLINE": "could not end before its deadline",
     "BOOT_FAIL": "its node {nodes} did not start",
 }
+SHOWN = {"limit": "TimeLimit", "nodes": "NodeList", "code": "ExitCode"}  # our word -> scontrol's
 
 
-@dataclass(frozen=True)
-class Queued:
+class Queued(NamedTuple):
     """One task as squeue shows it."""
 
     state: str
@@ -64,26 +65,20 @@ class Queue:
                 tasks[number, int(task) if task.isdigit() else 0] = Queued(state, reason, left)
         return cls(tasks)
 
-    def holds(self, job: str, task: int) -> bool:
+    def holds(self, job: Job, task: int = 0) -> bool:
         """Whether a task waits or runs."""
-        return (job, task) in self.tasks
+        return (job.number, task) in self.tasks
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """One point: `done`, `running`, `waiting`, `failed` or `not submitted`, and what there is to say."""
 
     word: str
     about: str = ""
 
 
-def states(plan: Plan, store: Store, folder: Path, manifest: Manifest | None, queue: Queue) -> list[State]:
+def states(plan: Plan, store: Store, folder: Path, manifest: Manifest | None, queue: Queue) -> Iterator[State]:
     """The state of each point of a plan, in its order."""
-    with store.steady():
-        return list(_states(plan, store, folder, manifest, queue))
-
-
-def _states(plan: Plan, store: Store, folder: Path, manifest: Manifest | None, queue: Queue) -> Iterator[State]:
     keys = [str(store.key(point.last)) for point in plan.points]
     failures = read_failures(folder, keys)
     jobs: dict[str, list[tuple[Job, int]]] = {}
@@ -102,20 +97,15 @@ def _states(plan: Plan, store: Store, folder: Path, manifest: Manifest | None, q
         mine = [at for at in jobs.get(key, []) if is_trained or at[0].role != "evaluate"]
         last = {job.number for job, _ in mine if job.round == mine[-1][0].round}
         failed_in, reason = failures.get(key, ("", ""))
-        queued = [(job, number) for job, number in mine if queue.holds(job.number, number)]
-        running = [
-            (job, number) for job, number in queued
-            if queue.tasks[job.number, number].state in ("RUNNING", "COMPLETING")
-        ]  # fmt: skip
+        queued = [(job, n, queue.tasks[job.number, n]) for job, n in mine if queue.holds(job, n)]
+        running = [item for item in queued if item[2].state in ("RUNNING", "COMPLETING")]
         trained = "trained; " if is_trained else ""
         if running:
-            job, number = running[0]
-            left = queue.tasks[job.number, number].left
-            words = last_line(log_of(folder, job, number))
-            yield State("running", f"{trained}{job.role}, {left} left{_said(words)}")
+            job, number, task = running[0]
+            yield State("running", f"{trained}{job.role}, {task.left} left{_said(folder, job, number)}")
         elif queued:
-            job, number = queued[0]
-            yield State("waiting", f"{trained}{job.role} ({queue.tasks[job.number, number].reason})")
+            job, _, task = queued[0]
+            yield State("waiting", f"{trained}{job.role} ({task.reason})")
         elif failed_in in last:  # an older reason is not why this try failed
             yield State("failed", reason)
         elif not mine:
@@ -127,8 +117,7 @@ def _states(plan: Plan, store: Store, folder: Path, manifest: Manifest | None, q
             blamed = "evaluate" if is_trained else "shared" if lacks_shared else "arm"
             job, number = [at for at in mine if at[0].role == blamed or at is mine[0]][-1]
             about = describe_end(show(job.number).get(number, ""), job.role)
-            words = _said(last_line(log_of(folder, job, number)))
-            yield State("failed", f"{trained}{job.role} {about}{words}")
+            yield State("failed", f"{trained}{job.role} {about}{_said(folder, job, number)}")
 
 
 def lines(plan: Plan, found: Sequence[State], manifest: Manifest | None, queue: Queue) -> Iterator[str]:
@@ -137,7 +126,7 @@ def lines(plan: Plan, found: Sequence[State], manifest: Manifest | None, queue: 
     for point, state in zip(plan.points, found, strict=True):
         yield f"{point.label:<{width}} seed {point.seed}  {state.word:<13} {state.about}".rstrip()
     for job in manifest.jobs if manifest else ():
-        if job.role in ("prepare", "shared", "report") and queue.holds(job.number, 0):
+        if job.role in ("prepare", "shared", "report") and queue.holds(job):
             task = queue.tasks[job.number, 0]
             yield f"job {job.number} {job.role}: {task.state.lower()} ({task.reason}), {task.left} left"
     if not queue.answers:
@@ -147,24 +136,17 @@ def lines(plan: Plan, found: Sequence[State], manifest: Manifest | None, queue: 
 
 
 def describe_end(shown: str, role: str) -> str:
-    """What `scontrol show job --oneliner` says of the end of a job, in words.
+    """What a line of `scontrol show job --oneliner` says of the end of a job, in words; `role` names its settings.
 
-    Args:
-        shown: Its line of a task; empty where SLURM has forgotten it.
-        role: Of the job, for the setting to change.
+    The line is empty where SLURM has forgotten the job.
     """
     values = dict(re.findall(r"(\w+)=(\S+)", shown))
     state = values.get("JobState", "")
     memory = re.search(r"mem=([^,\s]+)", shown)
-    asked = memory.group(1) if memory else "the site's default"
+    asked = memory[1] if memory else "the site's default"
     if state in ENDS:
-        return ENDS[state].format(
-            memory=asked,
-            role=role,
-            limit=values.get("TimeLimit", "?"),
-            nodes=values.get("NodeList", "?"),
-            code=values.get("ExitCode", "?"),
-        )
+        said = {ours: values.get(theirs, "?") for ours, theirs in SHOWN.items()}
+        return ENDS[state].format(memory=asked, role=role, **said)
     return "left the queue without a result" + (f" ({state.lower()})" if state else "")
 
 
@@ -194,5 +176,6 @@ def last_line(log: Path) -> str:
     return own[-1][-200:] if own else ""
 
 
-def _said(words: str) -> str:
+def _said(folder: Path, job: Job, number: int) -> str:
+    words = last_line(log_of(folder, job, number))
     return f"; log: {words}" if words else ""

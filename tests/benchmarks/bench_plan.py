@@ -28,6 +28,7 @@ from slurm.cluster.launcher import Launcher
 from slurm.cluster.manifest import Job, Manifest, read_points, write_round
 from slurm.cluster.watching import Queue, Queued, states
 from slurm.composer import Composer, stages
+from slurm.encoder import Asked
 from slurm.plan import Plan
 from slurm.settings import Grid, SweepSettings
 from slurm.sweep import divide
@@ -80,7 +81,7 @@ def open_sweep(home: Path) -> Sweep:
     grid = Grid.of(settings, axes, base, "dbp")
     store = open_store(config, say=lambda line: None)
     composer = Composer(overrides(base), [])
-    return Sweep(composer, settings, launcher, grid, store, home / "out", arguments, [])
+    return Sweep(Asked(composer, settings, grid, store), launcher, home / "out", arguments, [])
 
 
 def write_manifest(folder: Path, key: str, files: int = 1) -> None:
@@ -130,7 +131,7 @@ def main() -> None:
 def prepare(home: Path, num_artifacts: int, num_shards: int) -> None:
     """The store as it is when a third of the sweep is done."""
     sweep = open_sweep(home)
-    point = stages(sweep.composer.config({"select": "uniform", "budget.keep_fraction": 0.1}))
+    point = stages(sweep.asked.composer.config({"select": "uniform", "budget.keep_fraction": 0.1}))
     fill(sweep.store, [point["index"]], 0, num_shards)  # without it no other key is known
     plan, _ = sweep.plan()
     assert plan is not None
@@ -148,7 +149,8 @@ def measure(home: Path) -> None:
         keys = [str(sweep.store.key(point.last)) for point in plan.points]
     digest = hashlib.sha256("".join(sorted(keys)).encode()).hexdigest()[:12]
     began = time.perf_counter()
-    found = states(plan, sweep.store, sweep.folder, *in_queue(keys))
+    with sweep.store.steady():
+        found = list(states(plan, sweep.store, sweep.folder, *in_queue(keys)))
     total += timed(f"states: {dict(Counter(state.word for state in found))}", began)
     print(f"{'together':<64} {total:8.2f} s   goal {GOAL:.0f} s: {'met' if total < GOAL else 'MISSED'}")
     open_tasks(home, plan, keys)

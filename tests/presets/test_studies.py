@@ -91,7 +91,6 @@ def study(tmp_path_factory):
         if name not in made:
             base = [f"experiment={name}", *POOL, f"root={home}/sets"]
             settings = build(compose("sweep", overrides(base)).sweep, SweepSettings, "sweep")
-            settings.check()
             grid = Grid.of(settings, {}, base, name)
             seeds = grid.axes.get(SEED, [0])
             axes = grid.axes | ({SEED: seeds[:1]} if SEED in grid.axes else {})

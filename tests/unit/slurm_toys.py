@@ -18,6 +18,7 @@ from slurm.cluster.jobs import Sweep
 from slurm.cluster.launcher import Launcher
 from slurm.cluster.manifest import Manifest
 from slurm.composer import Composer
+from slurm.encoder import Asked
 from slurm.plan import Plan, Point
 from slurm.settings import Grid, SweepSettings
 
@@ -118,12 +119,10 @@ class Home:
             self.store.get(node)
 
     def sweep(self, out: Path | None = None) -> Sweep:
-        sweep = Sweep(
-            Composer([], []), SETTINGS, launcher(*self.launcher), Grid({}, {}, {}), self.store,
-            out or self.folder / "out", ["experiment=toys"], [],
-        )  # fmt: skip
-        labels = [p.label for p in self.points]
-        sweep._plan = lambda: (Plan(self.points, labels), {})  # type: ignore[method-assign]
+        asked = Asked(Composer([], []), SETTINGS, Grid({}, {}, {}), self.store)
+        out = out or self.folder / "out"
+        sweep = Sweep(asked, launcher(*self.launcher), out, ["experiment=toys"], [])
+        sweep.plan = lambda: (Plan(self.points), {})  # type: ignore[method-assign]
         return sweep
 
     @property

@@ -426,7 +426,7 @@ def test_workers_end_when_their_driver_is_killed(tmp_path: Path, witness: Path) 
         "import sys\n"
         f"sys.path.append({HERE!r})\n"
         "from parted_toys import Spell, Write\n"
-        "from dbp.engine.runners import Pool\n"
+        "from dbp.engine.runners import Processes\n"
         "from dbp.engine.store import Store\n"
         "if __name__ == '__main__':\n"
         "    node = Spell(sys.argv[1], act='wait', seconds=60.0).bind(word=Write('abcdef').bind())\n"

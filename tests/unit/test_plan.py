@@ -7,6 +7,7 @@ import re
 import shutil
 import tarfile
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from dbp.clustering.kmeans import assign, semdedup_num_clusters
 from dbp.clustering.lloyd import fit, on_grid
 from dbp.config import compose
 from dbp.curate import recipe
-from dbp.dedup.pairs import COLUMNS, ROWS, nearest_earlier
+from dbp.dedup.pairs import ROWS, nearest_earlier
 from dbp.encoders.base import Encoder, Tower
 from dbp.encoders.embed import Embed
 from dbp.encoders.openclip import OpenClip
@@ -37,15 +38,12 @@ from dbp.planning.effort import (
     WRITING,
     Effort,
     Sizes,
-    of_assignment,
-    of_lloyd,
-    of_triangles,
 )
+from dbp.planning.efforts import EFFORTS
+from dbp.planning.from_files import pool_size, usual_width
 from dbp.planning.machine import Machine, memory_free, probe
 from dbp.planning.outlook import Outlook, same_once
 from dbp.planning.plan import plan, print_plan
-from dbp.planning.pool_size import pool_size
-from dbp.planning.vector_width import usual_width
 from dbp.pools.index import Index
 from dbp.settings import read
 from dbp.verbs.command_line import overrides
@@ -96,20 +94,25 @@ def unit(n, d, seed=0):
 # efforts
 
 
+def effort_of(name, sizes, **parameters):
+    return EFFORTS[name](SimpleNamespace(threads=1, **parameters), sizes)
+
+
 def test_an_assignment_multiplies_as_often_as_its_effort_says(counted):
     assign(unit(3000, 24), on_grid(unit(70, 24, 1).astype(np.float64)), 1000)
     sizes = Sizes(rows=3000, pool_rows=3000, width=24, clusters=70)
-    assert counted[0] == of_assignment(sizes, 1, 1000).flops
+    assert counted[0] == effort_of("cluster/kmeans", sizes, runs="no", block=1000).flops
 
 
 def test_a_fit_multiplies_as_often_as_its_effort_says(counted):
     found = fit(unit(2000, 16), 20, 7, seed=0)
     sizes = Sizes(rows=9000, pool_rows=9000, width=16, clusters=20)
-    effort = of_lloyd(sizes, 2000, len(found.objective), 1, 8192)
+    asked = {"points_per_centroid": 100, "full": False}
+    effort = effort_of("centroids/kmeans", sizes, num_iterations=len(found.objective), start="random", **asked)
     assert counted[0] == effort.flops
     counted[0] = 0
     drawn = fit(unit(2000, 16), 20, 7, seed=0, start="kmeans++")
-    effort = of_lloyd(sizes, 2000, len(drawn.objective), 1, 8192, is_drawn=True)
+    effort = effort_of("centroids/kmeans", sizes, num_iterations=len(drawn.objective), start="kmeans++", **asked)
     # The last vector that is drawn needs no pass.
     assert counted[0] == effort.flops - 2 * 2000 * 16
 
@@ -119,13 +122,13 @@ def test_triangles_multiply_as_often_as_their_effort_says(counted, size):
     for seed in range(2):
         nearest_earlier(unit(size, 8, seed), np.arange(size))
     sizes = Sizes(2 * size, 2 * size, width=8, clusters=2, unevenness=1)
-    assert counted[0] == of_triangles(sizes, 1, 65_536, (ROWS, COLUMNS)).flops
+    assert counted[0] == effort_of("dedup/similar", sizes).flops
 
 
 def test_large_triangles_cost_the_unevenness_times_d_n_squared_over_k():
     sizes = Sizes(rows=10**8, pool_rows=10**8, width=768, clusters=500)
     formula = 1.5 * 768 * 10**16 / 500
-    found = of_triangles(sizes, 1, 65_536, (ROWS, COLUMNS)).flops
+    found = effort_of("dedup/similar", sizes).flops
     assert formula < found < 1.01 * formula
 
 
@@ -256,8 +259,7 @@ ODD += ["d.seg.png", "d.txt", "d.txt", "e.PNG", "e.TXT", *pairs(range(5))]
 def test_headers_count_the_samples_that_the_index_finds(tmp_path, names):
     write_tar(tmp_path / "0.tar", names)
     node = index_of(tmp_path / "0.tar").node()
-    about = pool_size(node)
-    assert about is not None
+    about, _ = pool_size(node)
     assert not about.is_about
     assert about.rows == Store(tmp_path / "store").get(node).num_rows
     assert about.pool_bytes == (tmp_path / "0.tar").stat().st_size
@@ -266,14 +268,12 @@ def test_headers_count_the_samples_that_the_index_finds(tmp_path, names):
 def test_the_rows_of_other_shards_are_those_of_the_first_by_bytes(tmp_path):
     write_tar(tmp_path / "0.tar", pairs(range(100)))
     write_tar(tmp_path / "1.tar", pairs(range(100, 300)))
-    about = pool_size(index_of(tmp_path / "{0..1}.tar").node())
-    assert about is not None
+    about, _ = pool_size(index_of(tmp_path / "{0..1}.tar").node())
     assert about.is_about
     assert about.rows == pytest.approx(300, rel=0.05)
     assert 1e-6 < (about.row_seconds or 0) < 0.1
     limited = replace(index_of(tmp_path / "{0..1}.tar"), max_samples=40).node()
-    found = pool_size(limited)
-    assert found is not None
+    found, _ = pool_size(limited)
     assert (found.rows, found.is_about) == (40, False)
 
 
@@ -447,10 +447,10 @@ def test_several_workers_share_parts_but_not_the_fit(made, monkeypatch):
     store, nodes, *_ = made
     outlook = Outlook(Store(store.root, runner=Processes(3)))
     for name in ("centroids", "cluster"):
-        outlook.machine(nodes[name], 1.0)
+        outlook.machine(nodes[name])
     two_threads = graph("parts.threads=2")
-    outlook.machine(two_threads["cluster"], 1.0)
-    outlook.machine(two_threads["centroids"], 1.0)
+    outlook.machine(two_threads["cluster"])
+    outlook.machine(two_threads["centroids"])
     assert asked == [None, 3, 6, 2]
 
 
@@ -503,7 +503,7 @@ def test_advice_warns_only_of_what_does_not_fit(made):
     effort = Effort(rows=1, bytes_written=2e9, memory=3e9)
 
     def said(machine):
-        return " ".join(advice(outlook, {nodes["valid"]: effort}, machine, 1.0))
+        return " ".join(advice(outlook, {nodes["valid"]: effort}, machine))
 
     roomy = replace(SLOW, disk_free=3e9, memory_free=4e9)
     assert "WARNING" not in said(roomy)
@@ -541,7 +541,7 @@ def test_a_long_stage_says_its_rate_when_it_is_made(tmp_path, monkeypatch):
     entry = store.entry(nodes["cluster"])
     seconds, rows = entry.manifest["seconds"], entry.manifest["counts"]["rows"]
     share = 100 * 2 * rows * 12 * 32 / 1e7 / seconds
-    assert f", {rates.per_second(rows / seconds, 'rows')}, {share:.0f} % of this machine's matrix product" in line
+    assert f", {rates.per_second(rows / seconds)}, {share:.0f} % of this machine's matrix product" in line
     line = next(line for line in said if line.startswith("embed "))
     assert re.search(r" s, [\d,.]+ (M )?rows/s  rows 6,000$", line), "no limit is known of it"
 

@@ -9,9 +9,8 @@ from slurm_toys import Home, Slurm, option, point, toy
 
 from dbp.errors import WorldError
 from slurm import task
-from slurm.cluster.jobs import Sweep
+from slurm.cluster.jobs import SCRIPT, Sweep, code
 from slurm.cluster.manifest import Manifest, read_points
-from slurm.cluster.submit import SCRIPT, code
 
 
 @pytest.fixture
@@ -129,7 +128,7 @@ def test_what_sbatch_refuses_is_named_and_nothing_is_left_in_the_queue(tmp_path:
 
 def test_a_refused_continuation_takes_the_preparation_back(tmp_path: Path, slurm: Slurm) -> None:
     sweep = Home(tmp_path).sweep()
-    sweep._plan = lambda: (None, {})  # type: ignore[method-assign]
+    sweep.plan = lambda: (None, {})  # type: ignore[method-assign]
     slurm.say("refuse-2", "sbatch: error: Batch job submission failed: Invalid account\n")
     with pytest.raises(WorldError, match=r"SLURM took no report job: .*Invalid account"):
         sweep.hand_in(by_person=True)
