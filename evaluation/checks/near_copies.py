@@ -35,7 +35,6 @@ from dbp.errors import ConfigError, StoreError
 from dbp.lineage import lineage, open_keep_list, open_pool_of
 from evaluation.checks import contamination
 from evaluation.checks.contamination import Clean, Matches
-from evaluation.kinds.winogavil import Winogavil
 from evaluation.results import Failure, Result, without_nan
 from evaluation.running.encode import Towers, require_whole
 from evaluation.running.prepare import Asked, Prepared, prepare
@@ -259,7 +258,7 @@ def check_near_copies(
             this, is_flagged = ready[which], match.flags(epsilon)
             for result in results:
                 if (result.checkpoint, result.task) == (one.run.manifest["digest"], this.task.key):
-                    found += contamination.with_and_without(result, _of_samples(this, is_flagged))
+                    found += contamination.with_and_without(result, this.scorer.flag_samples(is_flagged))
             pairs += _pairs(one, this, match, is_flagged, root)
         about.append(_describe(one, epsilon, results, matches, found))
         print(
@@ -342,16 +341,6 @@ def _match(encoded: Mapping[int, Float32[np.ndarray, "t d"]], trained: Trained, 
     ends = np.cumsum([len(vectors) for vectors in encoded.values()])[:-1]
     similarity, row = np.split(every.similarity, ends), np.split(every.row, ends)
     return {which: replace(every, similarity=similarity[i], row=row[i]) for i, which in enumerate(encoded)}
-
-
-def _of_samples(this: Prepared, is_flagged: Bool[np.ndarray, " t"]) -> Bool[np.ndarray, " n"]:
-    """Flags of samples from those of pictures: an instance of WinoGAViL has several."""
-    if not isinstance(this.scorer, Winogavil):
-        return is_flagged
-    place = {row: i for i, row in enumerate(this.scorer.rows)}
-    return contamination.flag_samples(
-        is_flagged, [[place[row] for row in one.candidates] for one in this.scorer.instances]
-    )
 
 
 def _pairs(

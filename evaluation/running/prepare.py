@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dbp.errors import ConfigError
-from evaluation.kinds.base import Scorer
+from evaluation.kinds.base import Kind
 from evaluation.kinds.registry import KINDS
 from evaluation.metrics import zero_shot
 from evaluation.results import Failure
@@ -68,7 +68,7 @@ class Prepared:
 
     task: Task
     set: EvaluationSet
-    scorer: Scorer
+    scorer: Kind
     digest: str
 
     @property
@@ -96,7 +96,7 @@ def prepare(tasks: Sequence[Task], root: Path, asked: Asked, failures: list[Fail
         kind = KINDS[task.kind]
         try:
             opened = kind.open(find_set(root, task))
-            scorer = kind.prepare(opened, limit=asked.limit, seed=asked.seed, max_templates=asked.max_templates)
+            scorer = kind(opened, limit=asked.limit, seed=asked.seed, max_templates=asked.max_templates)
             ready = Prepared(task, opened, scorer, index_digest(opened, asked.max_templates))
             ready.texts()  # a template that takes no name stops the task here
         except EvaluationDataError as error:

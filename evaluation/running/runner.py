@@ -29,8 +29,6 @@ from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.suites import resolve_suite
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")
-# Kinds whose pictures DataComp encodes under float16 autocast on a GPU: the defaults of its functions.
-HALVED = ("retrieval", "winogavil")
 
 # As `dbp.engine.progress.progress`: from (what, total, unit) to a block that shows its `advance` calls.
 ShowProgress = Callable[[str, int, str], AbstractContextManager[Any]]
@@ -214,7 +212,7 @@ class SuiteRun:
             for start in range(0, ends[which], self.size)
         ]
         jobs = [
-            Job(chunk, models, self.ready[chunk.which].task.kind in HALVED)
+            Job(chunk, models, self.ready[chunk.which].scorer.is_halved)
             for chunk in chunks
             if (models := self.wanted(chunk))
         ]

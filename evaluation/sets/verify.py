@@ -19,7 +19,7 @@ import numpy as np
 
 from dbp.engine.disk import replace_json
 from dbp.errors import WorldError
-from evaluation.kinds.base import Scorer
+from evaluation.kinds.base import Kind
 from evaluation.kinds.registry import KINDS
 from evaluation.metrics import zero_shot
 from evaluation.sets.data import EvaluationSet, set_digest
@@ -144,7 +144,7 @@ def verify_set(
     problems, notes = _check_names(task, opened.class_names)
     problems += _check_templates(task, opened) + _check_tars(opened)
     try:
-        scorer = kind.prepare(opened)
+        scorer = kind(opened)
     except EvaluationDataError as error:
         return Checked(task, folder, None, (*problems, str(error)), tuple(notes))
     if task.test_size not in (None, scorer.num_available):
@@ -224,7 +224,7 @@ def _check_tars(opened: EvaluationSet) -> list[str]:
 
 def _read_pictures(
     opened: EvaluationSet,
-    scorer: Scorer,
+    scorer: Kind,
     probe: int,
     seed: int,
     advance: Callable[[int], object],
