@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from miniature import noise_png
 from scipy.stats import binomtest, spearmanr
 
 from dbp.__main__ import main as dbp
@@ -26,7 +27,6 @@ from evaluation.report.concepts import (
     join,
 )
 from evaluation.results import Result, load_results, save_results
-from evaluation.sets.miniature import noise_png
 from evaluation.suites import groups
 from evaluation.verbs.compare import main
 

@@ -3,10 +3,10 @@ import zlib
 
 import numpy as np
 import pytest
+from miniature import write_set
 
 from dbp.errors import ConfigError
 from evaluation.kinds import fairness
-from evaluation.sets.miniature import write_set
 from evaluation.sets.tar_index import EvaluationDataError
 
 FACES = fairness.Faces

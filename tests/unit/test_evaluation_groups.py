@@ -4,12 +4,12 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from miniature import write_set
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 
 from evaluation.kinds import wilds
 from evaluation.kinds.registry import KINDS
 from evaluation.metrics import groups, zero_shot
-from evaluation.sets.miniature import write_set
 from evaluation.sets.tar_index import EvaluationDataError
 
 PROTOCOLS = ("corrected", "datacomp")

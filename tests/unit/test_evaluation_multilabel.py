@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 from clip_benchmark.metrics.zeroshot_classification import average_precision_per_class
+from miniature import write_set
 from sklearn.metrics import average_precision_score
 
 from evaluation.kinds import multilabel
 from evaluation.kinds.multilabel import METRIC, average_precision
-from evaluation.sets.miniature import write_set
 from evaluation.sets.tar_index import EvaluationDataError
 
 KIND = multilabel.MultiLabel

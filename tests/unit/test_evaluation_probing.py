@@ -9,6 +9,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from miniature import noise_png, write_set
 
 from dbp.config import compose
 from dbp.encoders.openclip import load_openclip
@@ -19,7 +20,6 @@ from evaluation.results import load_results
 from evaluation.running.encode import Towers, encode_pictures
 from evaluation.running.prepare import Asked
 from evaluation.sets.data import open_set
-from evaluation.sets.miniature import noise_png, write_set
 from evaluation.verbs.evaluate import run
 
 CONFIG: dict[str, Any] = {

@@ -13,6 +13,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from miniature import write_classification, write_retrieval
 
 from dbp.encoders.openclip import load_openclip
 from dbp.errors import ConfigError
@@ -20,7 +21,6 @@ from evaluation.results import Failure, Result, load_results, save_results
 from evaluation.running.encode import Towers
 from evaluation.running.prepare import Asked
 from evaluation.running.runner import evaluate_checkpoints
-from evaluation.sets.miniature import write_classification, write_retrieval
 
 FLICKR = "retrieval/flickr_1k_test_image_text_retrieval"
 SUITE = f"mnist,stl10,{FLICKR}"

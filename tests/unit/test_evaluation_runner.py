@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from evaluating import evaluate_one
+from miniature import noise_png, write_classification, write_set
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -14,7 +15,6 @@ from evaluation.running.encode import Towers, encode_pictures
 from evaluation.running.prepare import Asked
 from evaluation.running.runner import evaluate_checkpoints
 from evaluation.sets.data import open_set
-from evaluation.sets.miniature import noise_png, write_classification, write_set
 from evaluation.sets.tar_index import EvaluationDataError
 
 

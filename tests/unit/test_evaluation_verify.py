@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-from dbp.errors import WorldError
-from evaluation.kinds.registry import KINDS
-from evaluation.sets.data import set_digest
-from evaluation.sets.miniature import (
+from miniature import (
     TEMPLATES,
     noise_png,
     write_classification,
     write_retrieval,
     write_set,
 )
+
+from dbp.errors import WorldError
+from evaluation.kinds.registry import KINDS
+from evaluation.sets.data import set_digest
 from evaluation.sets.verify import verify_set, verify_suite
 from evaluation.tasks import find_task
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from miniature import noise_png, write_set
 from sklearn.metrics import jaccard_score
 
 from dbp.errors import ConfigError
@@ -14,7 +15,6 @@ from evaluation.metrics.winogavil import (
     replicates,
 )
 from evaluation.sets.hub import open_winogavil
-from evaluation.sets.miniature import noise_png, write_set
 
 SIZES = (5, 6, 10, 12)
 
