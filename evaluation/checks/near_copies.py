@@ -36,9 +36,9 @@ from dbp.lineage import lineage, open_keep_list, open_pool_of
 from evaluation.checks import contamination
 from evaluation.checks.contamination import Clean, Matches
 from evaluation.results import Failure, Result, without_nan
-from evaluation.running.encode import Towers, require_whole
+from evaluation.running.encode import Towers
 from evaluation.running.prepare import Asked, Prepared, prepare
-from evaluation.running.runner import ShowProgress, SuiteRun
+from evaluation.running.runner import Encoding, SuiteRun
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.stage import count_workers
 from evaluation.tasks import find_task
@@ -214,12 +214,9 @@ def check_near_copies(
     results: Sequence[Result],
     root: Path,
     asked: Asked,
-    folder: Path,
+    encoding: Encoding,
     *,
-    keep: Path | None = None,
-    crops: Path | None = None,
-    devices: Sequence[str] = ("cpu",),
-    progress: ShowProgress | None = None,
+    folder: Path,
 ) -> list[Failure]:
     """Find near copies of the test pictures of results, print metrics with and without, and write both files.
 
@@ -228,18 +225,16 @@ def check_near_copies(
         results: With outcomes, of the runs' checkpoints under one protocol.
         root: Folder that holds the sets.
         asked: Which samples, as the results have them.
+        encoding: As of `evaluate_checkpoints`; the encoder runs on the first of its devices, and with kept
+            vectors another epsilon encodes nothing.
         folder: For the two files.
-        keep: Folder for the vectors of test pictures, so that another epsilon encodes nothing.
-        crops: Folder for cropped pictures, if they are to be kept.
-        devices: The encoder runs on the first.
-        progress: Shows the pictures of each task.
 
     Returns:
         The tasks that could not be compared.
     """
     from evaluation.report.sweep_table import print_table
 
-    epsilon, device = check.epsilon, devices[0].partition(":")[0]  # encoders take no number
+    epsilon, device = check.epsilon, (encoding.devices or ("cpu",))[0].partition(":")[0]  # encoders take no number
     failures: list[Failure] = []
     tasks = [find_task(key) for key in dict.fromkeys(result.task for result in results)]
     ready = prepare(tasks, root, asked, failures)
@@ -250,8 +245,8 @@ def check_near_copies(
         model = _as_towers(one.encoder, device, check.num_workers)
         assert model.digest is not None
         if model.digest not in encoded:
-            run = SuiteRun([model], ready, asked, keep, crops, (), [device])
-            encoded[model.digest] = _encode(run, failures, progress)
+            run = SuiteRun([model], ready, asked, replace(encoding, devices=[device]))
+            encoded[model.digest] = _encode(run, failures)
         matches = _match(encoded[model.digest], one, device)
         found: list[Clean] = []
         for which, match in matches.items():
@@ -312,22 +307,14 @@ def _as_towers(encoder: Encoder, device: str, workers: int | Literal["auto"]) ->
     )  # fmt: skip
 
 
-def _encode(
-    run: SuiteRun, failures: list[Failure], progress: ShowProgress | None
-) -> dict[int, Float32[np.ndarray, "t d"]]:
+def _encode(run: SuiteRun, failures: list[Failure]) -> dict[int, Float32[np.ndarray, "t d"]]:
     """The vectors of the test pictures of each task that has no broken one."""
     found: dict[int, np.ndarray] = {}
-    for which, gathered in run.encode_in_turn(progress):
-        this = run.ready[which]
+    for which, gathered in run.encode_in_turn():
         try:
-            require_whole(gathered.broken, len(this.scorer.rows))
-            if gathered.not_finite:
-                raise EvaluationDataError(gathered.not_finite[0])
-            found[which] = np.concatenate(gathered.features[0])
+            found[which] = gathered.vectors(0)
         except EvaluationDataError as error:
-            failures.append(Failure(this.task.key, f"near copies: {error}"))
-    for this in run.ready:
-        this.set.close()
+            failures.append(Failure(gathered.this.task.key, f"near copies: {error}"))
     return dict(sorted(found.items()))
 
 

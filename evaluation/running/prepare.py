@@ -13,8 +13,8 @@ from evaluation.kinds.base import Kind
 from evaluation.kinds.registry import KINDS
 from evaluation.metrics import zero_shot
 from evaluation.results import Failure
+from evaluation.sets.cache import rows_name
 from evaluation.sets.data import EvaluationSet
-from evaluation.sets.kept import rows_name
 from evaluation.sets.places import find_set
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.tasks import Task

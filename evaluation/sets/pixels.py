@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.sets.crops import Crops
+from evaluation.sets.cache import CropCache
 from evaluation.sets.data import EvaluationSet
 
 # A picture in bytes (none if broken), sha256 of the file's bytes, why it is broken.
@@ -79,7 +79,7 @@ class Pictures:
         sets: Sequence[EvaluationSet],
         rows: Sequence[Sequence[int]],
         transform: Transform,
-        crops: Sequence[Crops] = (),
+        crops: Sequence[CropCache] = (),
     ) -> None:
         self.sets, self.rows, self.transform, self.crops = sets, rows, transform, crops
 

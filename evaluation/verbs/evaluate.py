@@ -20,7 +20,6 @@ from typing import Any
 from dbp.errors import ConfigError
 from evaluation.results import Failure, Result, load_results, save_results
 from evaluation.running.encode import Towers
-from evaluation.running.prepare import Asked
 from evaluation.running.runner import evaluate_checkpoints
 from evaluation.suites import missing_members, resolve_suite
 
@@ -56,11 +55,12 @@ def run(config: Any) -> int:
     towers = [load_towers(config, settings, path) for path in weights or [None]]
     file = folder / (config.name or towers[0].label[:16]) / "results.jsonl"
     keep = folder / "vectors" if settings.keep_vectors else None
-    work: dict[str, Any] = {"keep": keep, **settings.shared_work()}
-    suite, asked, failures = settings.suite, settings.asked(), list[Failure]()
-    results = evaluate_all(
-        towers, suite, root, asked, known=load_results(file) if file.exists() else [],
-        on_results=lambda found: save_results(file, found), failures=failures, **work,
+    failures: list[Failure] = []
+    work = (settings.asked(), settings.encoding(keep))
+    known = load_results(file) if file.exists() else []
+    results = evaluate_checkpoints(
+        towers, settings.suite, root, *work, known=known, failures=failures,
+        on_results=lambda found: save_results(file, found),
     )  # fmt: skip
     shown = [result for result in results if result.protocol == settings.protocol]
     for model in towers:
@@ -69,9 +69,9 @@ def run(config: Any) -> int:
             print(f"\n{model.label}")
         print(format_results(mine, failures, settings.protocol))
     if config.probe:
-        failures += probe_suite(towers, suite, root, asked, file=file, **work)
+        failures += probe_suite(towers, settings.suite, root, *work, file=file)
     if check:
-        failures += check_near_copies(check, shown, root, asked, file.parent, **work)
+        failures += check_near_copies(check, shown, root, *work, folder=file.parent)
     for export, target in _exports(config).items():
         if shown and (left_out := export(target, shown)):
             print(f"{target} is without: {', '.join(left_out)}")
@@ -79,23 +79,6 @@ def run(config: Any) -> int:
         print(f"missing in this suite, no loader for it: {name}")
     print(f"{len({r.task for r in shown})} tasks evaluated, {len(failures)} failed: {file}")
     return 1 if failures else 0
-
-
-def evaluate_all(
-    towers: Sequence[Towers], suite: str | Sequence[str], root: Path, asked: Asked, **settings: Any
-) -> list[Result]:
-    """Evaluate models of any architectures: those of one transform share each decoded picture.
-
-    `settings` are those of `evaluate_checkpoints`.
-    """
-    groups: dict[str, list[Towers]] = {}
-    for model in towers:
-        groups.setdefault(repr(model.preprocess), []).append(model)
-    return [
-        result
-        for group in groups.values()
-        for result in evaluate_checkpoints(group, suite, root, asked, **settings)
-    ]
 
 
 def load_towers(config: Any, settings: Any, checkpoint: Path | None) -> Towers:
@@ -107,24 +90,17 @@ def load_towers(config: Any, settings: Any, checkpoint: Path | None) -> Towers:
         checkpoint: A state dict; none for published weights.
     """
     from dbp.config import build
-    from dbp.device import pick_device
-    from dbp.encoders.openclip import load_openclip
     from training.config import Model
 
     model: Model = build(config.model, Model, "model")
     beside = checkpoint.parent / "open_clip_config.json" if checkpoint else None
     described = model.config or (str(beside) if beside and beside.exists() else None)
-    device = pick_device(settings.device)
-    loaded = load_openclip(
+    return settings.towers(
         None if described else model.name,
         checkpoint=str(checkpoint) if checkpoint else None,
         config=described,
         pretrained=config.pretrained,
-        device=device,
     )
-    # Published weights have no file of ours to hash, so the tag is part of the name.
-    name = f"{loaded.name}:{config.pretrained}" if config.pretrained else loaded.name
-    return settings.towers(loaded, name, device)
 
 
 def _exports(config: Any) -> dict[Callable[[Path, Sequence[Result]], tuple[str, ...]], Path]:

@@ -164,8 +164,8 @@ def pictures(options: argparse.Namespace, folder: Path) -> None:
         if num:
             evaluate_checkpoints(towers[:num], "food101", folder / "sets", Asked(("corrected",)))
         else:
-            whole = [Chunk(0, 0, len(opened))]
-            list(encode_chunks(towers, everything, whole, wanted=lambda chunk: ()))
+            whole = [Chunk(0, 0, len(opened), models=())]
+            list(encode_chunks(towers, everything, whole))
         return time.perf_counter() - start
 
     def encode() -> float:

@@ -19,6 +19,7 @@ from evaluation.checks.probe import Part, hold_out, probe
 from evaluation.results import load_results
 from evaluation.running.encode import Towers, encode_pictures
 from evaluation.running.prepare import Asked
+from evaluation.running.runner import Encoding
 from evaluation.sets.data import open_set
 from evaluation.verbs.evaluate import run
 
@@ -90,8 +91,8 @@ def towers(folder: Path, seed: int = 0) -> Towers:
 
 def probed(tmp_path: Path, *models: Towers, suite: str = "mnist,stl10,cifar10", **asked: Any):
     failures = probe_suite(
-        models, suite, tmp_path / "sets", Asked(**asked), file=tmp_path / "out/results.jsonl",
-        keep=tmp_path / "vectors", devices=["cpu"],
+        models, suite, tmp_path / "sets", Asked(**asked),
+        Encoding(tmp_path / "vectors", devices=["cpu"]), file=tmp_path / "out/results.jsonl",
     )  # fmt: skip
     file = tmp_path / "out/probe.jsonl"
     return failures, load_results(file) if file.exists() else []
