@@ -84,11 +84,7 @@ class Clean:
 
 
 def find_matches(
-    test: Float[np.ndarray, "t d"],
-    pool: Embeddings,
-    subset: Bool[np.ndarray, " n"],
-    *,
-    device: str = "cpu",
+    test: Float[np.ndarray, "t d"], pool: Embeddings, subset: Bool[np.ndarray, " n"], *, device: str = "cpu"
 ) -> Matches:
     """Find the nearest training picture of each test picture.
 

@@ -210,13 +210,7 @@ def _command(run: Entry) -> str:
 
 
 def check_near_copies(
-    check: Check,
-    results: Sequence[Result],
-    root: Path,
-    asked: Asked,
-    encoding: Encoding,
-    *,
-    folder: Path,
+    check: Check, results: Sequence[Result], root: Path, asked: Asked, encoding: Encoding, *, folder: Path
 ) -> list[Failure]:
     """Find near copies of the test pictures of results, print metrics with and without, and write both files.
 

@@ -22,10 +22,7 @@ def area_under_roc(scores: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray
 
 
 def duplicate_quality(
-    truth: pa.Table,
-    removed: Bool[np.ndarray, " n"],
-    twin: Int[np.ndarray, " n"],
-    unseen: Bool[np.ndarray, " n"],
+    truth: pa.Table, removed: Bool[np.ndarray, " n"], twin: Int[np.ndarray, " n"], unseen: Bool[np.ndarray, " n"]
 ) -> list[dict[str, Any]]:
     """Precision and recall of duplicate removal, by what relates a row to its twin.
 

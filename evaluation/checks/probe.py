@@ -120,8 +120,7 @@ def probe(
     for name, part in (("train", train), ("validation", validation), ("test", test)):
         _check(name, part, num_classes, train.features.shape[1])
     both = Part(
-        np.concatenate([train.features, validation.features]),
-        np.concatenate([train.labels, validation.labels]),
+        np.concatenate([train.features, validation.features]), np.concatenate([train.labels, validation.labels])
     )
     if len(np.unique(train.labels)) < 2:
         raise EvaluationDataError(

@@ -67,9 +67,7 @@ class MultiLabel(Kind):
 
 
 def average_precision(
-    scores: Float[np.ndarray, " n"],
-    is_positive: Bool[np.ndarray, " n"],
-    drawn: Shaped[np.ndarray, "n r"],
+    scores: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"], drawn: Shaped[np.ndarray, "n r"]
 ) -> Float[np.ndarray, " r"]:
     """Mean over the positives of the share of positives among what scores no less, in each draw.
 

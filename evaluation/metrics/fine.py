@@ -70,9 +70,7 @@ def fitted_scale(cosines: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"
 
 
 def cross_fitted(
-    cosines: Float[np.ndarray, "n k"],
-    labels: Int[np.ndarray, " n"],
-    is_even: Bool[np.ndarray, " n"],
+    cosines: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"], is_even: Bool[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
     """Log-likelihoods with a scale that is fitted on one half and used on the other, both ways."""
     found = np.empty(len(labels))
@@ -91,9 +89,7 @@ def has_even_hash(keys: Sequence[str]) -> Bool[np.ndarray, " n"]:
 
 
 def reciprocal_ranks(
-    text_rank: Int[np.ndarray, " n"],
-    image_rank: Int[np.ndarray, " m"],
-    owner: Int[np.ndarray, " m"],
+    text_rank: Int[np.ndarray, " n"], image_rank: Int[np.ndarray, " m"], owner: Int[np.ndarray, " m"]
 ) -> Float[np.ndarray, " n"]:
     """Of each image: the mean of the reciprocal rank of its first own caption, and of it by its captions.
 

@@ -14,12 +14,7 @@ from evaluation.tasks import Task
 
 
 def metric_replicates(
-    task: Task,
-    metric: str,
-    outcomes: Mapping[str, np.ndarray],
-    *,
-    seed: int,
-    num_resamples: int = NUM_RESAMPLES,
+    task: Task, metric: str, outcomes: Mapping[str, np.ndarray], *, seed: int, num_resamples: int = NUM_RESAMPLES
 ) -> Float[np.ndarray, " r"]:
     """Compute a metric on resampled test samples; tasks draw independently of each other.
 
@@ -44,12 +39,7 @@ def on_draws(task: Task, metric: str) -> Callable[..., Float[np.ndarray, " r"]]:
 
 
 def paired_replicates(
-    task: Task,
-    metric: str,
-    results: Sequence[Result],
-    *,
-    seed: int,
-    num_resamples: int = NUM_RESAMPLES,
+    task: Task, metric: str, results: Sequence[Result], *, seed: int, num_resamples: int = NUM_RESAMPLES
 ) -> Float[np.ndarray, "c r"]:
     """Compute a metric of several checkpoints, each resample the same pictures for all.
 

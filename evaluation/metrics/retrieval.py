@@ -54,9 +54,7 @@ def own_ranks(
 
 
 def outcomes(
-    pictures: Float[np.ndarray, "n d"],
-    captions: Float[np.ndarray, "m d"],
-    caption_picture: Int[np.ndarray, " m"],
+    pictures: Float[np.ndarray, "n d"], captions: Float[np.ndarray, "m d"], caption_picture: Int[np.ndarray, " m"]
 ) -> dict[str, np.ndarray]:
     """Keep of each picture and caption what the metrics, intervals and paired tests need.
 
@@ -93,11 +91,7 @@ def metrics(outcomes: Mapping[str, np.ndarray]) -> dict[str, float | None]:
 
 
 def replicates(
-    outcomes: Mapping[str, np.ndarray],
-    metric: str,
-    *,
-    num_resamples: int,
-    generator: np.random.Generator,
+    outcomes: Mapping[str, np.ndarray], metric: str, *, num_resamples: int, generator: np.random.Generator
 ) -> Float[np.ndarray, " r"]:
     """Compute a metric on resampled pictures, each drawn with all its captions.
 
@@ -133,8 +127,6 @@ def _hits(outcomes: Mapping[str, np.ndarray], metric: str) -> Int[np.ndarray, "n
 
 def _recall(metric: str, sums: np.ndarray, num_pictures: int) -> Float[np.ndarray, " r"]:
     text, image = sums[:, 0] / num_pictures, sums[:, 1] / sums[:, 2]
-    return {
-        "text_retrieval_recall": text,
-        "image_retrieval_recall": image,
-        "mean_recall": (text + image) / 2,
-    }[metric.split("@")[0]]
+    return {"text_retrieval_recall": text, "image_retrieval_recall": image, "mean_recall": (text + image) / 2}[
+        metric.split("@")[0]
+    ]

@@ -93,9 +93,7 @@ def jaccard_scores(
 
 
 def outcomes(
-    scores: Float[np.ndarray, " n"],
-    num_candidates: Int[np.ndarray, " n"],
-    number: Int[np.ndarray, " n"],
+    scores: Float[np.ndarray, " n"], num_candidates: Int[np.ndarray, " n"], number: Int[np.ndarray, " n"]
 ) -> dict[str, np.ndarray]:
     """Keep of each instance what the metrics, intervals and paired tests need.
 
@@ -117,20 +115,13 @@ def metrics(outcomes: Mapping[str, np.ndarray]) -> dict[str, float | None]:
 
 
 def replicates(
-    outcomes: Mapping[str, np.ndarray],
-    metric: str,
-    *,
-    num_resamples: int,
-    generator: np.random.Generator,
+    outcomes: Mapping[str, np.ndarray], metric: str, *, num_resamples: int, generator: np.random.Generator
 ) -> Float[np.ndarray, " r"]:
     """Compute a metric on resampled instances of the whole set, of every number of candidates."""
     values, counts = np.unique(_terms(outcomes, metric), axis=0, return_counts=True)
     whole = float(_means(counts[None] @ values, 0.0)[0])
     return resample_counts(
-        counts,
-        lambda drawn: _means(drawn @ values, whole),
-        num_resamples=num_resamples,
-        generator=generator,
+        counts, lambda drawn: _means(drawn @ values, whole), num_resamples=num_resamples, generator=generator
     )
 
 

@@ -127,11 +127,7 @@ def label_ranks(
 
 
 def accuracy(
-    logits: Float[np.ndarray, "n k"],
-    labels: Int[np.ndarray, " n"],
-    *,
-    k: int = 1,
-    protocol: str = "corrected",
+    logits: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"], *, k: int = 1, protocol: str = "corrected"
 ) -> float:
     """Share of pictures whose class is among the k best."""
     return float((label_ranks(logits, labels, protocol) < k).mean())
@@ -158,11 +154,7 @@ def outcomes(
     Returns:
         `label`, `predicted` (argmax) and `rank` (of the right class), one number a picture each.
     """
-    return {
-        "label": labels,
-        "predicted": logits.argmax(axis=1),
-        "rank": label_ranks(logits, labels, protocol),
-    }
+    return {"label": labels, "predicted": logits.argmax(axis=1), "rank": label_ranks(logits, labels, protocol)}
 
 
 def metrics(outcomes: Mapping[str, np.ndarray], num_classes: int) -> dict[str, float | None]:

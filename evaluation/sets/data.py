@@ -170,10 +170,7 @@ def open_set(folder: Path, *, kind: str, split: str = "test") -> EvaluationSet:
     make = partial(EvaluationSet, folder=folder, shards=shards, samples=samples)
     if kind in ("retrieval", "winogavil"):
         return make()
-    return make(
-        class_names=_read_lines(folder / NAMES_FILE),
-        templates=_read_lines(folder / TEMPLATES_FILE),
-    )
+    return make(class_names=_read_lines(folder / NAMES_FILE), templates=_read_lines(folder / TEMPLATES_FILE))
 
 
 def _check_type(folder: Path, kind: str) -> None:

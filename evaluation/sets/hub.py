@@ -194,11 +194,7 @@ def _winogavil_tables(folder: Path) -> EvaluationSet:
 
 
 def _instance(
-    where: str,
-    cue: str,
-    candidates: Sequence[str],
-    associations: Sequence[str],
-    row_of: Mapping[str, int],
+    where: str, cue: str, candidates: Sequence[str], associations: Sequence[str], row_of: Mapping[str, int]
 ) -> Instance:
     rows = [row_of.get(plain(name)) for name in candidates]
     problem = None
@@ -236,21 +232,13 @@ def _captions(captions: Sequence[str], where: str) -> dict[str, bytes]:
 
 
 def _make(
-    folder: Path,
-    pictures: Sequence[Picture],
-    annotations: Sequence[dict[str, bytes]],
-    *sources: Path,
+    folder: Path, pictures: Sequence[Picture], annotations: Sequence[dict[str, bytes]], *sources: Path
 ) -> HubSet:
     """Join pictures, in the order of the rows that name them, into a set."""
     files = {path: i for i, path in enumerate(dict.fromkeys(picture.file for picture in pictures))}
     samples = [
         Sample(
-            picture.key,
-            files[picture.file],
-            Path(picture.name).suffix[1:],
-            picture.offset,
-            picture.length,
-            said,
+            picture.key, files[picture.file], Path(picture.name).suffix[1:], picture.offset, picture.length, said
         )
         for picture, said in zip(pictures, annotations, strict=True)
     ]

@@ -36,12 +36,7 @@ KNOWN_TWINS = {
     "imagenet1k": _IMAGENET_TWINS,
     "imagenet_sketch": _IMAGENET_TWINS,
     "imagenetv2": _IMAGENET_TWINS,
-    "wilds/iwildcam": (
-        "central american red brocket",
-        "jaguarundi",
-        "lowland paca",
-        "unknown bird",
-    ),
+    "wilds/iwildcam": ("central american red brocket", "jaguarundi", "lowland paca", "unknown bird"),
 }
 
 
@@ -223,11 +218,7 @@ def _check_tars(opened: EvaluationSet) -> list[str]:
 
 
 def _read_pictures(
-    opened: EvaluationSet,
-    scorer: Kind,
-    probe: int,
-    seed: int,
-    advance: Callable[[int], object],
+    opened: EvaluationSet, scorer: Kind, probe: int, seed: int, advance: Callable[[int], object]
 ) -> tuple[list[str], list[bytes]]:
     """What is wrong with which pictures, and the hash of each one's bytes."""
     from PIL import Image

@@ -106,10 +106,7 @@ def load_towers(config: Any, settings: Any, checkpoint: Path | None) -> Towers:
 def _exports(config: Any) -> dict[Callable[[Path, Sequence[Result]], tuple[str, ...]], Path]:
     from evaluation.exports import export_clip_benchmark, export_datacomp
 
-    named = {
-        export_datacomp: config.export.datacomp,
-        export_clip_benchmark: config.export.clip_benchmark,
-    }
+    named = {export_datacomp: config.export.datacomp, export_clip_benchmark: config.export.clip_benchmark}
     return {export: Path(target) for export, target in named.items() if target is not None}
 
 
