@@ -20,7 +20,7 @@ from evaluation.running.devices import list_devices
 from evaluation.running.encode import Towers
 from evaluation.running.prepare import VERSION, Asked
 from evaluation.running.runner import Encoding, encode_for, evaluate_checkpoints
-from evaluation.sets.places import set_files
+from evaluation.sets.folders import set_files
 from evaluation.suites import resolve_suite
 
 
@@ -69,13 +69,7 @@ class Sets(Stage):
 
 @dataclass(frozen=True)
 class Results:
-    """What one evaluation found.
-
-    Args:
-        results: Under the protocol that is shown, with outcomes.
-        others: Under the other protocol.
-        failures: The tasks that gave no result, and why.
-    """
+    """What one evaluation found: results under the protocol that is shown, others, and tasks without any."""
 
     results: list[Result]
     others: list[Result]
@@ -202,12 +196,9 @@ class Evaluate(Stage):
 
 
 def encode_together(store: Store, evaluations: Sequence[Node], vectors: Path) -> None:
-    """Encode the pictures of a suite once for the checkpoints of several evaluations.
+    """Encode the pictures of a suite once for the checkpoints of several evaluations, nodes of `Evaluate`.
 
-    Args:
-        store: Holds the checkpoints and the sets.
-        evaluations: Nodes of `Evaluate`; those that read the same pictures in the same way are joined.
-        vectors: Where the vectors are kept, for `Evaluate.vectors`.
+    Those that read the same pictures in the same way are joined. `vectors` is for `Evaluate.vectors`.
     """
     groups: dict[tuple[Any, ...], list[tuple[Evaluate, Any]]] = {}
     for node in evaluations:

@@ -63,9 +63,6 @@ class Clean:
     """One metric of one task with all test samples, and without those that are contaminated.
 
     Args:
-        task: Key.
-        metric: Name.
-        num_samples: Of the set.
         num_flagged: Left out.
         every: With all, in [0, 1].
         every_interval: 95 %, over test samples.
@@ -243,8 +240,8 @@ def with_and_without(result: Result, is_flagged: Bool[np.ndarray, " n"]) -> list
 HEADING = ("task", "metric", "samples", "near copies", "all", "without them", "change")
 
 
-def table_rows(found: Sequence[Clean], *, every_metric: bool = False) -> list[list[str]]:
-    """Lay main metrics, or every one, out as cells of text, in percent with half their intervals."""
+def table_rows(found: Sequence[Clean]) -> list[list[str]]:
+    """Lay main metrics out as cells of text, in percent with half their intervals."""
     return [
         [
             find_task(one.task).name, one.metric, f"{one.num_samples:,}",
@@ -253,7 +250,7 @@ def table_rows(found: Sequence[Clean], *, every_metric: bool = False) -> list[li
             "-" if one.clean is None else f"{100 * (one.clean - one.every):+.1f}",
         ]
         for one in found
-        if every_metric or one.metric == find_task(one.task).main_metric
+        if one.metric == find_task(one.task).main_metric
     ]  # fmt: skip
 
 

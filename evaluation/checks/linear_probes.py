@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.checks.probe import MAX_ITERATIONS, Part, Probe, hold_out, probe
+from evaluation.checks.logistic import MAX_ITERATIONS, Part, Probe, hold_out, probe
 from evaluation.kinds.classification import Classification
 from evaluation.results import Failure, Result, load_results, save_results
 from evaluation.running.encode import Towers
 from evaluation.running.prepare import Asked, Prepared, index_digest, prepare
-from evaluation.running.runner import Encoding, SuiteRun, by_transform
+from evaluation.running.runner import Encoding, SuiteRun, by_transform, same_work
 from evaluation.sets.data import open_set
-from evaluation.sets.places import find_set
+from evaluation.sets.folders import find_set
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.suites import resolve_suite
 from evaluation.tasks import Task, find_task
@@ -51,11 +51,8 @@ def probe_suite(
     """Probe models on every classification task of a suite that has a train split; print a table each.
 
     Args:
-        towers: Models of any architectures.
-        suite: As `suites.resolve_suite` takes it.
-        root: Folder that holds the sets.
+        towers, suite, root, encoding: As of `evaluate_checkpoints`: of test pictures the vectors are the same.
         asked: Seed and limit; a limit cuts each split.
-        encoding: As of `evaluate_checkpoints`: of test pictures the vectors are the same.
         file: Of the zero-shot results. Beside it stands `probe.jsonl`, saved as each task ends; what it
             has already and comes from the same files is not done again.
 
@@ -110,13 +107,7 @@ def divide(tasks: Sequence[Task], root: Path) -> tuple[list[tuple[Task, Path]], 
 
 @dataclass(frozen=True)
 class Parts:
-    """The splits of one task, indexed.
-
-    Args:
-        test: As the zero-shot evaluation has it.
-        train: All of the train split, or what a limit leaves.
-        validation: None where it is to be held out of train.
-    """
+    """The splits of one task, indexed, or what a limit leaves of them; none to validate: hold out of train."""
 
     test: Prepared
     train: Prepared
@@ -161,10 +152,10 @@ def _probe_task(run: SuiteRun, parts: Parts, known: Sequence[Result], failures: 
     """The result of each model of a run, by its number; of those that fail, the reason."""
     done: dict[int, Result] = {}
     blanks = [_blank(run, parts, model) for model in run.towers]
+    earlier = {same_work(one): one for one in known if one.outcomes}
     for i, blank in enumerate(blanks):
-        same = [one for one in known if _bare(one) == blank and one.outcomes]
-        if same and blank.checkpoint is not None:
-            done[i] = same[-1]
+        if blank.checkpoint is not None and (same := earlier.get(same_work(blank))):
+            done[i] = same
     lacking = [i for i in range(len(blanks)) if i not in done]
     run.lacking = [lacking for _ in parts.every]
     task = parts.test.task.key
@@ -227,10 +218,6 @@ def _blank(run: SuiteRun, parts: Parts, model: Towers) -> Result:
         limit=run.asked.limit if is_cut else None,
         index_digest=_digest(part.digest for part in parts.every),
     )
-
-
-def _bare(result: Result) -> Result:
-    return replace(result, metrics={}, intervals={}, set_digest="")
 
 
 def _digest(digests: Any) -> str:

@@ -53,9 +53,7 @@ class Trained:
     """What a run was trained on, and the vectors of its pool's pictures.
 
     Args:
-        run: The run.
-        pool: The pool.
-        is_trained: Of each row, whether it could be drawn in training.
+        is_trained: Of each row of the pool, whether it could be drawn in training.
         vectors: Of the pool's pictures.
         embeddings: Where they lie in the store.
         encoder: What made them.
@@ -69,39 +67,19 @@ class Trained:
     encoder: Encoder
 
 
-@dataclass(frozen=True)
-class Check:
-    """What is asked for.
-
-    Args:
-        trained: The runs.
-        epsilon: A near copy has a cosine above 1 - epsilon; in (0, 1].
-        num_workers: Processes that decode.
-    """
-
-    trained: tuple[Trained, ...]
-    epsilon: float
-    num_workers: int | Literal["auto"] = 0
-
-
-def find_check(config: Any, named: Sequence[str]) -> Check | None:
+def find_runs(config: Any, named: Sequence[str]) -> list[Trained]:
     """Find the runs to check, before anything is evaluated; none where no check is asked for.
-
-    Args:
-        config: Composed.
-        named: The checkpoints.
 
     Raises:
         ConfigError, StoreError: `contamination` is not in (0, 1], or as of `find_trained`.
     """
     if (epsilon := config.contamination) is None:
-        return None
+        return []
     is_number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
     must = "above 0 and at most 1: a near copy has a cosine above 1 - contamination. null: no check"
     require(is_number and 0 < epsilon <= 1, "contamination", epsilon, must)
     store = Store(config.paths.store, config.paths.runs)
-    trained = tuple(find_trained(store, name) for name in named or [str(config.pretrained)])
-    return Check(trained, float(epsilon), config.evaluate.num_workers)
+    return [find_trained(store, name) for name in named or [str(config.pretrained)]]
 
 
 def find_trained(store: Store, named: str) -> Trained:
@@ -134,13 +112,7 @@ def find_trained(store: Store, named: str) -> Trained:
 
 
 def trained_rows(stage: Any, pool: Pool, keep: KeepList) -> Bool[np.ndarray, " n"]:
-    """The kept rows that a run draws from: without those held out, and those of no weight.
-
-    Args:
-        stage: The run's `Train`.
-        pool: The pool.
-        keep: What is kept of it.
-    """
+    """The kept rows that a run's `Train` draws from: without those held out, and those of no weight."""
     from training.watching.watched import is_held_out
 
     rows = keep.rows
@@ -210,17 +182,26 @@ def _command(run: Entry) -> str:
 
 
 def check_near_copies(
-    check: Check, results: Sequence[Result], root: Path, asked: Asked, encoding: Encoding, *, folder: Path
+    runs: Sequence[Trained],
+    results: Sequence[Result],
+    root: Path,
+    asked: Asked,
+    encoding: Encoding,
+    *,
+    epsilon: float,
+    num_workers: int | Literal["auto"],
+    folder: Path,
 ) -> list[Failure]:
     """Find near copies of the test pictures of results, print metrics with and without, and write both files.
 
     Args:
-        check: What is asked for.
+        runs: What to compare with.
         results: With outcomes, of the runs' checkpoints under one protocol.
-        root: Folder that holds the sets.
-        asked: Which samples, as the results have them.
+        root, asked: As of the results.
         encoding: As of `evaluate_checkpoints`; the encoder runs on the first of its devices, and with kept
             vectors another epsilon encodes nothing.
+        epsilon: A near copy has a cosine above 1 - epsilon; in (0, 1].
+        num_workers: Processes that decode.
         folder: For the two files.
 
     Returns:
@@ -228,15 +209,15 @@ def check_near_copies(
     """
     from evaluation.report.sweep_table import print_table
 
-    epsilon, device = check.epsilon, (encoding.devices or ("cpu",))[0].partition(":")[0]  # encoders take no number
+    device = (encoding.devices or ("cpu",))[0].partition(":")[0]  # encoders take no number
     failures: list[Failure] = []
     tasks = [find_task(key) for key in dict.fromkeys(result.task for result in results)]
     ready = prepare(tasks, root, asked, failures)
     encoded: dict[str, dict[int, Float32[np.ndarray, "t d"]]] = {}
     about: list[dict[str, Any]] = []
     pairs: list[tuple[Any, ...]] = []
-    for one in check.trained:
-        model = _as_towers(one.encoder, device, check.num_workers)
+    for one in runs:
+        model = _as_towers(one.encoder, device, num_workers)
         assert model.digest is not None
         if model.digest not in encoded:
             run = SuiteRun([model], ready, asked, replace(encoding, devices=[device]))

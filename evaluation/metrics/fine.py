@@ -7,10 +7,12 @@ Source: Magnusson et al. 2025 (DataDecide), which find that continuous measures 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
+
+from evaluation.kinds.base import Outcomes
 
 LOG_LIKELIHOOD, FITTED, RECIPROCAL_RANK = (
     "log_likelihood", "log_likelihood_fitted", "reciprocal_rank",
@@ -103,8 +105,6 @@ def reciprocal_ranks(
     return (1 / (text_rank + 1) + by_caption / captions) / 2
 
 
-def on_draws(
-    outcomes: Mapping[str, np.ndarray], measure: str, drawn: Float32[np.ndarray, "r n"]
-) -> Float[np.ndarray, " r"]:
+def on_draws(outcomes: Outcomes, measure: str, drawn: Float32[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
     """The mean of a measure on given draws: how often each sample is taken in each."""
     return drawn @ outcomes[measure] / drawn.shape[1]

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Shaped
 
+from evaluation.kinds.base import Outcomes
 from evaluation.statistics.significance import resample_counts
-
-Outcomes = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)

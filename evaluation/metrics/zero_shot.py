@@ -10,12 +10,13 @@ Source:
     clip_benchmark 1.6.2, `metrics/zeroshot_classification.py`; DataComp, `wds_eval.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
 from dbp.errors import ConfigError, nearest
+from evaluation.kinds.base import EncodeTexts, Outcomes
 from evaluation.metrics.similarity import distinct_rows, score
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.statistics.significance import class_recall_replicates, mean_replicates
@@ -55,7 +56,7 @@ def prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[list[s
 def build_classifier(
     class_names: Sequence[str],
     templates: Sequence[str],
-    encode_texts: Callable[[Sequence[str]], Float[np.ndarray, "p d"]],
+    encode_texts: EncodeTexts,
 ) -> Float[np.ndarray, "d k"]:
     """Average each class's prompts into one unit vector.
 
@@ -157,7 +158,7 @@ def outcomes(
     return {"label": labels, "predicted": logits.argmax(axis=1), "rank": label_ranks(logits, labels, protocol)}
 
 
-def metrics(outcomes: Mapping[str, np.ndarray], num_classes: int) -> dict[str, float | None]:
+def metrics(outcomes: Outcomes, num_classes: int) -> dict[str, float | None]:
     """Compute acc1, acc5 (none below five classes) and mean_per_class_recall from outcomes."""
     rank = outcomes["rank"]
     return {
@@ -168,7 +169,7 @@ def metrics(outcomes: Mapping[str, np.ndarray], num_classes: int) -> dict[str, f
 
 
 def replicates(
-    outcomes: Mapping[str, np.ndarray], metric: str, *, num_resamples: int, generator: np.random.Generator
+    outcomes: Outcomes, metric: str, *, num_resamples: int, generator: np.random.Generator
 ) -> Float[np.ndarray, " r"]:
     """Compute a metric on resampled pictures."""
     hits, draws = _hits(outcomes, metric), {"num_resamples": num_resamples, "generator": generator}
@@ -177,9 +178,7 @@ def replicates(
     return mean_replicates(hits, **draws)
 
 
-def on_draws(
-    outcomes: Mapping[str, np.ndarray], metric: str, drawn: Float32[np.ndarray, "r n"]
-) -> Float[np.ndarray, " r"]:
+def on_draws(outcomes: Outcomes, metric: str, drawn: Float32[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
     """Compute a metric on given draws: how often each picture is taken in each."""
     hits = _hits(outcomes, metric)
     if metric not in RECALLS:
@@ -193,7 +192,7 @@ def on_draws(
     return recalls.sum(axis=1) / (sizes > 0).sum(axis=1)
 
 
-def _hits(outcomes: Mapping[str, np.ndarray], metric: str) -> Bool[np.ndarray, " n"]:
+def _hits(outcomes: Outcomes, metric: str) -> Bool[np.ndarray, " n"]:
     """Whether each picture is one: by its rank, or, for WILDS' accuracy and for recalls, by argmax."""
     if metric in ("acc1", "acc5"):
         return outcomes["rank"] < int(metric.removeprefix("acc"))
@@ -201,7 +200,7 @@ def _hits(outcomes: Mapping[str, np.ndarray], metric: str) -> Bool[np.ndarray, "
     return is_right(outcomes)
 
 
-def is_right(outcomes: Mapping[str, np.ndarray]) -> Bool[np.ndarray, " n"]:
+def is_right(outcomes: Outcomes) -> Bool[np.ndarray, " n"]:
     """Whether the best class of each picture is the right one. By argmax, unlike DataComp's acc1."""
     return outcomes["predicted"] == outcomes["label"]
 

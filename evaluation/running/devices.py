@@ -39,15 +39,7 @@ def encode_on(
 ) -> Iterator[Encoded]:
     """Encode chunks as `encode_chunks` does, on several devices.
 
-    Args:
-        devices: One process each; a single one works in this process.
-        towers: Models of one transform.
-        pictures: Of all sets.
-        chunks: Taken in their order.
-        advance: Told how many more pictures of a chunk are done.
-
-    Yields:
-        In the order of the chunks.
+    Each device has a process; a single one works in this process. Yields in the order of the chunks.
 
     Raises:
         WorldError: A process failed or was killed.

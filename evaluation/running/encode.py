@@ -124,14 +124,9 @@ class Towers:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Places start..stop-1 of the chosen pictures of a set.
+    """Places start..stop-1 of the chosen pictures of a set, for some models, each by its number.
 
-    Args:
-        which: The set's number.
-        start: First place.
-        stop: One more than the last.
-        models: Those that encode it, by number.
-        is_halved: Whether `reference` has its pictures in float16.
+    `is_halved`: whether `reference` has its pictures in float16.
     """
 
     which: int
@@ -286,10 +281,7 @@ def inference(towers: Towers, halved: bool = False) -> Iterator[None]:
     """Evaluation mode, no gradients, the precision asked for; all restored afterwards.
 
     With `fp32` an autocast around us is switched off, and so is TF32 in products and convolutions.
-
-    Args:
-        towers: The model.
-        halved: Whether `reference` runs this in float16 on a GPU.
+    `halved`: whether `reference` runs this in float16 on a GPU.
     """
     import torch
 

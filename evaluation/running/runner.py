@@ -145,14 +145,14 @@ class SuiteRun:
             crops = [CropCache(encoding.crops / this.name / name, self.size) for this in ready]
         rows = [this.scorer.rows for this in ready]
         self.pictures = Pictures([this.set for this in ready], rows, transform, crops)
-        earlier = {_done(result): result for result in known}
+        earlier = {same_work(result): result for result in known}
         self.results: list[Result] = []
         # Of each task, the models that lack a result of it.
         self.lacking: list[list[int]] = [[] for _ in ready]
         for this, lacking in zip(ready, self.lacking, strict=True):
             for i, model in enumerate(towers):
                 blanks = [self.blank(this, model, protocol) for protocol in asked.protocols]
-                found = [earlier.get(_done(blank)) for blank in blanks]
+                found = [earlier.get(same_work(blank)) for blank in blanks]
                 whole = [result for result in found if result is not None and result.outcomes]
                 if len(whole) == len(blanks) and model.digest is not None:
                     self.results += whole
@@ -301,15 +301,9 @@ class SuiteRun:
 
 @dataclass
 class Gathered:
-    """What is known of a task's pictures so far.
+    """What is known of a task's pictures so far, as in `Encoded`; features and digests chunk by chunk.
 
-    Args:
-        this: The task.
-        features: Of each model by its number, chunk by chunk.
-        digests: sha256 of the pictures' files, by the start of their chunk.
-        broken: Pictures that cannot be read: where, and why.
-        not_finite: What to say of a model whose vectors are not finite.
-        damaged: What to say of a file of kept vectors that is damaged.
+    `damaged`: what to say of a file of kept vectors that is damaged.
     """
 
     this: Prepared
@@ -347,7 +341,7 @@ class Gathered:
         return set_digest(self.this.set, self.this.scorer.rows, digests)
 
 
-def _done(result: Result) -> tuple[str, ...]:
+def same_work(result: Result) -> tuple[str, ...]:
     """What must be equal for a result of an earlier run to stand."""
     return result.identity, result.index_digest, repr(sorted(result.versions.items()))
 

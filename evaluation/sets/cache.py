@@ -116,13 +116,6 @@ class CropCache:
         return self.folder / f"{start:08d}-{self.chunk_size}.{what}.npy"
 
 
-def rows_name(rows: Sequence[int], num_rows: int) -> str:
-    """Name a choice of rows: `all`, or a digest of them."""
-    if len(rows) == num_rows:
-        return "all"
-    return hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest()[:16]
-
-
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:

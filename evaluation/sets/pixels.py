@@ -65,13 +65,9 @@ class Transform:
 
 
 class Pictures:
-    """The chosen pictures of several sets, as a map-style dataset: item (set, place in its rows).
+    """The chosen pictures, `rows` of each of `sets`, as a map-style dataset: item (set, place in its rows).
 
-    Args:
-        sets: The sets.
-        rows: Of each set, which of its pictures.
-        transform: Of the checkpoints.
-        crops: Of each set, its cropped pictures of earlier runs, if they are kept.
+    `crops` are the cropped pictures of earlier runs, of each set, if they are kept.
     """
 
     def __init__(

@@ -30,21 +30,22 @@ def run(config: Any) -> int:
     from dbp.curate import open_store
     from dbp.engine.progress import progress
     from evaluation.checks.linear_probes import probe_suite
-    from evaluation.checks.near_copies import check_near_copies, find_check
+    from evaluation.checks.near_copies import check_near_copies, find_runs
     from evaluation.report.run_table import format_results
     from evaluation.sets.verify import verify_suite
     from evaluation.stage import Evaluate, sets_node
 
     settings: Evaluate = build(config.evaluate, Evaluate, "evaluate")
     tasks = resolve_suite(settings.suite)
-    weights = [find_checkpoint(config, name) for name in _named(config)]
+    names = _named(config)
+    weights = [find_checkpoint(config, name) for name in names]
     missing = missing_members(settings.suite)
     if config.dry_run:
         print("\n".join(task.key for task in tasks))
         print(*(f"missing, no loader: {name}" for name in missing), sep="\n")
         return 0
     _check_exports(config, settings, weights)
-    check = find_check(config, _named(config))
+    trained = find_runs(config, names)
     root = open_store(config).get(sets_node(config)).folder
     folder = Path(config.paths.runs) / "evaluations"
     if config.verify:
@@ -70,8 +71,11 @@ def run(config: Any) -> int:
         print(format_results(mine, failures, settings.protocol))
     if config.probe:
         failures += probe_suite(towers, settings.suite, root, *work, file=file)
-    if check:
-        failures += check_near_copies(check, shown, root, *work, folder=file.parent)
+    if trained:
+        failures += check_near_copies(
+            trained, shown, root, *work, epsilon=float(config.contamination), num_workers=settings.num_workers,
+            folder=file.parent,
+        )  # fmt: skip
     for export, target in _exports(config).items():
         if shown and (left_out := export(target, shown)):
             print(f"{target} is without: {', '.join(left_out)}")
@@ -82,13 +86,7 @@ def run(config: Any) -> int:
 
 
 def load_towers(config: Any, settings: Any, checkpoint: Path | None) -> Towers:
-    """The model of a checkpoint, ready to be evaluated.
-
-    Args:
-        config: Composed, for `model` and `pretrained`.
-        settings: The `Evaluate` stage.
-        checkpoint: A state dict; none for published weights.
-    """
+    """The model of a checkpoint (none: published weights), ready for the `Evaluate` stage `settings`."""
     from dbp.config import build
     from training.config import Model
 

@@ -17,7 +17,8 @@ from dbp.data.keep_list import KeepList
 from dbp.engine.store import Store
 from dbp.errors import ConfigError, StoreError, WorldError
 from dbp.pools.glyph_tasks import SCRIPTS
-from evaluation.metrics import retrieval, zero_shot
+from evaluation.kinds import retrieval
+from evaluation.metrics import zero_shot
 from evaluation.report.concepts import (
     class_recalls,
     concepts_of_runs,

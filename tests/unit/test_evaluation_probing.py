@@ -15,7 +15,7 @@ from dbp.config import compose
 from dbp.encoders.openclip import load_openclip
 from dbp.verbs.command_line import overrides
 from evaluation.checks.linear_probes import probe_suite
-from evaluation.checks.probe import Part, hold_out, probe
+from evaluation.checks.logistic import Part, hold_out, probe
 from evaluation.results import load_results
 from evaluation.running.encode import Towers, encode_pictures
 from evaluation.running.prepare import Asked
@@ -43,8 +43,8 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def three_penalties(monkeypatch):
     """The search has tests of its own; here every fit costs time."""
-    monkeypatch.setattr("evaluation.checks.probe.PENALTIES", (1e-2, 1.0, 100.0))
-    monkeypatch.setattr("evaluation.checks.probe._COARSE", 1)
+    monkeypatch.setattr("evaluation.checks.logistic.PENALTIES", (1e-2, 1.0, 100.0))
+    monkeypatch.setattr("evaluation.checks.logistic._COARSE", 1)
 
 
 def write_split(folder: Path, split: str, num_samples: int, seed: int) -> None:

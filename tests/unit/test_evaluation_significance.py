@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm, ttest_ind
 
-from evaluation.metrics import groups, retrieval, zero_shot
+from evaluation.kinds import retrieval
+from evaluation.metrics import groups, zero_shot
 from evaluation.metrics.measures import metric_intervals, metric_replicates
 from evaluation.statistics.significance import (
     ALPHA,

@@ -137,7 +137,7 @@ def test_every_broken_header_is_counted_and_a_broken_body_is_found_in_the_probe(
     assert all(f"s000000{i}.png (" in checked.problems[0] for i in (3, 7))
     assert checked.digest is None
     if damage == "body":
-        assert verify_set(task, tmp_path / "set", probe=0).problems == ()
+        assert verify_set(task, tmp_path / "set", num_decoded=0).problems == ()
 
 
 def test_instances_of_winogavil_are_counted_and_not_its_pictures(tmp_path):

@@ -4,10 +4,10 @@ from miniature import noise_png, write_set
 from sklearn.metrics import jaccard_score
 
 from dbp.errors import ConfigError
-from evaluation.kinds.winogavil import Winogavil
-from evaluation.metrics import winogavil
-from evaluation.metrics.winogavil import (
+from evaluation.kinds import winogavil
+from evaluation.kinds.winogavil import (
     METRICS,
+    Winogavil,
     jaccard_scores,
     metrics,
     on_draws,

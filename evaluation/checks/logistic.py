@@ -33,12 +33,7 @@ _BLOCK = 8_192
 
 @dataclass(frozen=True)
 class Part:
-    """Vectors with labels.
-
-    Args:
-        features: Unit vectors.
-        labels: 0..k-1.
-    """
+    """Unit vectors with labels 0..k-1."""
 
     features: Float32[np.ndarray, "n d"]
     labels: Int[np.ndarray, " n"]
@@ -106,8 +101,6 @@ def probe(
         test: Looked at once, at the end.
         num_classes: k; of the set's names.
         seed: Of the intervals alone; nothing else is random.
-        device: As torch names it.
-        num_resamples: Of the intervals.
 
     Raises:
         EvaluationDataError: A part is empty, not finite, of another width, or has a label outside the
@@ -151,22 +144,15 @@ def search(train: Part, validation: Part, num_classes: int, *, device: str = "cp
         Accuracy on validation of each penalty that was tried: 15 of 97 at most.
     """
     searched: dict[float, float] = {}
-
-    def accuracy(penalty: float) -> float:
-        if penalty not in searched:
-            logits = fit(train, num_classes, penalty, device=device).logits(validation.features)
-            searched[penalty] = zero_shot.accuracy(logits, validation.labels)
-        return searched[penalty]
-
-    for penalty in PENALTIES[::_COARSE]:
-        accuracy(penalty)
-    step = _COARSE // 2
+    tried, step = PENALTIES[::_COARSE], _COARSE
     while step:
-        best = PENALTIES.index(_best(searched))
-        for at in (best - step, best + step):
-            if 0 <= at < len(PENALTIES):
-                accuracy(PENALTIES[at])
+        for penalty in tried:
+            if penalty not in searched:
+                logits = fit(train, num_classes, penalty, device=device).logits(validation.features)
+                searched[penalty] = zero_shot.accuracy(logits, validation.labels)
         step //= 2
+        best = PENALTIES.index(_best(searched))
+        tried = [PENALTIES[at] for at in (best - step, best + step) if 0 <= at < len(PENALTIES)]
     return searched
 
 
@@ -223,15 +209,9 @@ def fit(train: Part, num_classes: int, penalty: float, *, device: str = "cpu") -
 
 
 def hold_out(labels: Int[np.ndarray, " n"], share: float, generator: np.random.Generator) -> Bool[np.ndarray, " n"]:
-    """Choose a validation part by chance where a set has none: of each class the same share.
+    """Choose, at random, which samples of a train split are for validation, where a set has no such part.
 
-    Args:
-        labels: Of the train split.
-        share: Of each class, rounded down, so that a class of few samples stays in train.
-        generator: Source of chance.
-
-    Returns:
-        Which samples are for validation.
+    Of each class the same share, rounded down, so that a class of few samples stays in train.
     """
     is_held = np.zeros(len(labels), bool)
     for label in np.unique(labels):
