@@ -79,9 +79,7 @@ def export_clip_benchmark(folder: Path, results: Sequence[Result]) -> tuple[str,
         )
     for key in found.keys() - set(left_out):
         task, result = find_task(key), found[key]
-        called = KINDS[task.kind].clip_benchmark
-        assert called is not None, key
-        name, known = called
+        name, known = KINDS[task.kind].clip_benchmark or ("", ())
         model, pretrained = result.model, result.checkpoint
         if pretrained is None:  # published weights: their tag is part of the name
             model, _, pretrained = result.model.rpartition(":")

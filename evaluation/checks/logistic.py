@@ -47,15 +47,13 @@ class Fit:
         weights: One column a class.
         intercept: One number a class.
         loss: Mean cross-entropy plus the penalty over n; natural logarithm.
-        num_iterations: Of L-BFGS.
-        is_converged: Whether it stopped before `MAX_ITERATIONS`.
+        num_iterations: Of L-BFGS; `MAX_ITERATIONS` if it was stopped before the optimum.
     """
 
     weights: Float32[np.ndarray, "d k"]
     intercept: Float32[np.ndarray, " k"]
     loss: float
     num_iterations: int
-    is_converged: bool
 
     def logits(self, features: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n k"]:
         """Score every class for every vector."""
@@ -204,8 +202,7 @@ def fit(train: Part, num_classes: int, penalty: float, *, device: str = "cpu") -
     optimiser.step(closure)
     loss = float(closure())
     found = theta.detach().cpu().numpy()
-    taken = int(optimiser.state[theta]["n_iter"])
-    return Fit(found[:-1], found[-1], loss, taken, taken < MAX_ITERATIONS)
+    return Fit(found[:-1], found[-1], loss, int(optimiser.state[theta]["n_iter"]))
 
 
 def hold_out(labels: Int[np.ndarray, " n"], share: float, generator: np.random.Generator) -> Bool[np.ndarray, " n"]:

@@ -124,7 +124,7 @@ def why_not_comparable(first: Result, second: Result) -> str | None:
     if not first.outcomes or not second.outcomes:
         return "the outcomes of its samples are not beside the results file"
     for name in KINDS[find_task(first.task).kind].truth:
-        if not np.array_equal(first.outcomes[name], second.outcomes.get(name, ())):
+        if name in first.outcomes and not np.array_equal(first.outcomes[name], second.outcomes.get(name, ())):
             return f"the samples are not the same: their outcomes differ in {name}"
     return None
 

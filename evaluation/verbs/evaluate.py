@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dbp.errors import ConfigError
-from evaluation.results import Failure, Result, load_results, save_results
+from evaluation.results import Failure, load_results, save_results
 from evaluation.running.encode import Towers
 from evaluation.running.runner import evaluate_checkpoints
 from evaluation.suites import missing_members, resolve_suite
@@ -44,7 +44,7 @@ def run(config: Any) -> int:
         print("\n".join(task.key for task in tasks))
         print(*(f"missing, no loader: {name}" for name in missing), sep="\n")
         return 0
-    _check_exports(config, settings, weights)
+    exports = _exports(config, settings, weights)
     trained = find_runs(config, names)
     root = open_store(config).get(sets_node(config)).folder
     folder = Path(config.paths.runs) / "evaluations"
@@ -76,7 +76,7 @@ def run(config: Any) -> int:
             trained, shown, root, *work, epsilon=float(config.contamination), num_workers=settings.num_workers,
             folder=file.parent,
         )  # fmt: skip
-    for export, target in _exports(config).items():
+    for export, target in exports.items():
         if shown and (left_out := export(target, shown)):
             print(f"{target} is without: {', '.join(left_out)}")
     for name in missing:
@@ -101,21 +101,20 @@ def load_towers(config: Any, settings: Any, checkpoint: Path | None) -> Towers:
     )
 
 
-def _exports(config: Any) -> dict[Callable[[Path, Sequence[Result]], tuple[str, ...]], Path]:
+def _exports(config: Any, settings: Any, weights: Sequence[Path]) -> dict[Callable[..., tuple[str, ...]], Path]:
+    """What writes results for other tools, and where; refused for several checkpoints, or with a limit."""
     from evaluation.exports import export_clip_benchmark, export_datacomp
 
-    named = {export_datacomp: config.export.datacomp, export_clip_benchmark: config.export.clip_benchmark}
-    return {export: Path(target) for export, target in named.items() if target is not None}
-
-
-def _check_exports(config: Any, settings: Any, weights: Sequence[Path]) -> None:
-    if _exports(config) and (len(weights) > 1 or settings.limit is not None):
+    said = config.export
+    named = {export_datacomp: said.datacomp, export_clip_benchmark: said.clip_benchmark}
+    found = {export: Path(target) for export, target in named.items() if target is not None}
+    if found and (len(weights) > 1 or settings.limit is not None):
         raise ConfigError(
-            f"export.datacomp={config.export.datacomp} and export.clip_benchmark="
-            f"{config.export.clip_benchmark} hold one checkpoint on whole sets, but there are "
-            f"{max(1, len(weights))} and evaluate.limit={settings.limit}. Export one at a time, without a "
-            "limit."
+            f"export.datacomp={said.datacomp} and export.clip_benchmark={said.clip_benchmark} hold one checkpoint "
+            f"on whole sets, but there are {max(1, len(weights))} and evaluate.limit={settings.limit}. Export one "
+            "at a time, without a limit."
         )
+    return found
 
 
 def _named(config: Any) -> list[str]:
