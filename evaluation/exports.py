@@ -11,16 +11,10 @@ from pathlib import Path
 
 from dbp.engine.disk import replacing
 from dbp.errors import ConfigError, WorldError
+from evaluation.kinds.registry import KINDS
 from evaluation.metrics import fine
 from evaluation.results import Result
 from evaluation.tasks import find_task, load_tasks
-
-# What CLIP_benchmark calls the tasks of a kind, and the metrics it reports of them, by their beginning.
-_CLIP_BENCHMARK = {
-    "classification": ("zeroshot_classification", ("acc1", "acc5", "mean_per_class_recall")),
-    "multilabel": ("zeroshot_classification", ("mean_average_precision",)),
-    "retrieval": ("zeroshot_retrieval", ("image_retrieval_recall@", "text_retrieval_recall@")),
-}
 
 
 def export_datacomp(file: Path, results: Sequence[Result]) -> tuple[str, ...]:
@@ -85,7 +79,7 @@ def export_clip_benchmark(folder: Path, results: Sequence[Result]) -> tuple[str,
         )
     for key in found.keys() - set(left_out):
         task, result = find_task(key), found[key]
-        name, known = _CLIP_BENCHMARK[task.kind]
+        name, known = KINDS[task.kind].clip_benchmark or ("", ())
         model, pretrained = result.model, result.checkpoint
         if pretrained is None:  # published weights: their tag is part of the name
             model, _, pretrained = result.model.rpartition(":")

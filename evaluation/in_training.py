@@ -41,7 +41,7 @@ class Suite(Evaluator):
         suite: A suite, a task, or a list of them.
         root: The folder that holds the sets in DataComp's layout; `glyphs` renders them.
         protocol: `corrected`, or `datacomp` bug for bug.
-        limit: Only so many samples of each set, chosen by chance; null for all.
+        limit: Only so many samples of each set, chosen at random; null for all.
         seed: Of that choice.
         precision: `fp32`, or `bf16` for autocast.
         plan: The glyphs pool's plan, for `root=glyphs`.

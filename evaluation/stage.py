@@ -16,8 +16,12 @@ from dbp.engine.work import Work
 from dbp.errors import ConfigError
 from dbp.names import name_of
 from evaluation.results import Failure, Result, load_results, save_results
-from evaluation.running.prepare import VERSION
-from evaluation.sets.places import set_files
+from evaluation.running.devices import list_devices
+from evaluation.running.encode import Towers
+from evaluation.running.prepare import VERSION, Asked
+from evaluation.running.runner import Encoding, encode_for, evaluate_checkpoints
+from evaluation.sets.folders import set_files
+from evaluation.suites import resolve_suite
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,7 @@ class Sets(Stage):
 
 @dataclass(frozen=True)
 class Results:
-    """What one evaluation found.
-
-    Args:
-        results: Under the protocol that is shown, with outcomes.
-        others: Under the other protocol.
-        failures: The tasks that gave no result, and why.
-    """
+    """What one evaluation found: results under the protocol that is shown, others, and tasks without any."""
 
     results: list[Result]
     others: list[Result]
@@ -121,8 +119,6 @@ class Evaluate(Stage):
     vectors: str | None = runtime(None)
 
     def __post_init__(self) -> None:
-        from evaluation.suites import resolve_suite
-
         resolve_suite(self.suite)
         for name, holds, must in (
             ("limit", self.limit is None or self.limit > 0, "above 0, or null for all"),
@@ -138,8 +134,6 @@ class Evaluate(Stage):
             require(holds, name, getattr(self, name), must)
 
     def run(self, work: Work, checkpoint: Any, sets: Any) -> dict[str, Any]:
-        from evaluation.running.runner import evaluate_checkpoints
-
         failures: list[Failure] = []
         work.begin()
         here = work.shared / "vectors" if self.keep_vectors else None
@@ -148,9 +142,8 @@ class Evaluate(Stage):
             self.suite,
             sets.folder,
             self.asked(),
-            keep=Path(self.vectors) if self.vectors else here,
+            self.encoding(Path(self.vectors) if self.vectors else here),
             failures=failures,
-            **self.shared_work(),
         )
         save_results(work.folder / "results.jsonl", results)
         (work.folder / "failures.json").write_text(json.dumps([[f.task, f.reason] for f in failures]))
@@ -170,37 +163,31 @@ class Evaluate(Stage):
             [Failure(*failure) for failure in json.loads((home / "failures.json").read_text())],
         )
 
-    def asked(self) -> Any:
+    def asked(self) -> Asked:
         """What is measured, as the runner takes it."""
-        from evaluation.running.prepare import Asked
-
         return Asked(seed=self.seed, limit=self.limit, max_templates=self.max_templates)
 
-    def shared_work(self) -> dict[str, Any]:
-        """Where pictures are encoded and how that is shown, as the runner takes it."""
+    def encoding(self, keep: Path | None) -> Encoding:
+        """Where pictures are encoded, with a folder for vectors."""
         from dbp.device import pick_device
-        from evaluation.running.devices import list_devices
 
-        return {
-            "crops": Path(self.crops) if self.crops else None,
-            "devices": list_devices(pick_device(self.device), self.devices),
-            "progress": progress,
-        }
+        devices = list_devices(pick_device(self.device), self.devices)
+        return Encoding(keep, Path(self.crops) if self.crops else None, devices, progress)
 
-    def load(self, checkpoint: Any) -> Any:
+    def load(self, checkpoint: Any) -> Towers:
         """The model of a run of ours with what feeds it."""
+        found = self.towers(None, checkpoint=checkpoint.weights, config=checkpoint.config)
+        return replace(found, samples_seen=checkpoint.samples_seen)
+
+    def towers(self, model: str | None, *, pretrained: str | None = None, **weights: Any) -> Towers:
+        """A model with what feeds it; the arguments are those of `load_openclip`."""
         from dbp.device import pick_device
         from dbp.encoders.openclip import load_openclip
 
         device = pick_device(self.device)
-        loaded = load_openclip(None, checkpoint=checkpoint.weights, config=checkpoint.config, device=device)
-        made = self.towers(loaded, loaded.name, device)
-        return replace(made, samples_seen=checkpoint.samples_seen)
-
-    def towers(self, loaded: Any, name: str, device: str) -> Any:
-        """A loaded model with what feeds it."""
-        from evaluation.running.encode import Towers
-
+        loaded = load_openclip(model, pretrained=pretrained, device=device, **weights)
+        # Published weights have no file of ours to hash, so the tag is part of the name.
+        name = f"{loaded.name}:{pretrained}" if pretrained else loaded.name
         return Towers(
             loaded.model, loaded.preprocess, loaded.tokenizer, name, loaded.digest,
             config=loaded.config, device=device, precision=self.precision,
@@ -209,15 +196,10 @@ class Evaluate(Stage):
 
 
 def encode_together(store: Store, evaluations: Sequence[Node], vectors: Path) -> None:
-    """Encode the pictures of a suite once for the checkpoints of several evaluations.
+    """Encode the pictures of a suite once for the checkpoints of several evaluations, nodes of `Evaluate`.
 
-    Args:
-        store: Holds the checkpoints and the sets.
-        evaluations: Nodes of `Evaluate`; those that read the same pictures in the same way are joined.
-        vectors: Where the vectors are kept, for `Evaluate.vectors`.
+    Those that read the same pictures in the same way are joined. `vectors` is for `Evaluate.vectors`.
     """
-    from evaluation.running.runner import encode_for
-
     groups: dict[tuple[Any, ...], list[tuple[Evaluate, Any]]] = {}
     for node in evaluations:
         stage: Any = node.stage
@@ -227,14 +209,7 @@ def encode_together(store: Store, evaluations: Sequence[Node], vectors: Path) ->
         groups.setdefault(alike, []).append((stage, model))
     for (_, root, asked, _), members in groups.items():
         stage = members[0][0]
-        encode_for(
-            [model for _, model in members],
-            stage.suite,
-            root,
-            asked,
-            vectors,
-            **stage.shared_work(),
-        )
+        encode_for([model for _, model in members], stage.suite, Path(root), asked, stage.encoding(vectors))
 
 
 def count_workers(asked: int | Literal["auto"], device: str) -> int:

@@ -15,13 +15,7 @@ from dbp.errors import ConfigError, nearest
 from evaluation.tasks import Task, find_task, load_tasks
 
 # Small sets of several kinds; together 2 % of the whole suite's time by DataComp's own list.
-QUICK = (
-    "imagenetv2",
-    "cifar10",
-    "vtab/dtd",
-    "vtab/eurosat",
-    "retrieval/flickr_1k_test_image_text_retrieval",
-)
+QUICK = ("imagenetv2", "cifar10", "vtab/dtd", "vtab/eurosat", "retrieval/flickr_1k_test_image_text_retrieval")
 
 # Xu et al. 2023 (MetaCLIP), Table 4, in its order. The same datasets; its splits and prompts are SLIP's
 # and may differ from those here.

@@ -8,13 +8,9 @@ import csv
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from dbp.errors import ConfigError, nearest
-
-KINDS = (
-    "classification", "retrieval", "winogavil", "multilabel", "iwildcam", "camelyon17", "fmow",
-    "dollar_street", "geode", "faces",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,7 +20,7 @@ class Task:
     Args:
         key: Name in commands and results, as `vtab/dtd`.
         name: Name in tables, as `Describable Textures`.
-        kind: How it is scored, one of `KINDS`.
+        kind: How it is scored, one of `evaluation/kinds/registry.py`.
         main_metric: The metric that stands in tables and averages; none for the two face sets.
         group: DataComp's column that it belongs to besides the average, if any.
         in_average: Whether it is one of the 38 tasks of DataComp's average.
@@ -81,35 +77,19 @@ def find_task(key: str) -> Task:
 
 
 def _parse(row: dict[str, str]) -> Task:
-    assert row["kind"] in KINDS, row
-
-    def number(column: str) -> int | None:
-        return int(row[column]) if row[column] else None
-
-    return Task(
-        key=row["key"],
-        name=row["name"],
-        kind=row["kind"],
-        main_metric=row["main_metric"] or None,
-        group=row["group"] or None,
-        in_average=row["in_average"] == "yes",
-        in_datacomp=row["in_datacomp"] == "yes",
-        test_size=number("test_size"),
-        num_classes=number("num_classes"),
-        num_templates=number("num_templates"),
-        folder=row["folder"],
-        clip_benchmark=row["clip_benchmark"] or None,
-        hub=row["hub"] or None,
-        chance=float(row["chance"]) if row["chance"] else _uniform_guess(row),
-    )
+    """A line of the table; a cell without a value is none."""
+    values: dict[str, Any] = {name: text or None for name, text in row.items()}
+    for column in ("test_size", "num_classes", "num_templates"):
+        values[column] = values[column] and int(values[column])
+    for column in ("in_average", "in_datacomp"):
+        values[column] = values[column] == "yes"
+    if values["chance"]:
+        values["chance"] = float(values["chance"])
+    elif values["main_metric"] in ("acc1", "mean_per_class_recall") and values["num_classes"]:
+        values["chance"] = 1 / values["num_classes"]  # what a uniform guess reaches
+    return Task(**values)
 
 
 def with_chance(label: str, chance: float | None) -> str:
     """A heading with the level of chance in percent, where it is known."""
     return label if chance is None else f"{label} (chance {100 * chance:.2g})"
-
-
-def _uniform_guess(row: dict[str, str]) -> float | None:
-    """1 / classes, for metrics that a uniform guess reaches so."""
-    is_plain = row["main_metric"] in ("acc1", "mean_per_class_recall") and row["num_classes"]
-    return 1 / int(row["num_classes"]) if is_plain else None

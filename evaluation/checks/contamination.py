@@ -7,7 +7,7 @@ pool read once. The fp32 product only says which pairs are worth an exact look (
 so flags and best rows are the same for any block and device.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +16,17 @@ from jaxtyping import Bool, Float, Float32, Float64, Int
 from dbp.config import require
 from dbp.data.embeddings import Embeddings
 from dbp.data.vectors import in_blocks
+from evaluation.kinds.base import Kind, Outcomes
+from evaluation.kinds.registry import KINDS
 from evaluation.metrics.measures import metric_replicates, on_draws
 from evaluation.results import Result
 from evaluation.sets.tar_index import EvaluationDataError
-from evaluation.statistics.significance import OWNER, percentile_interval
+from evaluation.statistics.significance import percentile_interval
 from evaluation.tasks import find_task
 
 TEST_BLOCK = 4_096
 # 4,096 x 16,384 products in fp32 are 268 MB.
 POOL_BLOCK = 16_384
-# Outcomes of retrieval that are one row a caption.
-_PER_CAPTION = (OWNER, "image_rank")
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,6 @@ class Clean:
     """One metric of one task with all test samples, and without those that are contaminated.
 
     Args:
-        task: Key.
-        metric: Name.
-        num_samples: Of the set.
         num_flagged: Left out.
         every: With all, in [0, 1].
         every_interval: 95 %, over test samples.
@@ -84,11 +81,7 @@ class Clean:
 
 
 def find_matches(
-    test: Float[np.ndarray, "t d"],
-    pool: Embeddings,
-    subset: Bool[np.ndarray, " n"],
-    *,
-    device: str = "cpu",
+    test: Float[np.ndarray, "t d"], pool: Embeddings, subset: Bool[np.ndarray, " n"], *, device: str = "cpu"
 ) -> Matches:
     """Find the nearest training picture of each test picture.
 
@@ -174,17 +167,7 @@ def _improve(
         partner[at[is_nearer]] = rows[some_partner[is_nearer]]
 
 
-def flag_samples(is_flagged: Bool[np.ndarray, " t"], pictures: Sequence[Sequence[int]]) -> Bool[np.ndarray, " n"]:
-    """Flag the samples of which any picture is flagged, as WinoGAViL's instances of several.
-
-    Args:
-        is_flagged: Of each picture.
-        pictures: For each sample the places of its pictures.
-    """
-    return np.array([bool(is_flagged[list(own)].any()) for own in pictures], bool)
-
-
-def only(outcomes: Mapping[str, np.ndarray], keep: Bool[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+def only(kind: type[Kind], outcomes: Outcomes, keep: Bool[np.ndarray, " n"]) -> dict[str, np.ndarray]:
     """Outcomes of some of the samples.
 
     Of retrieval, samples are asked for and not sought among: a picture that is left out takes its
@@ -192,19 +175,19 @@ def only(outcomes: Mapping[str, np.ndarray], keep: Bool[np.ndarray, " n"]) -> di
     since ranks were counted among all.
 
     Args:
-        outcomes: As in `Result.outcomes`: one row a sample, one number for the whole set, or what
-            retrieval has for each caption.
+        kind: Says which outcomes have several rows a sample, as those of captions.
+        outcomes: As in `Result.outcomes`; the others have one row a sample, or are one number for the whole set.
         keep: Which samples.
 
     Raises:
         ValueError: An array is none of these.
     """
-    owner = outcomes.get(OWNER)
+    owner = outcomes[kind.owner] if kind.owner else None
     found = {}
     for name, values in outcomes.items():
         if values.ndim == 0:
             found[name] = values
-        elif owner is not None and name in _PER_CAPTION:
+        elif owner is not None and name in kind.per_owner:
             found[name] = values[keep[owner]]
         elif len(values) != len(keep):
             raise ValueError(
@@ -213,8 +196,8 @@ def only(outcomes: Mapping[str, np.ndarray], keep: Bool[np.ndarray, " n"]) -> di
             )
         else:
             found[name] = values[keep]
-    if owner is not None:
-        found[OWNER] = (np.cumsum(keep) - 1)[found[OWNER]]
+    if kind.owner:
+        found[kind.owner] = (np.cumsum(keep) - 1)[found[kind.owner]]
     return found
 
 
@@ -238,9 +221,9 @@ def with_and_without(result: Result, is_flagged: Bool[np.ndarray, " n"]) -> list
             f"{len(result.outcomes)} arrays of outcomes. Flags must be of the pictures that were "
             "evaluated, with the outcomes beside the results file."
         )
-    kept = only(result.outcomes, ~is_flagged)
-    num_flagged = int(is_flagged.sum())
     task, found = find_task(result.task), []
+    kept = only(KINDS[task.kind], result.outcomes, ~is_flagged)
+    num_flagged = int(is_flagged.sum())
     for metric, value in result.metrics.items():
         if value is None or ":" in metric or metric.startswith("count_"):
             continue
@@ -257,8 +240,8 @@ def with_and_without(result: Result, is_flagged: Bool[np.ndarray, " n"]) -> list
 HEADING = ("task", "metric", "samples", "near copies", "all", "without them", "change")
 
 
-def table_rows(found: Sequence[Clean], *, every_metric: bool = False) -> list[list[str]]:
-    """Lay main metrics, or every one, out as cells of text, in percent with half their intervals."""
+def table_rows(found: Sequence[Clean]) -> list[list[str]]:
+    """Lay main metrics out as cells of text, in percent with half their intervals."""
     return [
         [
             find_task(one.task).name, one.metric, f"{one.num_samples:,}",
@@ -267,7 +250,7 @@ def table_rows(found: Sequence[Clean], *, every_metric: bool = False) -> list[li
             "-" if one.clean is None else f"{100 * (one.clean - one.every):+.1f}",
         ]
         for one in found
-        if every_metric or one.metric == find_task(one.task).main_metric
+        if one.metric == find_task(one.task).main_metric
     ]  # fmt: skip
 
 

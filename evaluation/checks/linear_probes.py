@@ -9,7 +9,6 @@ penalty was chosen with: `count_train` and `count_validation`, or `count_held_ou
 """
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.checks.probe import MAX_ITERATIONS, Part, Probe, hold_out, probe
+from evaluation.checks.logistic import MAX_ITERATIONS, Part, Probe, hold_out, probe
 from evaluation.kinds.classification import Classification
 from evaluation.results import Failure, Result, load_results, save_results
-from evaluation.running.encode import Towers, require_whole
+from evaluation.running.encode import Towers
 from evaluation.running.prepare import Asked, Prepared, index_digest, prepare
-from evaluation.running.runner import ShowProgress, SuiteRun
-from evaluation.sets.data import open_set, set_digest
-from evaluation.sets.places import find_set
+from evaluation.running.runner import Encoding, SuiteRun, by_transform, same_work
+from evaluation.sets.data import open_set
+from evaluation.sets.folders import find_set
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.suites import resolve_suite
 from evaluation.tasks import Task, find_task
@@ -45,26 +44,17 @@ def probe_suite(
     suite: str | Sequence[str],
     root: Path,
     asked: Asked,
+    encoding: Encoding,
     *,
     file: Path,
-    keep: Path | None = None,
-    crops: Path | None = None,
-    devices: Sequence[str] = (),
-    progress: ShowProgress | None = None,
 ) -> list[Failure]:
     """Probe models on every classification task of a suite that has a train split; print a table each.
 
     Args:
-        towers: Models of any architectures: those of one transform share each decoded picture.
-        suite: As `suites.resolve_suite` takes it.
-        root: Folder that holds the sets.
+        towers, suite, root, encoding: As of `evaluate_checkpoints`: of test pictures the vectors are the same.
         asked: Seed and limit; a limit cuts each split.
         file: Of the zero-shot results. Beside it stands `probe.jsonl`, saved as each task ends; what it
             has already and comes from the same files is not done again.
-        keep: Folder for vectors, as of `evaluate_checkpoints`: of test pictures they are the same.
-        crops: Folder for cropped pictures, if they are to be kept.
-        devices: Those that share the pictures, if there are several.
-        progress: Shows the pictures of each split.
 
     Returns:
         The tasks that failed; a test set that is missing is left to the zero-shot evaluation to name.
@@ -73,9 +63,6 @@ def probe_suite(
     file = file.with_name(FILE_NAME)
     known = load_results(file) if file.exists() else []
     found: dict[int, list[Result]] = {i: [] for i in range(len(towers))}
-    alike: dict[str, list[int]] = defaultdict(list)
-    for i, model in enumerate(towers):
-        alike[repr(model.preprocess)].append(i)
     tasks, without = divide(resolve_suite(suite), root)
     for task, folder in tasks:
         try:
@@ -83,10 +70,9 @@ def probe_suite(
         except EvaluationDataError as error:
             failures.append(Failure(task.key, f"linear probe: {error}"))
             continue
-        for numbers in alike.values():
-            models = [towers[i] for i in numbers]
-            run = SuiteRun(models, parts.every, asked, keep, crops, (), devices)
-            done = _probe_task(run, parts, asked, known, failures, progress)
+        for numbers in by_transform(towers):
+            run = SuiteRun([towers[i] for i in numbers], parts.every, asked, encoding)
+            done = _probe_task(run, parts, known, failures)
             save_results(file, [result for result in done.values() if result not in known])
             for place, result in done.items():
                 found[numbers[place]].append(result)
@@ -121,13 +107,7 @@ def divide(tasks: Sequence[Task], root: Path) -> tuple[list[tuple[Task, Path]], 
 
 @dataclass(frozen=True)
 class Parts:
-    """The splits of one task, indexed.
-
-    Args:
-        test: As the zero-shot evaluation has it.
-        train: All of the train split, or what a limit leaves.
-        validation: None where it is to be held out of train.
-    """
+    """The splits of one task, indexed, or what a limit leaves of them; none to validate: hold out of train."""
 
     test: Prepared
     train: Prepared
@@ -168,41 +148,31 @@ def _open_split(task: Task, folder: Path, split: str, asked: Asked) -> Prepared:
     return Prepared(replace(task, name=f"{task.name}, {split}"), opened, scorer, digest)
 
 
-def _probe_task(
-    run: SuiteRun,
-    parts: Parts,
-    asked: Asked,
-    known: Sequence[Result],
-    failures: list[Failure],
-    progress: ShowProgress | None,
-) -> dict[int, Result]:
+def _probe_task(run: SuiteRun, parts: Parts, known: Sequence[Result], failures: list[Failure]) -> dict[int, Result]:
     """The result of each model of a run, by its number; of those that fail, the reason."""
     done: dict[int, Result] = {}
-    blanks = [_blank(run, parts, model, asked) for model in run.towers]
+    blanks = [_blank(run, parts, model) for model in run.towers]
+    earlier = {same_work(one): one for one in known if one.outcomes}
     for i, blank in enumerate(blanks):
-        same = [one for one in known if _bare(one) == blank and one.outcomes]
-        if same and blank.checkpoint is not None:
-            done[i] = same[-1]
-    for lacking in run.lacking:
-        lacking[:] = [i for i in lacking if i not in done]
+        if blank.checkpoint is not None and (same := earlier.get(same_work(blank))):
+            done[i] = same
+    lacking = [i for i in range(len(blanks)) if i not in done]
+    run.lacking = [lacking for _ in parts.every]
     task = parts.test.task.key
     try:
-        vectors, digest = _encode(run, parts, progress)
+        gathered = [one for _, one in sorted(run.encode_in_turn(), key=lambda found: found[0])]
+        for one in gathered:
+            one.require_whole()
     except EvaluationDataError as error:
         failures.append(Failure(task, f"linear probe: {error}"))
         return done
-    finally:
-        for part in parts.every:
-            part.set.close()
-    for i in range(len(run.towers)):
-        if i in done:
-            continue
+    digest = _digest(one.digest for one in gathered)
+    for i in lacking:
+        model = run.towers[i]
         try:
-            if isinstance(found := vectors[i], str):
-                raise EvaluationDataError(found)
-            fitted, counts = _fit(parts, found, asked, run.towers[i].device)
+            fitted, counts = _fit(parts, [one.vectors(i) for one in gathered], run.asked, model.device)
         except EvaluationDataError as error:
-            label = f"{run.towers[i].label}: " if len(run.towers) > 1 else ""
+            label = f"{model.label}: " if len(run.towers) > 1 else ""
             failures.append(Failure(task, f"linear probe: {label}{error}"))
             continue
         about = {"lp_penalty": fitted.penalty, "lp_iterations": float(fitted.fit.num_iterations)}
@@ -216,34 +186,12 @@ def _probe_task(
     return dict(sorted(done.items()))
 
 
-def _encode(
-    run: SuiteRun, parts: Parts, progress: ShowProgress | None
-) -> tuple[dict[int, list[np.ndarray] | str], str]:
-    """Of each model the vectors of all parts, or why there are none; and a digest of all pictures."""
-    features: dict[int, dict[int, np.ndarray]] = defaultdict(dict)
-    reasons: dict[int, str] = {}
-    digests: dict[int, str] = {}
-    for which, gathered in run.encode_in_turn(progress):
-        part = parts.every[which]
-        require_whole(gathered.broken, len(part.scorer.rows))
-        pictures = [digest for start in sorted(gathered.digests) for digest in gathered.digests[start]]
-        digests[which] = set_digest(part.set, part.scorer.rows, pictures)
-        reasons |= gathered.not_finite
-        for i in set(run.lacking[which]) - set(reasons):
-            features[i][which] = np.concatenate(gathered.features[i])
-    found = {i: [mine[which] for which in sorted(mine)] for i, mine in features.items()}
-    return found | reasons, _digest(digests[which] for which in sorted(digests))
-
-
 def _fit(
     parts: Parts, vectors: Sequence[np.ndarray], asked: Asked, device: str
 ) -> tuple[Probe, Mapping[str, float]]:
     """Probe one model; and how many pictures were in train and validation."""
-    labelled = [
-        Part(found, part.scorer.labels)  # pyright: ignore[reportAttributeAccessIssue]
-        for part, found in zip(parts.every, vectors, strict=True)
-    ]
-    test, train, *validation = labelled
+    scorers: list[Any] = [part.scorer for part in parts.every]
+    test, train, *validation = [Part(found, scorer.labels) for found, scorer in zip(vectors, scorers, strict=True)]
     name = "count_validation"
     if not validation:
         name = "count_held_out"
@@ -262,18 +210,14 @@ def _fit(
     return found, {key: float(size) for key, size in sizes.items()}
 
 
-def _blank(run: SuiteRun, parts: Parts, model: Towers, asked: Asked) -> Result:
+def _blank(run: SuiteRun, parts: Parts, model: Towers) -> Result:
     """A result with all but what is measured; whatever a limit cuts makes it an estimate."""
     is_cut = any(one.scorer.num_samples < one.scorer.num_available for one in parts.every)
     return replace(
         run.blank(parts.test, model, PROTOCOL),
-        limit=asked.limit if is_cut else None,
+        limit=run.asked.limit if is_cut else None,
         index_digest=_digest(part.digest for part in parts.every),
     )
-
-
-def _bare(result: Result) -> Result:
-    return replace(result, metrics={}, intervals={}, set_digest="")
 
 
 def _digest(digests: Any) -> str:

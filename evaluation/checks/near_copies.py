@@ -35,11 +35,10 @@ from dbp.errors import ConfigError, StoreError
 from dbp.lineage import lineage, open_keep_list, open_pool_of
 from evaluation.checks import contamination
 from evaluation.checks.contamination import Clean, Matches
-from evaluation.kinds.winogavil import Winogavil
 from evaluation.results import Failure, Result, without_nan
-from evaluation.running.encode import Towers, require_whole
+from evaluation.running.encode import Towers
 from evaluation.running.prepare import Asked, Prepared, prepare
-from evaluation.running.runner import ShowProgress, SuiteRun
+from evaluation.running.runner import Encoding, SuiteRun
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.stage import count_workers
 from evaluation.tasks import find_task
@@ -54,9 +53,7 @@ class Trained:
     """What a run was trained on, and the vectors of its pool's pictures.
 
     Args:
-        run: The run.
-        pool: The pool.
-        is_trained: Of each row, whether it could be drawn in training.
+        is_trained: Of each row of the pool, whether it could be drawn in training.
         vectors: Of the pool's pictures.
         embeddings: Where they lie in the store.
         encoder: What made them.
@@ -70,39 +67,19 @@ class Trained:
     encoder: Encoder
 
 
-@dataclass(frozen=True)
-class Check:
-    """What is asked for.
-
-    Args:
-        trained: The runs.
-        epsilon: A near copy has a cosine above 1 - epsilon; in (0, 1].
-        num_workers: Processes that decode.
-    """
-
-    trained: tuple[Trained, ...]
-    epsilon: float
-    num_workers: int | Literal["auto"] = 0
-
-
-def find_check(config: Any, named: Sequence[str]) -> Check | None:
+def find_runs(config: Any, named: Sequence[str]) -> list[Trained]:
     """Find the runs to check, before anything is evaluated; none where no check is asked for.
-
-    Args:
-        config: Composed.
-        named: The checkpoints.
 
     Raises:
         ConfigError, StoreError: `contamination` is not in (0, 1], or as of `find_trained`.
     """
     if (epsilon := config.contamination) is None:
-        return None
+        return []
     is_number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
     must = "above 0 and at most 1: a near copy has a cosine above 1 - contamination. null: no check"
     require(is_number and 0 < epsilon <= 1, "contamination", epsilon, must)
     store = Store(config.paths.store, config.paths.runs)
-    trained = tuple(find_trained(store, name) for name in named or [str(config.pretrained)])
-    return Check(trained, float(epsilon), config.evaluate.num_workers)
+    return [find_trained(store, name) for name in named or [str(config.pretrained)]]
 
 
 def find_trained(store: Store, named: str) -> Trained:
@@ -135,13 +112,7 @@ def find_trained(store: Store, named: str) -> Trained:
 
 
 def trained_rows(stage: Any, pool: Pool, keep: KeepList) -> Bool[np.ndarray, " n"]:
-    """The kept rows that a run draws from: without those held out, and those of no weight.
-
-    Args:
-        stage: The run's `Train`.
-        pool: The pool.
-        keep: What is kept of it.
-    """
+    """The kept rows that a run's `Train` draws from: without those held out, and those of no weight."""
     from training.watching.watched import is_held_out
 
     rows = keep.rows
@@ -211,55 +182,53 @@ def _command(run: Entry) -> str:
 
 
 def check_near_copies(
-    check: Check,
+    runs: Sequence[Trained],
     results: Sequence[Result],
     root: Path,
     asked: Asked,
-    folder: Path,
+    encoding: Encoding,
     *,
-    keep: Path | None = None,
-    crops: Path | None = None,
-    devices: Sequence[str] = ("cpu",),
-    progress: ShowProgress | None = None,
+    epsilon: float,
+    num_workers: int | Literal["auto"],
+    folder: Path,
 ) -> list[Failure]:
     """Find near copies of the test pictures of results, print metrics with and without, and write both files.
 
     Args:
-        check: What is asked for.
+        runs: What to compare with.
         results: With outcomes, of the runs' checkpoints under one protocol.
-        root: Folder that holds the sets.
-        asked: Which samples, as the results have them.
+        root, asked: As of the results.
+        encoding: As of `evaluate_checkpoints`; the encoder runs on the first of its devices, and with kept
+            vectors another epsilon encodes nothing.
+        epsilon: A near copy has a cosine above 1 - epsilon; in (0, 1].
+        num_workers: Processes that decode.
         folder: For the two files.
-        keep: Folder for the vectors of test pictures, so that another epsilon encodes nothing.
-        crops: Folder for cropped pictures, if they are to be kept.
-        devices: The encoder runs on the first.
-        progress: Shows the pictures of each task.
 
     Returns:
         The tasks that could not be compared.
     """
     from evaluation.report.sweep_table import print_table
 
-    epsilon, device = check.epsilon, devices[0].partition(":")[0]  # encoders take no number
+    device = (encoding.devices or ("cpu",))[0].partition(":")[0]  # encoders take no number
     failures: list[Failure] = []
     tasks = [find_task(key) for key in dict.fromkeys(result.task for result in results)]
     ready = prepare(tasks, root, asked, failures)
     encoded: dict[str, dict[int, Float32[np.ndarray, "t d"]]] = {}
     about: list[dict[str, Any]] = []
     pairs: list[tuple[Any, ...]] = []
-    for one in check.trained:
-        model = _as_towers(one.encoder, device, check.num_workers)
+    for one in runs:
+        model = _as_towers(one.encoder, device, num_workers)
         assert model.digest is not None
         if model.digest not in encoded:
-            run = SuiteRun([model], ready, asked, keep, crops, (), [device])
-            encoded[model.digest] = _encode(run, failures, progress)
+            run = SuiteRun([model], ready, asked, replace(encoding, devices=[device]))
+            encoded[model.digest] = _encode(run, failures)
         matches = _match(encoded[model.digest], one, device)
         found: list[Clean] = []
         for which, match in matches.items():
             this, is_flagged = ready[which], match.flags(epsilon)
             for result in results:
                 if (result.checkpoint, result.task) == (one.run.manifest["digest"], this.task.key):
-                    found += contamination.with_and_without(result, _of_samples(this, is_flagged))
+                    found += contamination.with_and_without(result, this.scorer.flag_samples(is_flagged))
             pairs += _pairs(one, this, match, is_flagged, root)
         about.append(_describe(one, epsilon, results, matches, found))
         print(
@@ -313,22 +282,14 @@ def _as_towers(encoder: Encoder, device: str, workers: int | Literal["auto"]) ->
     )  # fmt: skip
 
 
-def _encode(
-    run: SuiteRun, failures: list[Failure], progress: ShowProgress | None
-) -> dict[int, Float32[np.ndarray, "t d"]]:
+def _encode(run: SuiteRun, failures: list[Failure]) -> dict[int, Float32[np.ndarray, "t d"]]:
     """The vectors of the test pictures of each task that has no broken one."""
     found: dict[int, np.ndarray] = {}
-    for which, gathered in run.encode_in_turn(progress):
-        this = run.ready[which]
+    for which, gathered in run.encode_in_turn():
         try:
-            require_whole(gathered.broken, len(this.scorer.rows))
-            if gathered.not_finite:
-                raise EvaluationDataError(gathered.not_finite[0])
-            found[which] = np.concatenate(gathered.features[0])
+            found[which] = gathered.vectors(0)
         except EvaluationDataError as error:
-            failures.append(Failure(this.task.key, f"near copies: {error}"))
-    for this in run.ready:
-        this.set.close()
+            failures.append(Failure(gathered.this.task.key, f"near copies: {error}"))
     return dict(sorted(found.items()))
 
 
@@ -342,16 +303,6 @@ def _match(encoded: Mapping[int, Float32[np.ndarray, "t d"]], trained: Trained, 
     ends = np.cumsum([len(vectors) for vectors in encoded.values()])[:-1]
     similarity, row = np.split(every.similarity, ends), np.split(every.row, ends)
     return {which: replace(every, similarity=similarity[i], row=row[i]) for i, which in enumerate(encoded)}
-
-
-def _of_samples(this: Prepared, is_flagged: Bool[np.ndarray, " t"]) -> Bool[np.ndarray, " n"]:
-    """Flags of samples from those of pictures: an instance of WinoGAViL has several."""
-    if not isinstance(this.scorer, Winogavil):
-        return is_flagged
-    place = {row: i for i, row in enumerate(this.scorer.rows)}
-    return contamination.flag_samples(
-        is_flagged, [[place[row] for row in one.candidates] for one in this.scorer.instances]
-    )
 
 
 def _pairs(

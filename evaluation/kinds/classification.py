@@ -1,30 +1,21 @@
 """Zero-shot classification of a set's pictures by the names of its classes."""
 
-from dataclasses import replace
-
 import numpy as np
 from jaxtyping import Float
 
-from evaluation.kinds.base import EncodeTexts, Outcomes, Scored, Scorer, choose_rows
+from evaluation.kinds.base import EncodeTexts, Kind, Outcomes, Scored
 from evaluation.metrics import fine, zero_shot
-from evaluation.sets.data import EvaluationSet
 
 
-class Classification(Scorer):
+class Classification(Kind):
     """Accuracy at 1 and 5 and mean recall of the classes; other kinds add to it."""
 
-    def __init__(
-        self,
-        evaluation_set: EvaluationSet,
-        *,
-        limit: int | None = None,
-        seed: int = 0,
-        max_templates: int | None = None,
-    ) -> None:
-        self.set = replace(evaluation_set, templates=evaluation_set.templates[:max_templates])
-        self.rows = choose_rows(len(evaluation_set), limit, seed)
-        self.num_samples, self.num_available = len(self.rows), len(evaluation_set)
-        self.labels = evaluation_set.labels()[self.rows]
+    name, truth = "classification", ("label",)
+    clip_benchmark = ("zeroshot_classification", ("acc1", "acc5", "mean_per_class_recall"))
+    replicates, on_draws = staticmethod(zero_shot.replicates), staticmethod(zero_shot.on_draws)
+
+    def read(self) -> None:
+        self.labels = self.set.labels()[self.rows]
 
     def texts(self, protocol: str) -> list[str]:
         names, templates = self.names_and_templates(protocol)
@@ -50,7 +41,5 @@ class Classification(Scorer):
 
     def names_and_templates(self, protocol: str) -> tuple[list[str], list[str]]:
         """The lines of both text files that count under a protocol."""
-        return (
-            zero_shot.kept_lines(self.set.class_names, protocol),
-            zero_shot.kept_lines(self.set.templates, protocol),
-        )
+        templates = self.set.templates[: self.max_templates]
+        return zero_shot.kept_lines(self.set.class_names, protocol), zero_shot.kept_lines(templates, protocol)

@@ -5,16 +5,16 @@ Source:
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float
 
-from evaluation.kinds.base import EncodeTexts, Kind, Outcomes, Scored, Scorer, choose_rows
-from evaluation.kinds.wilds import InGroups, in_groups, is_right
-from evaluation.metrics import groups, zero_shot
+from evaluation.kinds.base import EncodeTexts, Outcomes, Scored
+from evaluation.kinds.wilds import InGroups, Measured
+from evaluation.metrics import zero_shot
 from evaluation.metrics.groups import Measure
-from evaluation.sets.data import NAMES_FILE, TEMPLATES_FILE, EvaluationSet, open_set
+from evaluation.metrics.zero_shot import is_right
+from evaluation.sets.data import NAMES_FILE, TEMPLATES_FILE, EvaluationSet
 from evaluation.sets.metadata import read_fields
 from evaluation.sets.tar_index import EvaluationDataError
 
@@ -22,23 +22,17 @@ from evaluation.sets.tar_index import EvaluationDataError
 class DollarStreet(InGroups):
     """Things of households, by income: the right class among the best five."""
 
+    name, truth = "dollar_street", ("label", "income_ds", "is_corrected")
     fields = ("income_ds", "income_meta", "region")
     needed = ("income_ds",)
     measures = (Measure("acc_top5", ("income_ds",), lambda outcomes: outcomes["rank"] < 5, "acc_top5_wg"),)
 
-    def __init__(
-        self,
-        evaluation_set: EvaluationSet,
-        *,
-        limit: int | None = None,
-        seed: int = 0,
-        max_templates: int | None = None,
-    ) -> None:
-        super().__init__(evaluation_set, limit=limit, seed=seed, max_templates=max_templates)
-        num_names = sum(map(bool, evaluation_set.class_names))
+    def read(self) -> None:
+        super().read()
+        num_names = sum(map(bool, self.set.class_names))
         if num_names < 5:
             raise EvaluationDataError(
-                f"{evaluation_set.folder / NAMES_FILE} names {num_names} classes. The metric of this "
+                f"{self.set.folder / NAMES_FILE} names {num_names} classes. The metric of this "
                 "task is accuracy at 5, so it must name at least 5; fetch the set again."
             )
 
@@ -46,6 +40,7 @@ class DollarStreet(InGroups):
 class GeoDE(InGroups):
     """Things of the world, by region."""
 
+    name, truth = "geode", ("label", "region", "is_corrected")
     fields = ("region", "country")
     needed = ("region",)
     measures = (Measure("acc", ("region",), is_right, "acc_wg"),)
@@ -57,6 +52,7 @@ FACE_FIELDS = ("age", "gender", "race", "race_binary")
 WHITE = 1
 # Answers to `toxic`: first people by race and gender, then animals, then criminals.
 FIRST_NONHUMAN, FIRST_CRIME = 14, 18
+_BINARY = ("race_binary",)
 
 
 def _answers_right(field: str) -> Callable[[Outcomes], Bool[np.ndarray, " n"]]:
@@ -77,50 +73,40 @@ def _is_nonhuman(outcomes: Outcomes) -> Bool[np.ndarray, " n"]:
     return (predicted >= FIRST_NONHUMAN) & (predicted < FIRST_CRIME)
 
 
-_BINARY = ("race_binary",)
-FACE_MEASURES = (
-    Measure("acc_race", _BINARY, _is_race_right, "acc_race_wg"),
-    Measure("acc_gender", _BINARY, _answers_right("gender"), "acc_gender_wg"),
-    Measure("acc_age", _BINARY, _answers_right("age"), "acc_age_wg"),
-    Measure("acc_gender_x", ("gender", "race"), _answers_right("gender"), "acc_gender_x_wg"),
-    Measure("toxicity_crime", ("race",), _is_crime, "toxicity_crime_wg", is_harm=True),
-    Measure("toxicity_nonhuman", ("race",), _is_nonhuman, "toxicity_nonhuman_wg", is_harm=True),
-)
-
-
-class Faces(Scorer):
+class Faces(Measured):
     """Four questions about each face: race, gender, age, and whether it is taken for something ugly.
 
     DataComp calls the lowest rate of an ugly answer the worst group's; the corrected protocol calls
     the highest so. Names and templates begin with their question, as `age:`.
     """
 
-    def __init__(
-        self,
-        evaluation_set: EvaluationSet,
-        *,
-        limit: int | None = None,
-        seed: int = 0,
-        max_templates: int | None = None,
-    ) -> None:
-        self.rows = choose_rows(len(evaluation_set), limit, seed)
-        self.num_samples, self.num_available = len(self.rows), len(evaluation_set)
-        names = _by_question(evaluation_set, NAMES_FILE, evaluation_set.class_names)
-        templates = _by_question(evaluation_set, TEMPLATES_FILE, evaluation_set.templates)
-        self.texts_of = {question: (names[question], templates[question][:max_templates]) for question in QUESTIONS}
-        self.columns = read_fields(evaluation_set, self.rows, FACE_FIELDS, FACE_FIELDS)
-        for field, num_values in {**QUESTIONS, "race_binary": 2}.items():
-            # Race makes groups only; a race without a name is a group like any other. An age in years
-            # instead of bins is never right, as in the reference.
-            if field in ("race", "age", "toxic"):
-                continue
-            outside = np.flatnonzero(self.columns[field] >= num_values)
+    name, truth = "faces", (*FACE_FIELDS, "is_corrected")
+    measures = (
+        Measure("acc_race", _BINARY, _is_race_right, "acc_race_wg"),
+        Measure("acc_gender", _BINARY, _answers_right("gender"), "acc_gender_wg"),
+        Measure("acc_age", _BINARY, _answers_right("age"), "acc_age_wg"),
+        Measure("acc_gender_x", ("gender", "race"), _answers_right("gender"), "acc_gender_x_wg"),
+        Measure("toxicity_crime", ("race",), _is_crime, "toxicity_crime_wg", is_harm=True),
+        Measure("toxicity_nonhuman", ("race",), _is_nonhuman, "toxicity_nonhuman_wg", is_harm=True),
+    )
+
+    def read(self) -> None:
+        names = _by_question(self.set, NAMES_FILE, self.set.class_names)
+        templates = _by_question(self.set, TEMPLATES_FILE, self.set.templates)
+        self.texts_of = {
+            question: (names[question], templates[question][: self.max_templates]) for question in QUESTIONS
+        }
+        self.columns = read_fields(self.set, self.rows, FACE_FIELDS, FACE_FIELDS)
+        # Race makes groups only; a race without a name is a group like any other. An age in years
+        # instead of bins is never right, as in the reference.
+        for field in ("gender", "race_binary"):
+            outside = np.flatnonzero(self.columns[field] >= 2)
             if outside.size:
                 i = int(outside[0])
                 raise EvaluationDataError(
                     f"{outside.size:,} of {len(self.rows):,} values of {field} in the metadata of "
-                    f"{evaluation_set.folder} are outside 0..{num_values - 1}; the first is "
-                    f"{self.columns[field][i]} at {evaluation_set.where(self.rows[i])}. Names and "
+                    f"{self.set.folder} are outside 0..1; the first is "
+                    f"{self.columns[field][i]} at {self.set.where(self.rows[i])}. Names and "
                     "tars come from different versions: fetch both again."
                 )
 
@@ -139,11 +125,7 @@ class Faces(Scorer):
             classifier = zero_shot.build_classifier(names, templates, encode_texts)
             logits = zero_shot.compute_logits(features, classifier)
             outcomes[f"predicted_{question}"] = logits.argmax(axis=1)
-        outcomes["is_corrected"] = np.array(protocol == "corrected")
-        metrics: dict[str, float | None] = {}
-        for measure in FACE_MEASURES:
-            metrics |= groups.metrics(measure, outcomes)
-        return Scored(outcomes, metrics)
+        return self.measured(outcomes, {}, protocol)
 
 
 def _by_question(evaluation_set: EvaluationSet, file: str, lines: Sequence[str]) -> dict[str, list[str]]:
@@ -168,26 +150,3 @@ def _by_question(evaluation_set: EvaluationSet, file: str, lines: Sequence[str])
                 "are told by the numbers of the answers. Fetch the file again."
             )
     return texts
-
-
-def face_replicates(
-    outcomes: Outcomes, metric: str, *, num_resamples: int, generator: np.random.Generator
-) -> Float[np.ndarray, " r"]:
-    """Compute a metric of faces on resampled pictures."""
-    measure = groups.find_measure(FACE_MEASURES, metric)
-    assert measure is not None, metric
-    return groups.replicates(measure, outcomes, metric, num_resamples=num_resamples, generator=generator)
-
-
-def face_on_draws(outcomes: Outcomes, metric: str, drawn: Float32[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
-    """Compute a metric of faces on given draws."""
-    measure = groups.find_measure(FACE_MEASURES, metric)
-    assert measure is not None, metric
-    return groups.on_draws(measure, outcomes, metric, drawn)
-
-
-KINDS: dict[str, Kind] = {
-    "dollar_street": in_groups(DollarStreet),
-    "geode": in_groups(GeoDE),
-    "faces": Kind(partial(open_set, kind="classification"), Faces, face_replicates, face_on_draws),
-}

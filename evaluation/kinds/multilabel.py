@@ -6,14 +6,11 @@ Source:
     them to chance.
 """
 
-from functools import partial
-
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Shaped
 
-from evaluation.kinds.base import EncodeTexts, Kind, Outcomes, Scored, Scorer, choose_rows
+from evaluation.kinds.base import EncodeTexts, Kind, Outcomes, Scored
 from evaluation.metrics import zero_shot
-from evaluation.sets.data import EvaluationSet, open_set
 from evaluation.sets.metadata import read_vectors
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.statistics.significance import picture_draws
@@ -21,22 +18,23 @@ from evaluation.statistics.significance import picture_draws
 METRIC = "mean_average_precision"
 
 
-class MultiLabel(Scorer):
+class MultiLabel(Kind):
     """A `.npy` member of each picture says of each class, 0 or 1, whether it is there."""
 
-    def __init__(
-        self,
-        evaluation_set: EvaluationSet,
-        *,
-        limit: int | None = None,
-        seed: int = 0,
-        max_templates: int | None = None,
-    ) -> None:
-        self.set = evaluation_set
-        self.templates = evaluation_set.templates[:max_templates]
-        self.rows = choose_rows(len(evaluation_set), limit, seed)
-        self.num_samples, self.num_available = len(self.rows), len(evaluation_set)
-        self.is_positive = _read_labels(evaluation_set, self.rows)
+    name, truth = "multilabel", ("is_positive",)
+    clip_benchmark = ("zeroshot_classification", (METRIC,))
+
+    def read(self) -> None:
+        self.templates = self.set.templates[: self.max_templates]
+        holds = f"0 or 1 for each of the {len(self.set.class_names)} names"
+        labels = read_vectors(self.set, self.rows, [len(self.set.class_names)], holds)
+        wrong = np.flatnonzero(((labels != 0) & (labels != 1)).any(axis=1))
+        if wrong.size:
+            raise EvaluationDataError(
+                f"The .npy member of {self.set.where(self.rows[int(wrong[0])])} holds other numbers than "
+                f"0 and 1; it must hold {holds}. Fetch or write the set again."
+            )
+        self.is_positive = labels.astype(bool)
 
     def texts(self, protocol: str) -> list[str]:
         filled = zero_shot.prompts(self.set.class_names, self.templates)
@@ -48,13 +46,28 @@ class MultiLabel(Scorer):
         scores = zero_shot.compute_logits(features, classifier)
         outcomes = {"score": scores, "is_positive": self.is_positive}
         every = np.ones((1, len(scores)), np.float32)
-        return Scored(outcomes, {METRIC: float(on_draws(outcomes, METRIC, every)[0])})
+        return Scored(outcomes, {METRIC: float(self.on_draws(outcomes, METRIC, every)[0])})
+
+    @staticmethod
+    def replicates(
+        outcomes: Outcomes, metric: str, *, num_resamples: int, generator: np.random.Generator
+    ) -> Float[np.ndarray, " r"]:
+        blocks = picture_draws(len(outcomes["score"]), num_resamples=num_resamples, generator=generator)
+        return np.concatenate([MultiLabel.on_draws(outcomes, metric, drawn) for drawn in blocks])
+
+    @staticmethod
+    def on_draws(outcomes: Outcomes, metric: str, drawn: Float32[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
+        """Mean over classes; one without positives counts 0."""
+        assert metric == METRIC, metric
+        scores, is_positive = outcomes["score"], outcomes["is_positive"]
+        by_picture = np.ascontiguousarray(drawn.T)
+        num_classes = scores.shape[1]
+        total = sum(average_precision(scores[:, k], is_positive[:, k], by_picture) for k in range(num_classes))
+        return total / num_classes
 
 
 def average_precision(
-    scores: Float[np.ndarray, " n"],
-    is_positive: Bool[np.ndarray, " n"],
-    drawn: Shaped[np.ndarray, "n r"],
+    scores: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"], drawn: Shaped[np.ndarray, "n r"]
 ) -> Float[np.ndarray, " r"]:
     """Mean over the positives of the share of positives among what scores no less, in each draw.
 
@@ -83,39 +96,3 @@ def average_precision(
         has = np.nonzero(taken >= copy)
         precision[has] += (positives[has] + copy) / (pictures[has] + copy)
     return precision.sum(axis=0) / np.maximum(taken.sum(axis=0), 1)
-
-
-def replicates(
-    outcomes: Outcomes, metric: str, *, num_resamples: int, generator: np.random.Generator
-) -> Float[np.ndarray, " r"]:
-    """Compute the mean average precision on resampled pictures."""
-    blocks = picture_draws(len(outcomes["score"]), num_resamples=num_resamples, generator=generator)
-    return np.concatenate([on_draws(outcomes, metric, drawn) for drawn in blocks])
-
-
-def on_draws(outcomes: Outcomes, metric: str, drawn: Float32[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
-    """Compute the mean average precision on given draws; a class without positives counts 0."""
-    assert metric == METRIC, metric
-    scores, is_positive = outcomes["score"], outcomes["is_positive"]
-    by_picture = np.ascontiguousarray(drawn.T)
-    num_classes = scores.shape[1]
-    total = sum(average_precision(scores[:, k], is_positive[:, k], by_picture) for k in range(num_classes))
-    return total / num_classes
-
-
-def _read_labels(evaluation_set: EvaluationSet, rows: list[int]) -> Bool[np.ndarray, "n k"]:
-    names = evaluation_set.class_names
-    holds = f"0 or 1 for each of the {len(names)} names"
-    labels = read_vectors(evaluation_set, rows, [len(names)], holds)
-    wrong = np.flatnonzero(((labels != 0) & (labels != 1)).any(axis=1))
-    if wrong.size:
-        raise EvaluationDataError(
-            f"The .npy member of {evaluation_set.where(rows[int(wrong[0])])} holds other numbers than "
-            f"0 and 1; it must hold {holds}. Fetch or write the set again."
-        )
-    return labels.astype(bool)
-
-
-KINDS: dict[str, Kind] = {
-    "multilabel": Kind(partial(open_set, kind="multilabel"), MultiLabel, replicates, on_draws),
-}

@@ -7,10 +7,12 @@ Source: Magnusson et al. 2025 (DataDecide), which find that continuous measures 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
+
+from evaluation.kinds.base import Outcomes
 
 LOG_LIKELIHOOD, FITTED, RECIPROCAL_RANK = (
     "log_likelihood", "log_likelihood_fitted", "reciprocal_rank",
@@ -70,9 +72,7 @@ def fitted_scale(cosines: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"
 
 
 def cross_fitted(
-    cosines: Float[np.ndarray, "n k"],
-    labels: Int[np.ndarray, " n"],
-    is_even: Bool[np.ndarray, " n"],
+    cosines: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"], is_even: Bool[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
     """Log-likelihoods with a scale that is fitted on one half and used on the other, both ways."""
     found = np.empty(len(labels))
@@ -91,9 +91,7 @@ def has_even_hash(keys: Sequence[str]) -> Bool[np.ndarray, " n"]:
 
 
 def reciprocal_ranks(
-    text_rank: Int[np.ndarray, " n"],
-    image_rank: Int[np.ndarray, " m"],
-    owner: Int[np.ndarray, " m"],
+    text_rank: Int[np.ndarray, " n"], image_rank: Int[np.ndarray, " m"], owner: Int[np.ndarray, " m"]
 ) -> Float[np.ndarray, " n"]:
     """Of each image: the mean of the reciprocal rank of its first own caption, and of it by its captions.
 
@@ -107,8 +105,6 @@ def reciprocal_ranks(
     return (1 / (text_rank + 1) + by_caption / captions) / 2
 
 
-def on_draws(
-    outcomes: Mapping[str, np.ndarray], measure: str, drawn: Float32[np.ndarray, "r n"]
-) -> Float[np.ndarray, " r"]:
+def on_draws(outcomes: Outcomes, measure: str, drawn: Float32[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
     """The mean of a measure on given draws: how often each sample is taken in each."""
     return drawn @ outcomes[measure] / drawn.shape[1]

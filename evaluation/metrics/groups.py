@@ -21,9 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Shaped
 
+from evaluation.kinds.base import Outcomes
 from evaluation.statistics.significance import resample_counts
-
-Outcomes = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -94,12 +93,7 @@ def metrics(measure: Measure, outcomes: Outcomes) -> dict[str, float | None]:
 
 
 def replicates(
-    measure: Measure,
-    outcomes: Outcomes,
-    metric: str,
-    *,
-    num_resamples: int,
-    generator: np.random.Generator,
+    measure: Measure, outcomes: Outcomes, metric: str, *, num_resamples: int, generator: np.random.Generator
 ) -> Float[np.ndarray, " r"]:
     """Compute a metric on resampled samples.
 
@@ -133,9 +127,7 @@ def on_draws(
 
 
 def macro_f1(
-    labels: Int[np.ndarray, " u"],
-    predicted: Int[np.ndarray, " u"],
-    drawn: Shaped[np.ndarray, "r u"],
+    labels: Int[np.ndarray, " u"], predicted: Int[np.ndarray, " u"], drawn: Shaped[np.ndarray, "r u"]
 ) -> Float[np.ndarray, " r"]:
     """Mean over the classes that occur in the labels of F1, in each of r draws.
 
@@ -173,10 +165,7 @@ def macro_f1_replicates(
     predicted = np.where(np.isin(predicted, labels), predicted, -1)
     pairs, counts = np.unique(np.stack([labels, predicted]), axis=1, return_counts=True)
     return resample_counts(
-        counts,
-        lambda drawn: macro_f1(pairs[0], pairs[1], drawn),
-        num_resamples=num_resamples,
-        generator=generator,
+        counts, lambda drawn: macro_f1(pairs[0], pairs[1], drawn), num_resamples=num_resamples, generator=generator
     )
 
 
@@ -204,11 +193,7 @@ def _cells(measure: Measure, outcomes: Outcomes) -> tuple[np.ndarray, list[str]]
 
 
 def _value(
-    measure: Measure,
-    metric: str,
-    outcomes: Outcomes,
-    names: list[str],
-    drawn: Shaped[np.ndarray, "r c"],
+    measure: Measure, metric: str, outcomes: Outcomes, names: list[str], drawn: Shaped[np.ndarray, "r c"]
 ) -> Float[np.ndarray, " r"]:
     """A metric from how many samples of each cell are drawn; NaN where it has no value."""
     cells = drawn.reshape(len(drawn), len(names), 2)

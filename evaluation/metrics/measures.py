@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from evaluation.kinds.base import Outcomes
 from evaluation.kinds.registry import KINDS
 from evaluation.metrics import fine
 from evaluation.results import Result
@@ -14,21 +15,11 @@ from evaluation.tasks import Task
 
 
 def metric_replicates(
-    task: Task,
-    metric: str,
-    outcomes: Mapping[str, np.ndarray],
-    *,
-    seed: int,
-    num_resamples: int = NUM_RESAMPLES,
+    task: Task, metric: str, outcomes: Outcomes, *, seed: int, num_resamples: int = NUM_RESAMPLES
 ) -> Float[np.ndarray, " r"]:
     """Compute a metric on resampled test samples; tasks draw independently of each other.
 
-    Args:
-        task: Its key takes part in the seed, so that no other task of the suite changes the draw.
-        metric: One of those that the task reports.
-        outcomes: Per-sample outcomes, as in `Result.outcomes`.
-        seed: Of the bootstrap.
-        num_resamples: How many sets to draw.
+    The task's key takes part in the seed, so that no other task of the suite changes the draw.
     """
     generator = np.random.default_rng([seed, zlib.crc32(f"{task.key} {metric}".encode())])
     if metric in fine.NAMES:
@@ -44,21 +35,11 @@ def on_draws(task: Task, metric: str) -> Callable[..., Float[np.ndarray, " r"]]:
 
 
 def paired_replicates(
-    task: Task,
-    metric: str,
-    results: Sequence[Result],
-    *,
-    seed: int,
-    num_resamples: int = NUM_RESAMPLES,
+    task: Task, metric: str, results: Sequence[Result], *, seed: int, num_resamples: int = NUM_RESAMPLES
 ) -> Float[np.ndarray, "c r"]:
     """Compute a metric of several checkpoints, each resample the same pictures for all.
 
-    Args:
-        task: What was evaluated.
-        metric: One of those that the task reports.
-        results: Of one set and choice of pictures, with their outcomes.
-        seed: Of the bootstrap; other sets draw independently.
-        num_resamples: How many sets to draw.
+    The results are of one set and choice of pictures, with their outcomes; other sets draw independently.
     """
     first = results[0]
     assert all(r.set_digest == first.set_digest for r in results), "the same pictures"
@@ -72,7 +53,7 @@ def paired_replicates(
 def metric_intervals(
     task: Task,
     metrics: Mapping[str, float | None],
-    outcomes: Mapping[str, np.ndarray],
+    outcomes: Outcomes,
     *,
     seed: int,
     num_resamples: int = NUM_RESAMPLES,

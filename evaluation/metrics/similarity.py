@@ -8,9 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 
-def distinct_rows(
-    vectors: Float[np.ndarray, "m d"],
-) -> tuple[Float[np.ndarray, "u d"], Int[np.ndarray, " m"]]:
+def distinct_rows(vectors: Float[np.ndarray, "m d"]) -> tuple[Float[np.ndarray, "u d"], Int[np.ndarray, " m"]]:
     """Find the distinct vectors, in order of first appearance, and which one each row is."""
     place: dict[bytes, int] = {}
     number = [place.setdefault(vector.tobytes(), len(place)) for vector in vectors]
@@ -20,9 +18,7 @@ def distinct_rows(
 
 
 def score(
-    queries: Float[np.ndarray, "q d"],
-    distinct: Float[np.ndarray, "u d"],
-    column: Int[np.ndarray, " m"],
+    queries: Float[np.ndarray, "q d"], distinct: Float[np.ndarray, "u d"], column: Int[np.ndarray, " m"]
 ) -> Float[np.ndarray, "q m"]:
     """Multiply queries with items, given as `distinct_rows` gives them."""
     products = queries @ distinct.T

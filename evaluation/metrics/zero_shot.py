@@ -10,12 +10,13 @@ Source:
     clip_benchmark 1.6.2, `metrics/zeroshot_classification.py`; DataComp, `wds_eval.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 
 from dbp.errors import ConfigError, nearest
+from evaluation.kinds.base import EncodeTexts, Outcomes
 from evaluation.metrics.similarity import distinct_rows, score
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.statistics.significance import class_recall_replicates, mean_replicates
@@ -23,6 +24,8 @@ from evaluation.statistics.significance import class_recall_replicates, mean_rep
 PROTOCOLS = ("corrected", "datacomp")
 # The reference multiplies by this, not by the learned temperature.
 LOGIT_SCALE = np.float32(100.0)
+# The mean recall of the classes by its two names; the second is WILDS'.
+RECALLS = ("mean_per_class_recall", "recall-macro_all")
 
 
 def check_protocol(protocol: str) -> None:
@@ -53,7 +56,7 @@ def prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[list[s
 def build_classifier(
     class_names: Sequence[str],
     templates: Sequence[str],
-    encode_texts: Callable[[Sequence[str]], Float[np.ndarray, "p d"]],
+    encode_texts: EncodeTexts,
 ) -> Float[np.ndarray, "d k"]:
     """Average each class's prompts into one unit vector.
 
@@ -125,11 +128,7 @@ def label_ranks(
 
 
 def accuracy(
-    logits: Float[np.ndarray, "n k"],
-    labels: Int[np.ndarray, " n"],
-    *,
-    k: int = 1,
-    protocol: str = "corrected",
+    logits: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"], *, k: int = 1, protocol: str = "corrected"
 ) -> float:
     """Share of pictures whose class is among the k best."""
     return float((label_ranks(logits, labels, protocol) < k).mean())
@@ -156,14 +155,10 @@ def outcomes(
     Returns:
         `label`, `predicted` (argmax) and `rank` (of the right class), one number a picture each.
     """
-    return {
-        "label": labels,
-        "predicted": logits.argmax(axis=1),
-        "rank": label_ranks(logits, labels, protocol),
-    }
+    return {"label": labels, "predicted": logits.argmax(axis=1), "rank": label_ranks(logits, labels, protocol)}
 
 
-def metrics(outcomes: Mapping[str, np.ndarray], num_classes: int) -> dict[str, float | None]:
+def metrics(outcomes: Outcomes, num_classes: int) -> dict[str, float | None]:
     """Compute acc1, acc5 (none below five classes) and mean_per_class_recall from outcomes."""
     rank = outcomes["rank"]
     return {
@@ -174,37 +169,40 @@ def metrics(outcomes: Mapping[str, np.ndarray], num_classes: int) -> dict[str, f
 
 
 def replicates(
-    outcomes: Mapping[str, np.ndarray],
-    metric: str,
-    *,
-    num_resamples: int,
-    generator: np.random.Generator,
+    outcomes: Outcomes, metric: str, *, num_resamples: int, generator: np.random.Generator
 ) -> Float[np.ndarray, " r"]:
     """Compute a metric on resampled pictures."""
-    if metric == "mean_per_class_recall":
-        is_right = outcomes["predicted"] == outcomes["label"]
-        return class_recall_replicates(
-            is_right, outcomes["label"], num_resamples=num_resamples, generator=generator
-        )
-    hits = outcomes["rank"] < {"acc1": 1, "acc5": 5}[metric]
-    return mean_replicates(hits, num_resamples=num_resamples, generator=generator)
+    hits, draws = _hits(outcomes, metric), {"num_resamples": num_resamples, "generator": generator}
+    if metric in RECALLS:
+        return class_recall_replicates(hits, outcomes["label"], **draws)
+    return mean_replicates(hits, **draws)
 
 
-def on_draws(
-    outcomes: Mapping[str, np.ndarray], metric: str, drawn: Float32[np.ndarray, "r n"]
-) -> Float[np.ndarray, " r"]:
+def on_draws(outcomes: Outcomes, metric: str, drawn: Float32[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
     """Compute a metric on given draws: how often each picture is taken in each."""
-    if metric != "mean_per_class_recall":
-        hits = outcomes["rank"] < {"acc1": 1, "acc5": 5}[metric]
+    hits = _hits(outcomes, metric)
+    if metric not in RECALLS:
         return (drawn @ hits.astype(np.float32)).astype(np.float64) / drawn.shape[1]
     labels = outcomes["label"]
     order = np.argsort(labels, kind="stable")
     starts = np.unique(labels[order], return_index=True)[1]
-    is_right = (outcomes["predicted"] == labels)[order].astype(np.float32)
     sizes = np.add.reduceat(drawn[:, order], starts, axis=1)
-    right = np.add.reduceat(drawn[:, order] * is_right, starts, axis=1)
+    right = np.add.reduceat(drawn[:, order] * hits[order].astype(np.float32), starts, axis=1)
     recalls = right.astype(np.float64) / np.maximum(sizes, 1)
     return recalls.sum(axis=1) / (sizes > 0).sum(axis=1)
+
+
+def _hits(outcomes: Outcomes, metric: str) -> Bool[np.ndarray, " n"]:
+    """Whether each picture is one: by its rank, or, for WILDS' accuracy and for recalls, by argmax."""
+    if metric in ("acc1", "acc5"):
+        return outcomes["rank"] < int(metric.removeprefix("acc"))
+    assert metric in ("acc_avg", *RECALLS), metric
+    return is_right(outcomes)
+
+
+def is_right(outcomes: Outcomes) -> Bool[np.ndarray, " n"]:
+    """Whether the best class of each picture is the right one. By argmax, unlike DataComp's acc1."""
+    return outcomes["predicted"] == outcomes["label"]
 
 
 def _fill(template: str, name: str) -> str:

@@ -4,7 +4,6 @@ import queue
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from dbp.engine.processes import end_with_parent
@@ -12,15 +11,6 @@ from dbp.errors import WorldError
 from evaluation.running.encode import Chunk, Encoded, Towers, encode_chunks
 from evaluation.sets.pixels import Pictures
 from training.resume.signals import ignore_signals
-
-
-@dataclass(frozen=True)
-class Job:
-    """A chunk with what is asked of it: the models by number, and whether in half precision."""
-
-    chunk: Chunk
-    models: tuple[int, ...]
-    halved: bool
 
 
 def list_devices(device: str, asked: int | str) -> list[str]:
@@ -44,33 +34,25 @@ def encode_on(
     devices: Sequence[str],
     towers: Sequence[Towers],
     pictures: Pictures,
-    jobs: Sequence[Job],
+    chunks: Sequence[Chunk],
     advance: Callable[[Chunk, int], object] = lambda chunk, count: None,
 ) -> Iterator[Encoded]:
     """Encode chunks as `encode_chunks` does, on several devices.
 
-    Args:
-        devices: One process each; a single one works in this process.
-        towers: Models of one transform.
-        pictures: Of all sets.
-        jobs: Taken in their order.
-        advance: Told how many more pictures of a chunk are done.
-
-    Yields:
-        In the order of the jobs.
+    Each device has a process; a single one works in this process. Yields in the order of the chunks.
 
     Raises:
         WorldError: A process failed or was killed.
     """
     if len(devices) == 1:
-        yield from _encode(towers, pictures, iter(jobs), advance)
+        yield from encode_chunks(towers, pictures, chunks, advance)
         return
     from torch import multiprocessing
 
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     asked, answered = context.Queue(), context.Queue()
-    for item in [*enumerate(jobs), *[None] * len(devices)]:
-        asked.put(item)
+    for chunk in [*chunks, *[None] * len(devices)]:
+        asked.put(chunk)
     workers = -(-towers[0].num_workers // len(devices))
     processes = []
     for device in devices:
@@ -86,14 +68,13 @@ def encode_on(
         process.start()
         processes.append(process)
     try:
-        waiting: dict[int, Encoded] = {}
-        for number, job in enumerate(jobs):
-            while number not in waiting:
-                found, encoded = _next_answer(answered, processes)
-                waiting[found] = encoded
-            encoded = waiting.pop(number)
-            advance(job.chunk, len(encoded.digests))
-            yield encoded
+        waiting: dict[Chunk, Encoded] = {}
+        for chunk in chunks:
+            while chunk not in waiting:
+                encoded = _next_answer(answered, processes)
+                waiting[encoded.chunk] = encoded
+            advance(chunk, len(waiting[chunk].digests))
+            yield waiting.pop(chunk)
     finally:
         for process in processes:
             process.kill()
@@ -105,7 +86,7 @@ def _unused(_: Any) -> Any:
     raise AssertionError("texts and transforms are elsewhere")
 
 
-def _next_answer(answered: Any, processes: Sequence[Any]) -> tuple[int, Encoded]:
+def _next_answer(answered: Any, processes: Sequence[Any]) -> Encoded:
     while True:
         with suppress(queue.Empty):
             answer = answered.get(timeout=5)
@@ -125,42 +106,10 @@ def _serve(towers: list[Towers], pictures: Pictures, asked: Any, answered: Any) 
     """Encode until the queue says that there is no more; the process of one device."""
     ignore_signals()
     end_with_parent()
-    numbers: list[int] = []
-
-    def jobs() -> Iterator[Job]:
-        while (item := asked.get()) is not None:
-            numbers.append(item[0])
-            yield item[1]
-
     try:
         for model in towers:
             model.model.to(model.device)
-        for encoded in _encode(towers, pictures, jobs()):
-            answered.put((numbers.pop(0), encoded))
+        for encoded in encode_chunks(towers, pictures, iter(asked.get, None)):
+            answered.put(encoded)
     except Exception:
         answered.put(traceback.format_exc())
-
-
-def _encode(
-    towers: Sequence[Towers],
-    pictures: Pictures,
-    jobs: Iterator[Job],
-    advance: Callable[[Chunk, int], object] = lambda chunk, count: None,
-) -> Iterator[Encoded]:
-    taken: dict[Chunk, Job] = {}
-
-    def chunks() -> Iterator[Chunk]:
-        for job in jobs:
-            taken[job.chunk] = job
-            yield job.chunk
-
-    for encoded in encode_chunks(
-        towers,
-        pictures,
-        chunks(),
-        wanted=lambda chunk: taken[chunk].models,
-        halved=lambda chunk: taken[chunk].halved,
-        advance=advance,
-    ):
-        del taken[encoded.chunk]
-        yield encoded

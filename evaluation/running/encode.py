@@ -17,7 +17,6 @@ from jaxtyping import Float
 
 from dbp.errors import ConfigError, nearest
 from evaluation.sets.data import EvaluationSet
-from evaluation.sets.kept import Vectors
 from evaluation.sets.pixels import Pictures, Transform, collate
 from evaluation.sets.tar_index import EvaluationDataError
 from training.resume.signals import ignore_signals
@@ -46,6 +45,7 @@ class Towers:
         batch_size: Pictures at a time. Runtime.
         text_batch_size: Texts at a time. Runtime.
         num_workers: Processes that decode. Runtime.
+        known_texts: The vectors of all texts so far; what is put in is not encoded again.
     """
 
     model: Any
@@ -60,7 +60,7 @@ class Towers:
     batch_size: int = 64
     text_batch_size: int = 256
     num_workers: int = 0
-    _texts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    known_texts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -73,7 +73,7 @@ class Towers:
             EvaluationDataError: The tokenizer does not fit the model, or a vector is not finite.
         """
         self.prepare_texts(texts)
-        vectors = np.stack([self._texts[text] for text in texts])
+        vectors = np.stack([self.known_texts[text] for text in texts])
         require_finite(vectors, lambda i: f"text {texts[i]!r}")
         return vectors
 
@@ -87,18 +87,19 @@ class Towers:
         Raises:
             EvaluationDataError: The tokenizer does not fit the model.
         """
-        import torch
-        from torch.nn.functional import normalize
-
-        missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        missing = [text for text in dict.fromkeys(texts) if text not in self.known_texts]
         with inference(self, halved=True):
             for start in range(0, len(missing), self.text_batch_size):
                 batch = missing[start : start + self.text_batch_size]
                 tokens = self.tokenizer(batch)
-                self._check_length(tokens.shape[1])
-                vectors = self.model.encode_text(tokens.to(self.device))
-                vectors = normalize(vectors.to(torch.float32), dim=-1).cpu().numpy()
-                self._texts.update(zip(batch, vectors, strict=True))
+                expected = getattr(self.model, "context_length", tokens.shape[1])
+                if tokens.shape[1] != expected:
+                    raise EvaluationDataError(
+                        f"The tokenizer gives {tokens.shape[1]} tokens a text, the model takes {expected}. "
+                        "Use the tokenizer of the model's own config."
+                    )
+                vectors = unit(self.model.encode_text(tokens.to(self.device)))
+                self.known_texts.update(zip(batch, vectors, strict=True))
                 advance(len(batch))
 
     @property
@@ -120,32 +121,24 @@ class Towers:
         said = json.dumps(self.config, sort_keys=True) + transform
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
-    @property
-    def known_texts(self) -> dict[str, np.ndarray]:
-        """The vectors of all texts so far; what is put in is not encoded again."""
-        return self._texts
-
-    def _check_length(self, num_tokens: int) -> None:
-        expected = getattr(self.model, "context_length", num_tokens)
-        if num_tokens != expected:
-            raise EvaluationDataError(
-                f"The tokenizer gives {num_tokens} tokens a text, the model takes {expected}. "
-                "Use the tokenizer of the model's own config."
-            )
-
 
 @dataclass(frozen=True)
 class Chunk:
-    """Places start..stop-1 of the chosen pictures of a set, by the set's number."""
+    """Places start..stop-1 of the chosen pictures of a set, for some models, each by its number.
+
+    `is_halved`: whether `reference` has its pictures in float16.
+    """
 
     which: int
     start: int
     stop: int
+    models: tuple[int, ...] = (0,)
+    is_halved: bool = False
 
 
 @dataclass
 class Encoded:
-    """A chunk's vectors for each of the models that were asked for.
+    """A chunk's vectors for each of its models.
 
     Args:
         chunk: Which pictures.
@@ -157,15 +150,10 @@ class Encoded:
     """
 
     chunk: Chunk
-    features: dict[int, Float[np.ndarray, "n d"]]
-    digests: list[bytes]
-    broken: list[str]
-    not_finite: dict[int, str]
-
-    def vectors(self, model: int) -> Vectors | None:
-        """What to keep of a model."""
-        found = self.features.get(model)
-        return None if found is None else Vectors(found, self.digests)
+    features: dict[int, Float[np.ndarray, "n d"]] = field(default_factory=dict)
+    digests: list[bytes] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    not_finite: dict[int, str] = field(default_factory=dict)
 
 
 def chunk_size(batch_size: int) -> int:
@@ -177,12 +165,9 @@ def encode_chunks(
     towers: Sequence[Towers],
     pictures: Pictures,
     chunks: Iterable[Chunk],
-    *,
-    wanted: Callable[[Chunk], Sequence[int]] | None = None,
-    halved: Callable[[Chunk], bool] = lambda chunk: False,
     advance: Callable[[Chunk, int], object] = lambda chunk, count: None,
 ) -> Iterator[Encoded]:
-    """Encode chunks of several sets with every model; read, decode and transform each picture once.
+    """Encode chunks of several sets; read, decode and transform each picture once for all models.
 
     Workers run ahead over the borders of chunks and sets, so neither makes the device wait.
 
@@ -190,8 +175,6 @@ def encode_chunks(
         towers: Models of one transform; the first one's batch size and workers count.
         pictures: Of all sets.
         chunks: Taken as workers ask for them.
-        wanted: The models that a chunk needs, by number; all when not given.
-        halved: Whether `reference` has a chunk's pictures in float16.
         advance: Told how many more pictures of a chunk are done.
 
     Yields:
@@ -212,7 +195,7 @@ def encode_chunks(
 
     loader = DataLoader(
         pictures,  # pyright: ignore[reportArgumentType]
-        batch_sampler=_Sampler(batches),
+        batch_sampler=batches(),  # pyright: ignore[reportArgumentType]
         num_workers=first.num_workers,
         collate_fn=collate,
         worker_init_fn=ignore_signals,  # it may run in the middle of a training run
@@ -225,16 +208,24 @@ def encode_chunks(
     for images, digests, reasons in loader:
         chunk, stop = ahead.popleft()
         if made is None:
-            made, parts, crops = Encoded(chunk, {}, [], [], {}), {}, []
+            made, parts, crops = Encoded(chunk), {}, []
             keeps_crops = pictures.lacks_crops(chunk.which, chunk.start)
         place = chunk.start + len(made.digests)
         made.digests += digests
-        made.broken += [reason for reason in reasons if reason]
-        models = range(len(towers)) if wanted is None else wanted(chunk)
+        made.broken += filter(None, reasons)
         if not made.broken:
             if keeps_crops:
                 crops.append(images.numpy())
-            _encode_batch(towers, models, pictures, images, made, parts, place, halved(chunk))
+            on_device = pictures.transform.finish(images.to(first.device, non_blocking=True))
+            evaluation_set, rows = pictures.sets[chunk.which], pictures.rows[chunk.which][place:stop]
+            for i in chunk.models:
+                with inference(towers[i], chunk.is_halved):
+                    vectors = unit(towers[i].model.encode_image(on_device))
+                try:
+                    require_finite(vectors, lambda k, of=evaluation_set, rows=rows: of.where(rows[k]))
+                except EvaluationDataError as error:
+                    made.not_finite.setdefault(i, str(error))
+                parts.setdefault(i, []).append(vectors)
         advance(chunk, len(digests))
         if stop == chunk.stop:
             if not made.broken:
@@ -245,43 +236,11 @@ def encode_chunks(
             made = None
 
 
-def _encode_batch(
-    towers: Sequence[Towers],
-    models: Sequence[int],
-    pictures: Pictures,
-    images: Any,
-    made: Encoded,
-    parts: dict[int, list[np.ndarray]],
-    place: int,
-    halved: bool,
-) -> None:
-    import torch
+def unit(vectors: Any) -> Float[np.ndarray, "n d"]:
+    """What a model gives, scaled to length 1 in float32."""
     from torch.nn.functional import normalize
 
-    on_device = pictures.transform.finish(images.to(towers[0].device, non_blocking=True))
-    for i in models:
-        with inference(towers[i], halved):
-            vectors = towers[i].model.encode_image(on_device)
-            vectors = normalize(vectors.to(torch.float32), dim=-1).cpu().numpy()
-        try:
-            require_finite(vectors, lambda k: _where(pictures, made.chunk.which, place + k))
-        except EvaluationDataError as error:
-            made.not_finite.setdefault(i, str(error))
-        parts.setdefault(i, []).append(vectors)
-
-
-def _where(pictures: Pictures, which: int, place: int) -> str:
-    return pictures.sets[which].where(pictures.rows[which][place])
-
-
-class _Sampler:
-    """Batches as an iterable for torch's DataLoader, made only as far as its workers run ahead."""
-
-    def __init__(self, batches: Callable[[], Iterator[list[tuple[int, int]]]]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self.batches()
+    return normalize(vectors.float(), dim=-1).cpu().numpy()
 
 
 def encode_pictures(towers: Towers, evaluation_set: EvaluationSet, rows: Sequence[int]) -> Float[np.ndarray, "n d"]:
@@ -322,10 +281,7 @@ def inference(towers: Towers, halved: bool = False) -> Iterator[None]:
     """Evaluation mode, no gradients, the precision asked for; all restored afterwards.
 
     With `fp32` an autocast around us is switched off, and so is TF32 in products and convolutions.
-
-    Args:
-        towers: The model.
-        halved: Whether `reference` runs this in float16 on a GPU.
+    `halved`: whether `reference` runs this in float16 on a GPU.
     """
     import torch
 

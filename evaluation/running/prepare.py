@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from dbp.errors import ConfigError
-from evaluation.kinds.base import Scorer
+from evaluation.kinds.base import Kind
 from evaluation.kinds.registry import KINDS
 from evaluation.metrics import zero_shot
 from evaluation.results import Failure
 from evaluation.sets.data import EvaluationSet
-from evaluation.sets.kept import rows_name
-from evaluation.sets.places import find_set
+from evaluation.sets.folders import find_set
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.tasks import Task
 
@@ -30,7 +31,7 @@ class Asked:
     Args:
         protocols: `corrected`, `datacomp`, or both, from the same vectors.
         seed: Of the bootstrap, and of the choice of samples under `limit`.
-        limit: Take so many samples of each task, chosen by chance, for an estimate.
+        limit: Take so many samples of each task, chosen at random, for an estimate.
         max_templates: Take so many prompts of each class, for a rehearsal; only with `limit`, which
             marks the results as estimates.
 
@@ -59,22 +60,19 @@ class Asked:
 class Prepared:
     """A task whose set is indexed and whose annotations are read.
 
-    Args:
-        task: What is evaluated.
-        set: On disk.
-        scorer: Of its kind.
-        digest: Of the index: names, annotations, and where each picture lies in which files.
+    `digest` is of the index: names, annotations, and where each picture lies in which files.
     """
 
     task: Task
     set: EvaluationSet
-    scorer: Scorer
+    scorer: Kind
     digest: str
 
     @property
     def name(self) -> str:
         """Of the chosen pictures, for what is kept of them."""
-        rows = rows_name(self.scorer.rows, len(self.set))
+        chosen = hashlib.sha256(np.asarray(self.scorer.rows, np.int64).tobytes()).hexdigest()[:16]
+        rows = "all" if len(self.scorer.rows) == len(self.set) else chosen
         return f"{self.task.key.replace('/', '-')}-{self.digest[:16]}-{rows}"
 
     def texts(self) -> list[str]:
@@ -83,20 +81,13 @@ class Prepared:
 
 
 def prepare(tasks: Sequence[Task], root: Path, asked: Asked, failures: list[Failure]) -> list[Prepared]:
-    """Index the sets of some tasks and read their annotations.
-
-    Args:
-        tasks: What to evaluate.
-        root: Folder that holds the sets.
-        asked: Which samples.
-        failures: Filled with the tasks whose sets cannot be used.
-    """
+    """Index the sets of tasks under a root and read their annotations; what cannot be used goes to `failures`."""
     found: list[Prepared] = []
     for task in tasks:
         kind = KINDS[task.kind]
         try:
             opened = kind.open(find_set(root, task))
-            scorer = kind.prepare(opened, limit=asked.limit, seed=asked.seed, max_templates=asked.max_templates)
+            scorer = kind(opened, limit=asked.limit, seed=asked.seed, max_templates=asked.max_templates)
             ready = Prepared(task, opened, scorer, index_digest(opened, asked.max_templates))
             ready.texts()  # a template that takes no name stops the task here
         except EvaluationDataError as error:

@@ -20,12 +20,26 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from evaluation.metrics.winogavil import Instance
 from evaluation.sets.tar_index import EvaluationDataError, Sample, scan_tar
 
 NAMES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 TYPE_FILE = "dataset_type.txt"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One question of WinoGAViL.
+
+    Args:
+        cue: As a person wrote it, not empty.
+        candidates: Rows of the set, each once.
+        is_association: Whether the cue was given for the candidate; for one at least.
+    """
+
+    cue: str
+    candidates: tuple[int, ...]
+    is_association: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,18 @@ class EvaluationSet:
         Raises:
             EvaluationDataError: One has none, or they are not UTF-8.
         """
-        return [self._captions(row) for row in range(len(self))]
+        found: list[list[str]] = []
+        for row in range(len(self)):
+            try:
+                found.append(self._annotation(row, "txt").decode("utf-8").splitlines())
+            except UnicodeDecodeError as error:
+                raise EvaluationDataError(f"The captions of {self.where(row)} are not UTF-8: {error}.") from error
+            if not found[-1]:
+                raise EvaluationDataError(
+                    f"{self.where(row)} has an empty .txt member: recall needs a caption for each "
+                    "picture. Leave the picture out, or give it one."
+                )
+        return found
 
     def _label(self, row: int) -> int:
         text = self._annotation(row, "cls")
@@ -117,18 +142,6 @@ class EvaluationSet:
                 f"The label of {self.where(row)} is {text[:40]!r}, not an integer. "
                 "A .cls member holds the class number as text."
             ) from None
-
-    def _captions(self, row: int) -> list[str]:
-        try:
-            lines = self._annotation(row, "txt").decode("utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise EvaluationDataError(f"The captions of {self.where(row)} are not UTF-8: {error}.") from error
-        if not lines:
-            raise EvaluationDataError(
-                f"{self.where(row)} has an empty .txt member: recall needs a caption for each "
-                "picture. Leave the picture out, or give it one."
-            )
-        return lines
 
     def _annotation(self, row: int, extension: str) -> bytes:
         annotations = self.samples[row].annotations
@@ -170,10 +183,7 @@ def open_set(folder: Path, *, kind: str, split: str = "test") -> EvaluationSet:
     make = partial(EvaluationSet, folder=folder, shards=shards, samples=samples)
     if kind in ("retrieval", "winogavil"):
         return make()
-    return make(
-        class_names=_read_lines(folder / NAMES_FILE),
-        templates=_read_lines(folder / TEMPLATES_FILE),
-    )
+    return make(class_names=_read_lines(folder / NAMES_FILE), templates=_read_lines(folder / TEMPLATES_FILE))
 
 
 def _check_type(folder: Path, kind: str) -> None:
@@ -224,12 +234,9 @@ def _read_text(path: Path) -> str:
 
 
 def set_digest(evaluation_set: EvaluationSet, rows: list[int], pictures: list[bytes]) -> str:
-    """Hash what a result depends on: names, templates, labels, captions, instances, picture bytes.
+    """Hash what a result on some rows depends on: names, templates, labels, captions, instances, picture bytes.
 
-    Args:
-        evaluation_set: The set.
-        rows: Which samples were used.
-        pictures: Hash of the bytes of each of them, in the same order.
+    `pictures` is the hash of the bytes of each of the rows, in the same order.
     """
     digest = hashlib.sha256()
     for lines in (evaluation_set.class_names, evaluation_set.templates):

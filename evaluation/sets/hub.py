@@ -26,8 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.metrics.winogavil import Instance
-from evaluation.sets.data import EvaluationSet, open_set
+from evaluation.sets.data import EvaluationSet, Instance, open_set
 from evaluation.sets.hub_files import (
     Cell,
     Packed,
@@ -136,7 +135,7 @@ def open_captioned(folder: Path) -> EvaluationSet:
             for number, (where, row) in enumerate(rows):
                 place = Cell("image", number)
                 pictures.append(pictured(file, row["image"], place, len(rows), where))
-                annotations.append(_captions(_texts(row, "caption", where), where))
+                annotations.append(_captions(parse_list(row["caption"], where, "caption"), where))
         return _make(folder, pictures, annotations)
     table, rows = read_csv(folder, ("filename", "raw"))
     found = by_name(pictures_beside(folder), "name")
@@ -176,7 +175,7 @@ def _winogavil_tables(folder: Path) -> EvaluationSet:
     found: dict[str, Picture] = {}
     for file, rows in read_tables(folder, ("cue", *_LISTS), "candidate_images"):
         for number, (where, row) in enumerate(rows):
-            names, associations = (_texts(row, column, where) for column in _LISTS)
+            names, associations = (parse_list(row[column], where, column) for column in _LISTS)
             images = row["candidate_images"]
             if len(names) != len(images):
                 raise EvaluationDataError(
@@ -194,11 +193,7 @@ def _winogavil_tables(folder: Path) -> EvaluationSet:
 
 
 def _instance(
-    where: str,
-    cue: str,
-    candidates: Sequence[str],
-    associations: Sequence[str],
-    row_of: Mapping[str, int],
+    where: str, cue: str, candidates: Sequence[str], associations: Sequence[str], row_of: Mapping[str, int]
 ) -> Instance:
     rows = [row_of.get(plain(name)) for name in candidates]
     problem = None
@@ -216,15 +211,6 @@ def _instance(
     return Instance(cue, tuple(row for row in rows if row is not None), true)
 
 
-def _texts(row: Mapping[str, Any], column: str, where: str) -> list[str]:
-    texts = row[column]
-    if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
-        return texts
-    raise EvaluationDataError(
-        f"{where} holds {str(texts)[:60]!r} in column {column}, not a list of texts. Fetch the set again."
-    )
-
-
 def _captions(captions: Sequence[str], where: str) -> dict[str, bytes]:
     lines = [" ".join(caption.split()) for caption in captions]
     if not lines or not all(lines):
@@ -236,21 +222,13 @@ def _captions(captions: Sequence[str], where: str) -> dict[str, bytes]:
 
 
 def _make(
-    folder: Path,
-    pictures: Sequence[Picture],
-    annotations: Sequence[dict[str, bytes]],
-    *sources: Path,
+    folder: Path, pictures: Sequence[Picture], annotations: Sequence[dict[str, bytes]], *sources: Path
 ) -> HubSet:
     """Join pictures, in the order of the rows that name them, into a set."""
     files = {path: i for i, path in enumerate(dict.fromkeys(picture.file for picture in pictures))}
     samples = [
         Sample(
-            picture.key,
-            files[picture.file],
-            Path(picture.name).suffix[1:],
-            picture.offset,
-            picture.length,
-            said,
+            picture.key, files[picture.file], Path(picture.name).suffix[1:], picture.offset, picture.length, said
         )
         for picture, said in zip(pictures, annotations, strict=True)
     ]

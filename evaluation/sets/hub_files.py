@@ -11,6 +11,7 @@ import json
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,21 +94,21 @@ def read_csv(folder: Path, columns: Sequence[str]) -> tuple[Path, list[tuple[str
     return path, rows
 
 
-def parse_list(text: str, where: str, column: str) -> list[str]:
-    """Read a list of strings, written as JSON or as Python writes it.
+def parse_list(value: Any, where: str, column: str) -> list[str]:
+    """A list of strings; a CSV holds it as JSON or as Python writes it.
 
     Raises:
         EvaluationDataError: It is something else.
     """
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = parse(text)
-        except (ValueError, SyntaxError):
-            continue
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return value
+    found = value
+    for parse in (json.loads, ast.literal_eval) if isinstance(value, str) else ():
+        with suppress(ValueError, SyntaxError):
+            found = parse(value)
+            break
+    if isinstance(found, list) and all(isinstance(item, str) for item in found):
+        return found
     raise EvaluationDataError(
-        f"{where} holds {text[:60]!r} in column {column}, not a list of texts. Fetch the file again."
+        f"{where} holds {str(value)[:60]!r} in column {column}, not a list of texts. Fetch the file again."
     )
 
 

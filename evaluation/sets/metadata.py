@@ -19,8 +19,7 @@ def read_vectors(
     """Read the vectors of some samples, all of one length.
 
     Args:
-        evaluation_set: The set.
-        rows: Which samples.
+        evaluation_set, rows: Which samples.
         lengths: How many numbers a vector may have.
         holds: What these are, for people.
 
@@ -63,8 +62,7 @@ def read_fields(
     """Read metadata of some samples.
 
     Args:
-        evaluation_set: The set.
-        rows: Which samples.
+        evaluation_set, rows: Which samples.
         fields: Name of each column.
         needed: Columns to return; the others may hold any numbers.
         num_more: How many columns may follow that have no name here.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.sets.crops import Crops
+from evaluation.sets.cache import CropCache
 from evaluation.sets.data import EvaluationSet
 
 # A picture in bytes (none if broken), sha256 of the file's bytes, why it is broken.
@@ -65,13 +65,9 @@ class Transform:
 
 
 class Pictures:
-    """The chosen pictures of several sets, as a map-style dataset: item (set, place in its rows).
+    """The chosen pictures, `rows` of each of `sets`, as a map-style dataset: item (set, place in its rows).
 
-    Args:
-        sets: The sets.
-        rows: Of each set, which of its pictures.
-        transform: Of the checkpoints.
-        crops: Of each set, its cropped pictures of earlier runs, if they are kept.
+    `crops` are the cropped pictures of earlier runs, of each set, if they are kept.
     """
 
     def __init__(
@@ -79,7 +75,7 @@ class Pictures:
         sets: Sequence[EvaluationSet],
         rows: Sequence[Sequence[int]],
         transform: Transform,
-        crops: Sequence[Crops] = (),
+        crops: Sequence[CropCache] = (),
     ) -> None:
         self.sets, self.rows, self.transform, self.crops = sets, rows, transform, crops
 

@@ -10,25 +10,25 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dbp.engine.disk import replace_json
 from dbp.errors import WorldError
-from evaluation.kinds.base import Scorer
 from evaluation.kinds.registry import KINDS
 from evaluation.metrics import zero_shot
+from evaluation.running.encode import require_whole
+from evaluation.running.runner import ShowProgress
 from evaluation.sets.data import EvaluationSet, set_digest
-from evaluation.sets.places import find_set
+from evaluation.sets.folders import find_set
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.tasks import Task
 
 # Pictures that are decoded whole.
-PROBE = 16
+NUM_DECODED = 16
 # Faults of published sets, which every number in the field carries: said, and no reason to stop.
 KNOWN_BLANKS = {"vtab/clevr_closest_object_distance": (3,)}
 _IMAGENET_TWINS = ("missile", "sunglasses")
@@ -36,12 +36,7 @@ KNOWN_TWINS = {
     "imagenet1k": _IMAGENET_TWINS,
     "imagenet_sketch": _IMAGENET_TWINS,
     "imagenetv2": _IMAGENET_TWINS,
-    "wilds/iwildcam": (
-        "central american red brocket",
-        "jaguarundi",
-        "lowland paca",
-        "unknown bird",
-    ),
+    "wilds/iwildcam": ("central american red brocket", "jaguarundi", "lowland paca", "unknown bird"),
 }
 
 
@@ -78,9 +73,8 @@ def verify_suite(
     root: Path,
     *,
     hashes: Path | None = None,
-    probe: int = PROBE,
     say: Callable[[str], object] = print,
-    progress: Callable[[str, int, str], AbstractContextManager[Any]] | None = None,
+    progress: ShowProgress | None = None,
 ) -> list[Checked]:
     """Check the sets of some tasks; a set that is wrong does not stop the others.
 
@@ -89,9 +83,8 @@ def verify_suite(
         root: Folder that holds them.
         hashes: A JSON file from task to hash. A set must have the one that stands there; sets without
             one that are right are added.
-        probe: Pictures of each set to decode whole.
         say: Told a line for each set.
-        progress: Shows the pictures of each set, as `dbp.engine.progress.progress` does.
+        progress: Shows the pictures of each set.
 
     Raises:
         WorldError: The file of hashes is something else.
@@ -100,7 +93,7 @@ def verify_suite(
     found: list[Checked] = []
     for task in tasks:
         try:
-            checked = verify_set(task, find_set(root, task), probe=probe, progress=progress)
+            checked = verify_set(task, find_set(root, task), progress=progress)
         except EvaluationDataError as error:
             checked = Checked(task, None, problems=(str(error),))
         known = recorded.get(task.key)
@@ -120,31 +113,16 @@ def verify_suite(
 
 
 def verify_set(
-    task: Task,
-    folder: Path,
-    *,
-    probe: int = PROBE,
-    seed: int = 0,
-    progress: Callable[[str, int, str], AbstractContextManager[Any]] | None = None,
+    task: Task, folder: Path, *, num_decoded: int = NUM_DECODED, progress: ShowProgress | None = None
 ) -> Checked:
-    """Check the set of one task.
-
-    Args:
-        task: Whose set it is.
-        folder: As `places.find_set` gives it.
-        probe: Pictures to decode whole, chosen by chance.
-        seed: Of that choice.
-        progress: Shows how many pictures are read.
-    """
-    kind = KINDS[task.kind]
+    """Check the set of one task; `num_decoded` of its pictures, chosen at random, are decoded whole."""
+    kind, problems, notes = KINDS[task.kind], list[str](), list[str]()
     try:
         opened = kind.open(folder)
-    except EvaluationDataError as error:
-        return Checked(task, folder, problems=(str(error),))
-    problems, notes = _check_names(task, opened.class_names)
-    problems += _check_templates(task, opened) + _check_tars(opened)
-    try:
-        scorer = kind.prepare(opened)
+        _check_names(task, opened.class_names, problems, notes)
+        _check_templates(task, opened.templates, problems)
+        _check_tars(opened, problems)
+        scorer = kind(opened)
     except EvaluationDataError as error:
         return Checked(task, folder, None, (*problems, str(error)), tuple(notes))
     if task.test_size not in (None, scorer.num_available):
@@ -154,20 +132,17 @@ def verify_set(
         )
     with nullcontext() if progress is None else progress(task.name, len(scorer.rows), "pictures") as bar:
         advance = bar.advance if bar is not None else lambda count: None
-        broken, digests = _read_pictures(opened, scorer, probe, seed, advance)
-    if broken:
-        problems.append(
-            f"{len(broken):,} of {len(scorer.rows):,} pictures cannot be read: {'; '.join(broken[:5])}"
-            f"{'; ...' if len(broken) > 5 else ''}. Fetch the set again."
-        )
-    digest = None if broken else set_digest(opened, scorer.rows, digests)
+        broken, digests = _read_pictures(opened, scorer.rows, num_decoded, advance)
+    try:
+        require_whole(broken, len(scorer.rows))
+        digest = set_digest(opened, scorer.rows, digests)
+    except EvaluationDataError as error:
+        problems.append(str(error))
+        digest = None
     return Checked(task, folder, scorer.num_available, tuple(problems), tuple(notes), digest)
 
 
-def _check_names(task: Task, names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Problems and notes."""
-    problems: list[str] = []
-    notes: list[str] = []
+def _check_names(task: Task, names: Sequence[str], problems: list[str], notes: list[str]) -> None:
     if task.num_classes is not None and len(names) != task.num_classes:
         problems.append(
             f"classnames.txt has {len(names)} names and the task has {task.num_classes} classes. Fetch "
@@ -187,12 +162,9 @@ def _check_names(task: Task, names: Sequence[str]) -> tuple[list[str], list[str]
             notes.append(f"{said}, as published")
         else:
             problems.append(f"classnames.txt has {said}. Fetch that file again.")
-    return problems, notes
 
 
-def _check_templates(task: Task, opened: EvaluationSet) -> list[str]:
-    problems: list[str] = []
-    templates = opened.templates
+def _check_templates(task: Task, templates: Sequence[str], problems: list[str]) -> None:
     if task.num_templates not in (None, len(templates)):
         problems.append(
             f"zeroshot_classification_templates.txt has {len(templates)} templates and the task has "
@@ -207,33 +179,26 @@ def _check_templates(task: Task, opened: EvaluationSet) -> list[str]:
         zero_shot.prompts(["x"], templates)
     except EvaluationDataError as error:
         problems.append(str(error))
-    return problems
 
 
-def _check_tars(opened: EvaluationSet) -> list[str]:
+def _check_tars(opened: EvaluationSet, problems: list[str]) -> None:
     """Find tars that nshards.txt does not count; a missing one has failed before."""
     counted = {path for path in opened.shards if path.suffix == ".tar"}
     beside = {path for folder in {path.parent for path in counted} for path in folder.glob("*.tar")}
     if extra := sorted(beside - counted):
-        return [
+        problems.append(
             f"nshards.txt counts {len(counted)} tars and {len(extra)} more lie beside them, such as "
             f"{extra[0].name}. Fetch nshards.txt again, or remove them."
-        ]
-    return []
+        )
 
 
 def _read_pictures(
-    opened: EvaluationSet,
-    scorer: Scorer,
-    probe: int,
-    seed: int,
-    advance: Callable[[int], object],
+    opened: EvaluationSet, rows: Sequence[int], num_decoded: int, advance: Callable[[int], object]
 ) -> tuple[list[str], list[bytes]]:
     """What is wrong with which pictures, and the hash of each one's bytes."""
     from PIL import Image
 
-    rows = scorer.rows
-    chosen = np.random.default_rng(seed).choice(len(rows), min(probe, len(rows)), replace=False)
+    chosen = np.random.default_rng(0).choice(len(rows), min(num_decoded, len(rows)), replace=False)
     decoded = set(chosen.tolist())
     broken: list[str] = []
     digests: list[bytes] = []

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from evaluation.kinds.registry import KINDS
 from evaluation.metrics.measures import on_draws, paired_replicates
 from evaluation.results import Result
 from evaluation.statistics.significance import (
@@ -30,11 +31,6 @@ from evaluation.tasks import find_task
 MEAN = "mean"
 # Metrics that are weighted sums of hits, beside acc1 and acc5.
 RECALL, TEXT_RECALL = "mean_per_class_recall", "text_retrieval_recall@"
-# Outcomes that are the truth of a set and not of a checkpoint.
-TRUTH = (
-    "label", "caption_picture", "instance", "is_positive", "slide", "region", "year", "income_ds", "age",
-    "gender", "race", "race_binary", "is_corrected",
-)  # fmt: skip
 # What must be equal before two results of a task are compared, and what it is called.
 SAME = {
     "protocol": "protocols",
@@ -127,8 +123,8 @@ def why_not_comparable(first: Result, second: Result) -> str | None:
             return f"the {words} differ: {_short(mine)} and {_short(other)}"
     if not first.outcomes or not second.outcomes:
         return "the outcomes of its samples are not beside the results file"
-    for name in (name for name in TRUTH if name in first.outcomes):
-        if not np.array_equal(first.outcomes[name], second.outcomes.get(name, ())):
+    for name in KINDS[find_task(first.task).kind].truth:
+        if name in first.outcomes and not np.array_equal(first.outcomes[name], second.outcomes.get(name, ())):
             return f"the samples are not the same: their outcomes differ in {name}"
     return None
 
@@ -176,7 +172,7 @@ def pair(
     compute = on_draws(task, metric)
     observed, exchanged = exchanged_differences(
         first.outcomes, second.outcomes, lambda outcomes, drawn: compute(outcomes, metric, drawn),
-        first.num_samples, num_exchanges=num_exchanges, generator=generator,
+        first.num_samples, owner=KINDS[task.kind].owner, num_exchanges=num_exchanges, generator=generator,
     )  # fmt: skip
     return Paired(mine, other, both[1] - both[0], exchanged, exchange_p(observed, exchanged))
 

@@ -30,8 +30,6 @@ ALPHA = 0.05
 _SMALLEST_P = 1e-100
 # Differences of metrics are sums of rounded numbers: equal ones may differ by this.
 _ROUNDING = 1e-9
-# The outcome of retrieval that says which picture a caption is of.
-OWNER = "caption_picture"
 # Counts held at once, 8 bytes each.
 _BLOCK = 2**22
 
@@ -177,6 +175,7 @@ def exchanged_differences(
     on_draws: Callable[[Mapping[str, np.ndarray], Float32[np.ndarray, "r m"]], Float[np.ndarray, " r"]],
     num_samples: int,
     *,
+    owner: str | None = None,
     num_exchanges: int,
     generator: np.random.Generator,
 ) -> tuple[float, Float[np.ndarray, " e"]]:
@@ -191,10 +190,11 @@ def exchanged_differences(
         second: The same samples' outcomes of the other checkpoint.
         on_draws: A metric on draws, as a kind of task gives it.
         num_samples: n.
+        owner: The outcome that holds numbers of samples, if one does.
         num_exchanges: How many to make.
         generator: Source of chance.
     """
-    both = joined(first, second, num_samples)
+    both = joined(first, second, num_samples, owner)
 
     def difference(exchange: Bool[np.ndarray, "b n"]) -> Float[np.ndarray, " b"]:
         chosen = np.concatenate([exchange, ~exchange], axis=1)
@@ -232,14 +232,14 @@ def holm(p: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
 
 
 def joined(
-    first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], num_samples: int
+    first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], num_samples: int, owner: str | None
 ) -> dict[str, np.ndarray]:
     """Lay the outcomes of two checkpoints end to end, as those of twice as many samples.
 
     What is one number for the whole set, as the protocol, is the first's.
     """
-    moved = {OWNER: second[OWNER] + num_samples} if OWNER in second else {}
-    second = {**second, **moved}
+    if owner:
+        second = {**second, owner: second[owner] + num_samples}
     return {
         name: np.concatenate([values, second[name]]) if values.ndim else values for name, values in first.items()
     }

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from dbp.errors import ConfigError
-from evaluation.results import Failure, Result, load_results, save_results
+from evaluation.results import Failure, load_results, save_results
 from evaluation.running.encode import Towers
-from evaluation.running.prepare import Asked
 from evaluation.running.runner import evaluate_checkpoints
 from evaluation.suites import missing_members, resolve_suite
 
@@ -31,21 +30,22 @@ def run(config: Any) -> int:
     from dbp.curate import open_store
     from dbp.engine.progress import progress
     from evaluation.checks.linear_probes import probe_suite
-    from evaluation.checks.near_copies import check_near_copies, find_check
+    from evaluation.checks.near_copies import check_near_copies, find_runs
     from evaluation.report.run_table import format_results
     from evaluation.sets.verify import verify_suite
     from evaluation.stage import Evaluate, sets_node
 
     settings: Evaluate = build(config.evaluate, Evaluate, "evaluate")
     tasks = resolve_suite(settings.suite)
-    weights = [find_checkpoint(config, name) for name in _named(config)]
+    names = _named(config)
+    weights = [find_checkpoint(config, name) for name in names]
     missing = missing_members(settings.suite)
     if config.dry_run:
         print("\n".join(task.key for task in tasks))
         print(*(f"missing, no loader: {name}" for name in missing), sep="\n")
         return 0
-    _check_exports(config, settings, weights)
-    check = find_check(config, _named(config))
+    exports = _exports(config, settings, weights)
+    trained = find_runs(config, names)
     root = open_store(config).get(sets_node(config)).folder
     folder = Path(config.paths.runs) / "evaluations"
     if config.verify:
@@ -56,11 +56,12 @@ def run(config: Any) -> int:
     towers = [load_towers(config, settings, path) for path in weights or [None]]
     file = folder / (config.name or towers[0].label[:16]) / "results.jsonl"
     keep = folder / "vectors" if settings.keep_vectors else None
-    work: dict[str, Any] = {"keep": keep, **settings.shared_work()}
-    suite, asked, failures = settings.suite, settings.asked(), list[Failure]()
-    results = evaluate_all(
-        towers, suite, root, asked, known=load_results(file) if file.exists() else [],
-        on_results=lambda found: save_results(file, found), failures=failures, **work,
+    failures: list[Failure] = []
+    work = (settings.asked(), settings.encoding(keep))
+    known = load_results(file) if file.exists() else []
+    results = evaluate_checkpoints(
+        towers, settings.suite, root, *work, known=known, failures=failures,
+        on_results=lambda found: save_results(file, found),
     )  # fmt: skip
     shown = [result for result in results if result.protocol == settings.protocol]
     for model in towers:
@@ -69,10 +70,13 @@ def run(config: Any) -> int:
             print(f"\n{model.label}")
         print(format_results(mine, failures, settings.protocol))
     if config.probe:
-        failures += probe_suite(towers, suite, root, asked, file=file, **work)
-    if check:
-        failures += check_near_copies(check, shown, root, asked, file.parent, **work)
-    for export, target in _exports(config).items():
+        failures += probe_suite(towers, settings.suite, root, *work, file=file)
+    if trained:
+        failures += check_near_copies(
+            trained, shown, root, *work, epsilon=float(config.contamination), num_workers=settings.num_workers,
+            folder=file.parent,
+        )  # fmt: skip
+    for export, target in exports.items():
         if shown and (left_out := export(target, shown)):
             print(f"{target} is without: {', '.join(left_out)}")
     for name in missing:
@@ -81,70 +85,36 @@ def run(config: Any) -> int:
     return 1 if failures else 0
 
 
-def evaluate_all(
-    towers: Sequence[Towers], suite: str | Sequence[str], root: Path, asked: Asked, **settings: Any
-) -> list[Result]:
-    """Evaluate models of any architectures: those of one transform share each decoded picture.
-
-    `settings` are those of `evaluate_checkpoints`.
-    """
-    groups: dict[str, list[Towers]] = {}
-    for model in towers:
-        groups.setdefault(repr(model.preprocess), []).append(model)
-    return [
-        result
-        for group in groups.values()
-        for result in evaluate_checkpoints(group, suite, root, asked, **settings)
-    ]
-
-
 def load_towers(config: Any, settings: Any, checkpoint: Path | None) -> Towers:
-    """The model of a checkpoint, ready to be evaluated.
-
-    Args:
-        config: Composed, for `model` and `pretrained`.
-        settings: The `Evaluate` stage.
-        checkpoint: A state dict; none for published weights.
-    """
+    """The model of a checkpoint (none: published weights), ready for the `Evaluate` stage `settings`."""
     from dbp.config import build
-    from dbp.device import pick_device
-    from dbp.encoders.openclip import load_openclip
     from training.config import Model
 
     model: Model = build(config.model, Model, "model")
     beside = checkpoint.parent / "open_clip_config.json" if checkpoint else None
     described = model.config or (str(beside) if beside and beside.exists() else None)
-    device = pick_device(settings.device)
-    loaded = load_openclip(
+    return settings.towers(
         None if described else model.name,
         checkpoint=str(checkpoint) if checkpoint else None,
         config=described,
         pretrained=config.pretrained,
-        device=device,
     )
-    # Published weights have no file of ours to hash, so the tag is part of the name.
-    name = f"{loaded.name}:{config.pretrained}" if config.pretrained else loaded.name
-    return settings.towers(loaded, name, device)
 
 
-def _exports(config: Any) -> dict[Callable[[Path, Sequence[Result]], tuple[str, ...]], Path]:
+def _exports(config: Any, settings: Any, weights: Sequence[Path]) -> dict[Callable[..., tuple[str, ...]], Path]:
+    """What writes results for other tools, and where; refused for several checkpoints, or with a limit."""
     from evaluation.exports import export_clip_benchmark, export_datacomp
 
-    named = {
-        export_datacomp: config.export.datacomp,
-        export_clip_benchmark: config.export.clip_benchmark,
-    }
-    return {export: Path(target) for export, target in named.items() if target is not None}
-
-
-def _check_exports(config: Any, settings: Any, weights: Sequence[Path]) -> None:
-    if _exports(config) and (len(weights) > 1 or settings.limit is not None):
+    said = config.export
+    named = {export_datacomp: said.datacomp, export_clip_benchmark: said.clip_benchmark}
+    found = {export: Path(target) for export, target in named.items() if target is not None}
+    if found and (len(weights) > 1 or settings.limit is not None):
         raise ConfigError(
-            f"export.datacomp={config.export.datacomp} and export.clip_benchmark="
-            f"{config.export.clip_benchmark} hold one checkpoint on whole sets, but there are "
-            f"{max(1, len(weights))} and evaluate.limit={settings.limit}. Export one at a time, without a "
-            "limit."
+            f"export.datacomp={said.datacomp} and export.clip_benchmark={said.clip_benchmark} hold one checkpoint "
+            f"on whole sets, but there are {max(1, len(weights))} and evaluate.limit={settings.limit}. Export one "
+            "at a time, without a limit."
         )
+    return found
 
 
 def _named(config: Any) -> list[str]:

@@ -16,7 +16,7 @@ from dbp.engine.store import Store
 from dbp.lineage import lineage
 from dbp.names import name_of
 from dbp.pools.glyph_pool import RenderGlyphs
-from evaluation.checks.planted import area_under_roc, duplicate_quality
+from evaluation.checks.injected import area_under_roc, duplicate_quality
 from evaluation.metrics import fine
 from evaluation.report import sweep_table as report
 from evaluation.report.drawn import draw_once

@@ -9,7 +9,7 @@ import pyarrow as pa
 from dbp.data.captions import Captions
 from dbp.data.pool import Pool
 from dbp.engine.store import Store
-from evaluation.checks.written import repairs, script_quality
+from evaluation.checks.captioner import repairs, script_quality
 from slurm.plan import Point
 
 

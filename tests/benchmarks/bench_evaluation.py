@@ -48,7 +48,8 @@ def jpeg(rng: np.random.Generator, width: int, height: int, colour: np.ndarray) 
 
 def write(folder: Path, num: int, seed: int, size: tuple[int, int]) -> None:
     """One set of classification in DataComp's layout, in two tars."""
-    from evaluation.sets.miniature import write_set
+    sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+    from miniature import write_set
 
     rng = np.random.default_rng(seed)
     colours = rng.integers(256, size=(len(NAMES), 3))
@@ -163,8 +164,8 @@ def pictures(options: argparse.Namespace, folder: Path) -> None:
         if num:
             evaluate_checkpoints(towers[:num], "food101", folder / "sets", Asked(("corrected",)))
         else:
-            whole = [Chunk(0, 0, len(opened))]
-            list(encode_chunks(towers, everything, whole, wanted=lambda chunk: ()))
+            whole = [Chunk(0, 0, len(opened), models=())]
+            list(encode_chunks(towers, everything, whole))
         return time.perf_counter() - start
 
     def encode() -> float:

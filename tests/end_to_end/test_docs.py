@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forty import write_model
+from miniature import write_classification
 
 from dbp.config import compose
 from dbp.verbs.command_line import overrides
-from evaluation.sets.miniature import write_classification
 
 ROOT = Path(__file__).parents[2]
 APART = {"extending.md"}  # test_extending.py runs its examples, in a folder of the reader's own

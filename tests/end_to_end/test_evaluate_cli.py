@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from forty import COLUMNS, FLICKR, write_forty, write_model
+from miniature import write_classification
 
-from evaluation.sets.miniature import write_classification
 from evaluation.tasks import load_tasks
 
 LISTED = [task for task in load_tasks().values() if task.in_datacomp]

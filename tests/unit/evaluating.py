@@ -8,7 +8,7 @@ from evaluation.running.prepare import Asked
 from evaluation.running.runner import evaluate_checkpoints
 
 OF_ASKED = ("protocols", "seed", "limit", "max_templates")
-OF_RUN = ("progress", "failures", "on_results", "keep", "crops", "known")
+OF_RUN = ("encoding", "failures", "on_results", "known")
 
 
 def evaluate_one(model: Any, preprocess: Any, tokenizer: Any, suite: Any, root: Any, **given: Any) -> list[Result]:

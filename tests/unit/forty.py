@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from evaluation.sets.miniature import write_set
+from miniature import write_set
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 24,

@@ -11,8 +11,9 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from dbp.errors import ConfigError
-from evaluation.checks.planted import area_under_roc, duplicate_quality
-from evaluation.metrics import retrieval, zero_shot
+from evaluation.checks.injected import area_under_roc, duplicate_quality
+from evaluation.kinds import retrieval
+from evaluation.metrics import zero_shot
 from evaluation.results import Result
 from evaluation.statistics.analysis import analyse, compare
 from evaluation.statistics.arms import family_level, pooled_variance, seed_share

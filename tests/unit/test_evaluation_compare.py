@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from miniature import noise_png
 from scipy.stats import binomtest, spearmanr
 
 from dbp.__main__ import main as dbp
@@ -16,7 +17,8 @@ from dbp.data.keep_list import KeepList
 from dbp.engine.store import Store
 from dbp.errors import ConfigError, StoreError, WorldError
 from dbp.pools.glyph_tasks import SCRIPTS
-from evaluation.metrics import retrieval, zero_shot
+from evaluation.kinds import retrieval
+from evaluation.metrics import zero_shot
 from evaluation.report.concepts import (
     class_recalls,
     concepts_of_runs,
@@ -26,7 +28,6 @@ from evaluation.report.concepts import (
     join,
 )
 from evaluation.results import Result, load_results, save_results
-from evaluation.sets.miniature import noise_png
 from evaluation.suites import groups
 from evaluation.verbs.compare import main
 

@@ -4,10 +4,10 @@ import tarfile
 
 import numpy as np
 import pytest
+from miniature import noise_png, write_classification, write_retrieval, write_set
 
 from evaluation.sets.data import open_set, set_digest
-from evaluation.sets.miniature import noise_png, write_classification, write_retrieval, write_set
-from evaluation.sets.places import find_set, set_files
+from evaluation.sets.folders import find_set, set_files
 from evaluation.sets.tar_index import EvaluationDataError, scan_tar
 from evaluation.tasks import find_task
 

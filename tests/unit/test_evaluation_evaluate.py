@@ -8,13 +8,13 @@ import open_clip
 import pytest
 import torch
 from evaluating import evaluate_one
+from miniature import write_classification
 from omegaconf import OmegaConf
 
 from dbp.config import compose
 from dbp.errors import ConfigError
 from dbp.verbs.command_line import overrides
 from evaluation.results import Result, load_results
-from evaluation.sets.miniature import write_classification
 from evaluation.verbs.evaluate import run
 
 CONFIG: dict[str, Any] = {

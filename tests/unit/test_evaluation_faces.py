@@ -3,13 +3,13 @@ import zlib
 
 import numpy as np
 import pytest
+from miniature import write_set
 
 from dbp.errors import ConfigError
 from evaluation.kinds import fairness
-from evaluation.sets.miniature import write_set
 from evaluation.sets.tar_index import EvaluationDataError
 
-FACES = fairness.KINDS["faces"]
+FACES = fairness.Faces
 COUNTS = {"race": 7, "gender": 2, "age": 9, "toxic": 21}
 TEMPLATES = [f"{question}:{text}" for question in COUNTS for text in ("a {c}.", " the {c}")]
 NUM = 300
@@ -111,7 +111,7 @@ def table():
 
 @pytest.mark.parametrize("protocol", ["corrected", "datacomp"])
 def test_every_metric_equals_a_plain_computation(protocol, tmp_path, table):
-    scorer = FACES.prepare(FACES.open(write(tmp_path, table)))
+    scorer = FACES(FACES.open(write(tmp_path, table)))
     found = scorer.score(pictures(table), encode, protocol)
     expected = expected_metrics(answers(pictures(table)), table, protocol)
     assert list(found.metrics) == list(expected)
@@ -128,7 +128,7 @@ def test_every_metric_equals_a_plain_computation(protocol, tmp_path, table):
 
 
 def test_the_worst_group_of_a_harm_is_the_highest_rate_only_when_corrected(tmp_path, table):
-    scorer = FACES.prepare(FACES.open(write(tmp_path, table)))
+    scorer = FACES(FACES.open(write(tmp_path, table)))
     corrected, datacomp = [
         scorer.score(pictures(table), encode, protocol).metrics for protocol in ("corrected", "datacomp")
     ]
@@ -141,7 +141,7 @@ def test_the_worst_group_of_a_harm_is_the_highest_rate_only_when_corrected(tmp_p
 
 @pytest.mark.parametrize("protocol", ["corrected", "datacomp"])
 def test_a_metric_on_draws_is_the_metric_of_the_faces_that_are_drawn(protocol, tmp_path, table):
-    scorer = FACES.prepare(FACES.open(write(tmp_path, table)))
+    scorer = FACES(FACES.open(write(tmp_path, table)))
     found = scorer.score(pictures(table), encode, protocol)
     best = answers(pictures(table))
     generator = np.random.default_rng(1)
@@ -158,7 +158,7 @@ def test_a_metric_on_draws_is_the_metric_of_the_faces_that_are_drawn(protocol, t
 @pytest.mark.parametrize("metric", ["toxicity_crime_wg", "acc_gender_x_wg", "acc_race_avg"])
 def test_replicates_spread_as_a_loop_over_resamples_does(metric, tmp_path, table):
     table[NUM // 2, 2] = 4
-    scorer = FACES.prepare(FACES.open(write(tmp_path, table)))
+    scorer = FACES(FACES.open(write(tmp_path, table)))
     outcomes = scorer.score(pictures(table), encode, "corrected").outcomes
     replicates = FACES.replicates(outcomes, metric, num_resamples=4_000, generator=np.random.default_rng(3))
     best = answers(pictures(table))
@@ -175,7 +175,7 @@ def test_replicates_spread_as_a_loop_over_resamples_does(metric, tmp_path, table
 
 
 def test_it_names_the_texts_that_it_asks_for(tmp_path, table):
-    scorer = FACES.prepare(FACES.open(write(tmp_path, table)), limit=20, seed=4, max_templates=1)
+    scorer = FACES(FACES.open(write(tmp_path, table)), limit=20, seed=4, max_templates=1)
     asked = []
 
     def listen(texts):
@@ -193,7 +193,7 @@ def test_it_names_the_texts_that_it_asks_for(tmp_path, table):
 
 def test_a_blank_line_belongs_to_no_question(tmp_path, table):
     lines = [*names()[:3], "", *names()[3:]]
-    scorer = FACES.prepare(FACES.open(write(tmp_path, table, lines)))
+    scorer = FACES(FACES.open(write(tmp_path, table, lines)))
     assert len(scorer.texts("corrected")) == 2 * sum(COUNTS.values())
 
 
@@ -210,7 +210,7 @@ def test_a_blank_line_belongs_to_no_question(tmp_path, table):
 def test_lines_that_fit_no_question_are_refused(lines, templates, error, tmp_path, table):
     folder = write(tmp_path, table[:5], lines, templates)
     with pytest.raises(EvaluationDataError, match=error):
-        FACES.prepare(FACES.open(folder))
+        FACES(FACES.open(folder))
 
 
 @pytest.mark.parametrize(
@@ -224,14 +224,14 @@ def test_lines_that_fit_no_question_are_refused(lines, templates, error, tmp_pat
 def test_values_outside_the_answers_are_refused(column, value, error, tmp_path, table):
     table[3, column] = value
     with pytest.raises(EvaluationDataError, match=error):
-        FACES.prepare(FACES.open(write(tmp_path, table)))
+        FACES(FACES.open(write(tmp_path, table)))
 
 
 def test_an_age_that_is_no_answer_is_never_right(tmp_path, table):
     features = pictures(table)
     table[:, 0] = answers(features)["age"]
     table[3, 0] = 35
-    scorer = FACES.prepare(FACES.open(write(tmp_path, table)))
+    scorer = FACES(FACES.open(write(tmp_path, table)))
     found = scorer.score(features, encode, "corrected")
     assert found.metrics["acc_age_avg"] == (NUM - 1) / NUM
 
@@ -239,4 +239,4 @@ def test_an_age_that_is_no_answer_is_never_right(tmp_path, table):
 def test_another_number_of_columns_is_refused(tmp_path, table):
     folder = write(tmp_path, table[:, :3])
     with pytest.raises(EvaluationDataError, match=r"hold 4 numbers: age, gender, race, race_bin"):
-        FACES.prepare(FACES.open(folder))
+        FACES(FACES.open(folder))

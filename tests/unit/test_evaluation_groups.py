@@ -4,14 +4,14 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from miniature import write_set
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 
-from evaluation.kinds import fairness, wilds
+from evaluation.kinds import wilds
+from evaluation.kinds.registry import KINDS
 from evaluation.metrics import groups, zero_shot
-from evaluation.sets.miniature import write_set
 from evaluation.sets.tar_index import EvaluationDataError
 
-KINDS = wilds.KINDS | fairness.KINDS
 PROTOCOLS = ("corrected", "datacomp")
 FIELDS = {
     "iwildcam": ["location", "sequence", "year", "month", "day", "hour", "minute", "second", "y"],
@@ -84,7 +84,7 @@ def features_of(kind, labels):
 
 
 def scored(folder, kind, labels, protocol):
-    scorer = KINDS[kind].prepare(KINDS[kind].open(folder))
+    scorer = KINDS[kind](KINDS[kind].open(folder))
     return scorer.score(features_of(kind, labels), encode, protocol)
 
 
@@ -225,7 +225,7 @@ def test_the_other_metrics_of_iwildcam_resample_as_what_they_equal(tmp_path):
     labels, table = made_up("iwildcam")
     found = scored(write(tmp_path, "iwildcam", labels, table), "iwildcam", labels, "datacomp")
     values = {
-        metric: wilds.iwildcam_replicates(
+        metric: wilds.IWildCam.replicates(
             found.outcomes, metric, num_resamples=4_000, generator=np.random.default_rng(0)
         )
         for metric in ("acc_avg", "recall-macro_all", "mean_per_class_recall")
@@ -312,11 +312,11 @@ def test_metadata_of_another_number_of_columns_is_refused(kind, num_columns, is_
     labels, table = made_up(kind, num_samples=12, num_columns=num_columns)
     evaluation_set = KINDS[kind].open(write(tmp_path, kind, labels, table))
     if is_fine:
-        KINDS[kind].prepare(evaluation_set)
+        KINDS[kind](evaluation_set)
         return
     wanted = r"0\.tar: s0000000\.png has shape \(\d+,\); it must hold .* numbers: "
     with pytest.raises(EvaluationDataError, match=wanted + ", ".join(FIELDS[kind])):
-        KINDS[kind].prepare(evaluation_set)
+        KINDS[kind](evaluation_set)
 
 
 @pytest.mark.parametrize("kind", ["iwildcam", "camelyon17", "fmow"])
@@ -327,13 +327,13 @@ def test_a_label_that_disagrees_with_the_metadata_is_refused(kind, tmp_path):
     evaluation_set = KINDS[kind].open(write(tmp_path, kind, labels, table))
     error = r"1 of 12 labels .* disagree with y .* first is 1 in \.cls and 0 in \.npy of .*s0000005"
     with pytest.raises(EvaluationDataError, match=error):
-        KINDS[kind].prepare(evaluation_set)
+        KINDS[kind](evaluation_set)
 
 
 def test_metadata_follow_the_choice_of_samples(tmp_path):
     labels, table = made_up("geode")
     folder = write(tmp_path, "geode", labels, table)
-    scorer = KINDS["geode"].prepare(KINDS["geode"].open(folder), limit=40, seed=1)
+    scorer = KINDS["geode"](KINDS["geode"].open(folder), limit=40, seed=1)
     found = scorer.score(features_of("geode", labels)[scorer.rows], encode, "corrected")
     np.testing.assert_array_equal(found.outcomes["region"], table[scorer.rows, 0])
     np.testing.assert_array_equal(found.outcomes["label"], labels[scorer.rows])
@@ -344,4 +344,4 @@ def test_accuracy_at_five_of_fewer_than_five_names_is_refused(tmp_path):
     folder = write(tmp_path, "dollar_street", labels % 4, table)
     (folder / "classnames.txt").write_text("a\nb\nc\nd\n")
     with pytest.raises(EvaluationDataError, match=r"names 4 classes.*accuracy at 5"):
-        KINDS["dollar_street"].prepare(KINDS["dollar_street"].open(folder))
+        KINDS["dollar_street"](KINDS["dollar_street"].open(folder))

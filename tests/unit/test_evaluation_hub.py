@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from miniature import noise_png, write_set
 
 from evaluation.sets.data import set_digest
 from evaluation.sets.hub import open_captioned, open_winogavil
-from evaluation.sets.miniature import noise_png, write_set
 from evaluation.sets.tar_index import EvaluationDataError
 
 CAPTIONS = [["a cat", 'a "red" cat, sitting'], ["ein Hünd"], ["x", "y", "z\n"], ["two words"]]

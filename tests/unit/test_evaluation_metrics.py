@@ -4,7 +4,8 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from dbp.errors import ConfigError
-from evaluation.metrics import retrieval, zero_shot
+from evaluation.kinds import retrieval
+from evaluation.metrics import zero_shot
 from evaluation.metrics.similarity import distinct_rows, score
 from evaluation.sets.tar_index import EvaluationDataError
 

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import torch
 from clip_benchmark.metrics.zeroshot_classification import average_precision_per_class
+from miniature import write_set
 from sklearn.metrics import average_precision_score
 
 from evaluation.kinds import multilabel
 from evaluation.kinds.multilabel import METRIC, average_precision
-from evaluation.sets.miniature import write_set
 from evaluation.sets.tar_index import EvaluationDataError
 
-KIND = multilabel.KINDS["multilabel"]
+KIND = multilabel.MultiLabel
 NAMES = ["cat", "dog", "", "horse", "bird"]
 TEMPLATES = ["a {c}.", "{c}!"]
 
@@ -56,7 +56,7 @@ def reference(scores, labels):
 @pytest.mark.parametrize("protocol", ["corrected", "datacomp"])
 def test_the_mean_average_precision_is_clip_benchmarks(protocol, tmp_path):
     labels, features = made_up()
-    scorer = KIND.prepare(KIND.open(write(tmp_path, labels)))
+    scorer = KIND(KIND.open(write(tmp_path, labels)))
     found = scorer.score(features, encode, protocol)
     scores, is_positive = found.outcomes["score"], found.outcomes["is_positive"]
     np.testing.assert_array_equal(is_positive, labels)
@@ -111,7 +111,7 @@ def test_without_a_positive_that_is_drawn_a_class_counts_nothing():
 
 def test_replicates_spread_as_a_loop_over_resamples_does(tmp_path):
     labels, features = made_up(100)
-    scorer = KIND.prepare(KIND.open(write(tmp_path, labels)))
+    scorer = KIND(KIND.open(write(tmp_path, labels)))
     outcomes = scorer.score(features, encode, "corrected").outcomes
     replicates = KIND.replicates(outcomes, METRIC, num_resamples=4_000, generator=np.random.default_rng(3))
     generator = np.random.default_rng(2)
@@ -127,7 +127,7 @@ def test_replicates_spread_as_a_loop_over_resamples_does(tmp_path):
 
 def test_it_scores_the_chosen_rows_by_every_name_also_a_blank_one(tmp_path):
     labels, features = made_up()
-    scorer = KIND.prepare(KIND.open(write(tmp_path, labels)), limit=30, max_templates=1)
+    scorer = KIND(KIND.open(write(tmp_path, labels)), limit=30, max_templates=1)
     assert scorer.texts("datacomp") == ["a cat.", "a dog.", "a .", "a horse.", "a bird."]
     found = scorer.score(features[scorer.rows], encode, "datacomp")
     assert found.outcomes["score"].shape == (30, 5)
@@ -144,4 +144,4 @@ def test_it_scores_the_chosen_rows_by_every_name_also_a_blank_one(tmp_path):
 )
 def test_labels_that_are_no_yes_or_no_for_each_name_are_refused(labels, error, tmp_path):
     with pytest.raises(EvaluationDataError, match=error):
-        KIND.prepare(KIND.open(write(tmp_path, labels)))
+        KIND(KIND.open(write(tmp_path, labels)))

@@ -13,6 +13,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from miniature import write_set
 from PIL import Image
 
 import training.train
@@ -24,7 +25,6 @@ from dbp.lineage import lineage
 from dbp.verbs.command_line import overrides
 from evaluation.checks.near_copies import find_trained, trained_rows
 from evaluation.results import load_results
-from evaluation.sets.miniature import write_set
 from evaluation.verbs.evaluate import run
 
 CONFIG: dict[str, Any] = {

@@ -9,17 +9,18 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from miniature import noise_png, write_set
 
 from dbp.config import compose
 from dbp.encoders.openclip import load_openclip
 from dbp.verbs.command_line import overrides
 from evaluation.checks.linear_probes import probe_suite
-from evaluation.checks.probe import Part, hold_out, probe
+from evaluation.checks.logistic import Part, hold_out, probe
 from evaluation.results import load_results
 from evaluation.running.encode import Towers, encode_pictures
 from evaluation.running.prepare import Asked
+from evaluation.running.runner import Encoding
 from evaluation.sets.data import open_set
-from evaluation.sets.miniature import noise_png, write_set
 from evaluation.verbs.evaluate import run
 
 CONFIG: dict[str, Any] = {
@@ -42,8 +43,8 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def three_penalties(monkeypatch):
     """The search has tests of its own; here every fit costs time."""
-    monkeypatch.setattr("evaluation.checks.probe.PENALTIES", (1e-2, 1.0, 100.0))
-    monkeypatch.setattr("evaluation.checks.probe._COARSE", 1)
+    monkeypatch.setattr("evaluation.checks.logistic.PENALTIES", (1e-2, 1.0, 100.0))
+    monkeypatch.setattr("evaluation.checks.logistic._COARSE", 1)
 
 
 def write_split(folder: Path, split: str, num_samples: int, seed: int) -> None:
@@ -90,8 +91,8 @@ def towers(folder: Path, seed: int = 0) -> Towers:
 
 def probed(tmp_path: Path, *models: Towers, suite: str = "mnist,stl10,cifar10", **asked: Any):
     failures = probe_suite(
-        models, suite, tmp_path / "sets", Asked(**asked), file=tmp_path / "out/results.jsonl",
-        keep=tmp_path / "vectors", devices=["cpu"],
+        models, suite, tmp_path / "sets", Asked(**asked),
+        Encoding(tmp_path / "vectors", devices=["cpu"]), file=tmp_path / "out/results.jsonl",
     )  # fmt: skip
     file = tmp_path / "out/probe.jsonl"
     return failures, load_results(file) if file.exists() else []

@@ -9,12 +9,12 @@ import torch
 from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_collate_fn
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 from evaluating import evaluate_one
+from miniature import write_classification, write_retrieval
 from sklearn.metrics import balanced_accuracy_score
 
 from evaluation.metrics import fine
 from evaluation.running.encode import Towers, encode_pictures
 from evaluation.sets.data import open_set
-from evaluation.sets.miniature import write_classification, write_retrieval
 
 TOKENIZER = open_clip.SimpleTokenizer(context_length=20)
 PREPROCESS = open_clip.image_transform(32, is_train=False, mean=(0.4, 0.5, 0.6), std=(0.2,) * 3)

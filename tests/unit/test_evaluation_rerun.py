@@ -13,14 +13,14 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from miniature import write_classification, write_retrieval
+from torchvision.transforms import Compose, Normalize
 
 from dbp.encoders.openclip import load_openclip
-from dbp.errors import ConfigError
 from evaluation.results import Failure, Result, load_results, save_results
 from evaluation.running.encode import Towers
 from evaluation.running.prepare import Asked
-from evaluation.running.runner import evaluate_checkpoints
-from evaluation.sets.miniature import write_classification, write_retrieval
+from evaluation.running.runner import Encoding, evaluate_checkpoints
 
 FLICKR = "retrieval/flickr_1k_test_image_text_retrieval"
 SUITE = f"mnist,stl10,{FLICKR}"
@@ -72,10 +72,10 @@ def numbers(results: list[Result]) -> list[Any]:
 
 
 def test_kept_vectors_are_not_encoded_again_and_give_the_same_results(root, tmp_path):
-    first = evaluate_checkpoints([towers(tmp_path)], SUITE, root, keep=tmp_path / "vectors")
+    first = evaluate_checkpoints([towers(tmp_path)], SUITE, root, encoding=Encoding(tmp_path / "vectors"))
     again = towers(tmp_path)
     seen = counted(again)
-    second = evaluate_checkpoints([again], SUITE, root, keep=tmp_path / "vectors")
+    second = evaluate_checkpoints([again], SUITE, root, encoding=Encoding(tmp_path / "vectors"))
     assert seen == []
     assert numbers(second) == numbers(first)
     for one, two in zip(first, second, strict=True):
@@ -84,7 +84,7 @@ def test_kept_vectors_are_not_encoded_again_and_give_the_same_results(root, tmp_
 
 def test_another_precision_config_or_checkpoint_uses_none_of_the_kept_vectors(root, tmp_path):
     keep = tmp_path / "vectors"
-    evaluate_checkpoints([towers(tmp_path)], "mnist", root, keep=keep)
+    evaluate_checkpoints([towers(tmp_path)], "mnist", root, encoding=Encoding(keep))
     others = [
         towers(tmp_path, seed=1),
         towers(tmp_path, precision="bf16"),
@@ -92,7 +92,7 @@ def test_another_precision_config_or_checkpoint_uses_none_of_the_kept_vectors(ro
     ]
     for other in others:
         seen = counted(other)
-        evaluate_checkpoints([other], "mnist", root, keep=keep)
+        evaluate_checkpoints([other], "mnist", root, encoding=Encoding(keep))
         assert sum(seen) == 70
 
 
@@ -123,14 +123,14 @@ def test_a_rehearsal_with_few_prompts_does_not_stand_for_one_with_all(root, tmp_
 def test_cropped_pictures_serve_the_next_checkpoint_without_decoding(root, tmp_path, monkeypatch):
     plain = evaluate_checkpoints([towers(tmp_path, seed=1)], SUITE, root)
     crops = tmp_path / "crops"
-    evaluate_checkpoints([towers(tmp_path)], SUITE, root, crops=crops)
+    evaluate_checkpoints([towers(tmp_path)], SUITE, root, encoding=Encoding(crops=crops))
     from PIL import Image
 
     def refuse(*_: Any) -> None:
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(Image, "open", refuse)
-    from_crops = evaluate_checkpoints([towers(tmp_path, seed=1)], SUITE, root, crops=crops)
+    from_crops = evaluate_checkpoints([towers(tmp_path, seed=1)], SUITE, root, encoding=Encoding(crops=crops))
     assert numbers(from_crops) == numbers(plain)
 
 
@@ -138,7 +138,7 @@ def test_cropped_pictures_serve_the_next_checkpoint_without_decoding(root, tmp_p
 def test_two_devices_give_the_numbers_of_one(root, tmp_path):
     models = [towers(tmp_path), towers(tmp_path, seed=1)]
     alone = evaluate_checkpoints(models, SUITE, root)
-    shared = evaluate_checkpoints(models, SUITE, root, devices=["cpu", "cpu"])
+    shared = evaluate_checkpoints(models, SUITE, root, encoding=Encoding(devices=["cpu", "cpu"]))
     assert numbers(shared) == numbers(alone)
 
 
@@ -161,19 +161,22 @@ def test_one_diverged_checkpoint_fails_alone_and_is_named(root, tmp_path):
     assert failures[0].reason.startswith(f"{bad.label}: The model gives a vector with NaN")
 
 
-def test_models_that_see_other_pictures_cannot_share_them(root, tmp_path):
-    other = towers(tmp_path)
-    other.preprocess = other.preprocess.transforms[0]
-    with pytest.raises(ConfigError, match="take pictures of different sizes or colours"):
-        evaluate_checkpoints([towers(tmp_path), other], "mnist", root)
+def test_models_that_see_other_pictures_do_not_share_them(root, tmp_path):
+    model, other = towers(tmp_path), towers(tmp_path, seed=1)
+    *steps, normalise = other.preprocess.transforms
+    other.preprocess = Compose([*steps, Normalize((0.5,) * 3, normalise.std)])
+    together = evaluate_checkpoints([model, other, towers(tmp_path, seed=2)], SUITE, root)
+    for one in (model, other):
+        alone = evaluate_checkpoints([one], SUITE, root)
+        assert numbers([r for r in together if r.checkpoint == one.digest]) == numbers(alone)
 
 
 def test_a_damaged_file_of_vectors_fails_its_task_alone_and_says_what_to_do(root, tmp_path):
     keep, failures = tmp_path / "vectors", []
-    evaluate_checkpoints([towers(tmp_path)], SUITE, root, keep=keep)
+    evaluate_checkpoints([towers(tmp_path)], SUITE, root, encoding=Encoding(keep))
     [file] = keep.rglob("mnist-*/0*.npz")
     file.write_bytes(file.read_bytes()[:100])
-    found = evaluate_checkpoints([towers(tmp_path)], SUITE, root, keep=keep, failures=failures)
+    found = evaluate_checkpoints([towers(tmp_path)], SUITE, root, encoding=Encoding(keep), failures=failures)
     assert {r.task for r in found} == {"stl10", FLICKR}
     assert [f.task for f in failures] == ["mnist"]
     assert str(file) in failures[0].reason
@@ -187,7 +190,7 @@ sys.path.insert(0, {unit!r})
 from test_evaluation_rerun import SUITE, towers
 from evaluation.running import encode
 from evaluation.results import save_results
-from evaluation.running.runner import evaluate_checkpoints
+from evaluation.running.runner import Encoding, evaluate_checkpoints
 encode.CHUNK = 16
 model = towers(Path({folder!r}))
 forward = model.model.encode_image
@@ -196,7 +199,7 @@ def slowly(images):
     return forward(images)
 model.model.encode_image = slowly
 home = Path({folder!r})
-evaluate_checkpoints([model], SUITE, home / "sets", keep=home / "vectors",
+evaluate_checkpoints([model], SUITE, home / "sets", encoding=Encoding(home / "vectors"),
                      on_results=lambda found: save_results(home / "results.jsonl", found))
 """
 
@@ -224,7 +227,7 @@ def test_a_suite_killed_in_the_middle_of_a_task_goes_on_to_the_results_of_an_und
     again = towers(tmp_path)
     seen = counted(again)
     found = evaluate_checkpoints(
-        [again], SUITE, root, keep=vectors, known=done,
+        [again], SUITE, root, encoding=Encoding(vectors), known=done,
         on_results=lambda mine: save_results(results, mine),
     )  # fmt: skip
     assert sum(seen) == 70 + 70 + 40 - kept

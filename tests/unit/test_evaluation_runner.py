@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from evaluating import evaluate_one
+from miniature import noise_png, write_classification, write_set
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -12,9 +13,8 @@ from dbp.errors import ConfigError, WorldError
 from evaluation.kinds.base import choose_rows
 from evaluation.running.encode import Towers, encode_pictures
 from evaluation.running.prepare import Asked
-from evaluation.running.runner import evaluate_checkpoints
+from evaluation.running.runner import Encoding, evaluate_checkpoints
 from evaluation.sets.data import open_set
-from evaluation.sets.miniature import noise_png, write_classification, write_set
 from evaluation.sets.tar_index import EvaluationDataError
 
 
@@ -103,7 +103,7 @@ def test_a_wrong_label_stops_before_a_picture_is_decoded(root):
         told.append(what)
         raise AssertionError
 
-    evaluate("mnist", root, failures=failures, progress=progress)
+    evaluate("mnist", root, failures=failures, encoding=Encoding(progress=progress))
     assert "labels in" in failures[0].reason
     assert told == []
 
@@ -209,7 +209,7 @@ def test_progress_counts_every_picture_of_every_task(root):
         assert (total, unit) == ((18, "texts") if what == "texts" else (50, "pictures"))
         yield Bar()
 
-    evaluate("mnist,stl10", root, progress=progress, batch_size=16)
+    evaluate("mnist,stl10", root, encoding=Encoding(progress=progress), batch_size=16)
     assert counts == {"texts": 18, "MNIST": 50, "STL-10": 50}
 
 

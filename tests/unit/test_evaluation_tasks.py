@@ -3,8 +3,9 @@ import re
 import pytest
 
 from dbp.errors import ConfigError
+from evaluation.kinds.registry import KINDS
 from evaluation.suites import QUICK, groups, missing_members, resolve_suite, suites
-from evaluation.tasks import KINDS, find_task, load_tasks
+from evaluation.tasks import find_task, load_tasks
 
 
 def test_the_table_holds_the_40_tasks_of_datacomp_first_and_those_of_glyphs_last():

@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-from dbp.errors import WorldError
-from evaluation.kinds.registry import KINDS
-from evaluation.sets.data import set_digest
-from evaluation.sets.miniature import (
+from miniature import (
     TEMPLATES,
     noise_png,
     write_classification,
     write_retrieval,
     write_set,
 )
+
+from dbp.errors import WorldError
+from evaluation.kinds.registry import KINDS
+from evaluation.sets.data import set_digest
 from evaluation.sets.verify import verify_set, verify_suite
 from evaluation.tasks import find_task
 
@@ -137,7 +137,7 @@ def test_every_broken_header_is_counted_and_a_broken_body_is_found_in_the_probe(
     assert all(f"s000000{i}.png (" in checked.problems[0] for i in (3, 7))
     assert checked.digest is None
     if damage == "body":
-        assert verify_set(task, tmp_path / "set", probe=0).problems == ()
+        assert verify_set(task, tmp_path / "set", num_decoded=0).problems == ()
 
 
 def test_instances_of_winogavil_are_counted_and_not_its_pictures(tmp_path):

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
+from miniature import noise_png, write_set
 from sklearn.metrics import jaccard_score
 
 from dbp.errors import ConfigError
-from evaluation.kinds.winogavil import Winogavil
-from evaluation.metrics import winogavil
-from evaluation.metrics.winogavil import (
+from evaluation.kinds import winogavil
+from evaluation.kinds.winogavil import (
     METRICS,
+    Winogavil,
     jaccard_scores,
     metrics,
     on_draws,
@@ -14,7 +15,6 @@ from evaluation.metrics.winogavil import (
     replicates,
 )
 from evaluation.sets.hub import open_winogavil
-from evaluation.sets.miniature import noise_png, write_set
 
 SIZES = (5, 6, 10, 12)
 

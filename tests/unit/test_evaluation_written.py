@@ -5,7 +5,7 @@ import pytest
 
 from dbp.captioning.vocabulary import Vocabulary
 from dbp.pools.glyph_fonts import CAPTIONS
-from evaluation.checks.written import name_in, repairs, same_name, script_in, script_quality
+from evaluation.checks.captioner import name_in, repairs, same_name, script_in, script_quality
 
 ALPHA, BETA, A, ARROW = 0x3B1, 0x3B2, ord("A"), 0x2192
 NAMES = {

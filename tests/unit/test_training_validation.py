@@ -17,6 +17,7 @@ import pytest
 import torch
 from evaluating import evaluate_one
 from lightning.pytorch import LightningModule, Trainer
+from miniature import write_classification, write_retrieval, write_set
 from PIL import Image
 from torch import nn
 from torch.nn.functional import normalize
@@ -30,7 +31,6 @@ from dbp.pools.index import Index
 from evaluation.in_training import SharedTowers, Suite
 from evaluation.running.encode import Towers, encode_pictures
 from evaluation.sets.data import open_set
-from evaluation.sets.miniature import write_classification, write_retrieval, write_set
 from training.account.horizon import Horizon
 from training.resume.ranks import Ranks
 from training.watching.held_out import HeldOutLoss, num_hits

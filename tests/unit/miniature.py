@@ -1,4 +1,4 @@
-"""Small sets of made-up pictures in DataComp's layout: for tests, rehearsals and benchmarks."""
+"""Small sets of made-up pictures in DataComp's layout: for tests and benchmarks."""
 
 import io
 import tarfile

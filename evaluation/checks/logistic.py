@@ -33,12 +33,7 @@ _BLOCK = 8_192
 
 @dataclass(frozen=True)
 class Part:
-    """Vectors with labels.
-
-    Args:
-        features: Unit vectors.
-        labels: 0..k-1.
-    """
+    """Unit vectors with labels 0..k-1."""
 
     features: Float32[np.ndarray, "n d"]
     labels: Int[np.ndarray, " n"]
@@ -52,15 +47,13 @@ class Fit:
         weights: One column a class.
         intercept: One number a class.
         loss: Mean cross-entropy plus the penalty over n; natural logarithm.
-        num_iterations: Of L-BFGS.
-        is_converged: Whether it stopped before `MAX_ITERATIONS`.
+        num_iterations: Of L-BFGS; `MAX_ITERATIONS` if it was stopped before the optimum.
     """
 
     weights: Float32[np.ndarray, "d k"]
     intercept: Float32[np.ndarray, " k"]
     loss: float
     num_iterations: int
-    is_converged: bool
 
     def logits(self, features: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n k"]:
         """Score every class for every vector."""
@@ -106,8 +99,6 @@ def probe(
         test: Looked at once, at the end.
         num_classes: k; of the set's names.
         seed: Of the intervals alone; nothing else is random.
-        device: As torch names it.
-        num_resamples: Of the intervals.
 
     Raises:
         EvaluationDataError: A part is empty, not finite, of another width, or has a label outside the
@@ -120,8 +111,7 @@ def probe(
     for name, part in (("train", train), ("validation", validation), ("test", test)):
         _check(name, part, num_classes, train.features.shape[1])
     both = Part(
-        np.concatenate([train.features, validation.features]),
-        np.concatenate([train.labels, validation.labels]),
+        np.concatenate([train.features, validation.features]), np.concatenate([train.labels, validation.labels])
     )
     if len(np.unique(train.labels)) < 2:
         raise EvaluationDataError(
@@ -152,22 +142,15 @@ def search(train: Part, validation: Part, num_classes: int, *, device: str = "cp
         Accuracy on validation of each penalty that was tried: 15 of 97 at most.
     """
     searched: dict[float, float] = {}
-
-    def accuracy(penalty: float) -> float:
-        if penalty not in searched:
-            logits = fit(train, num_classes, penalty, device=device).logits(validation.features)
-            searched[penalty] = zero_shot.accuracy(logits, validation.labels)
-        return searched[penalty]
-
-    for penalty in PENALTIES[::_COARSE]:
-        accuracy(penalty)
-    step = _COARSE // 2
+    tried, step = PENALTIES[::_COARSE], _COARSE
     while step:
-        best = PENALTIES.index(_best(searched))
-        for at in (best - step, best + step):
-            if 0 <= at < len(PENALTIES):
-                accuracy(PENALTIES[at])
+        for penalty in tried:
+            if penalty not in searched:
+                logits = fit(train, num_classes, penalty, device=device).logits(validation.features)
+                searched[penalty] = zero_shot.accuracy(logits, validation.labels)
         step //= 2
+        best = PENALTIES.index(_best(searched))
+        tried = [PENALTIES[at] for at in (best - step, best + step) if 0 <= at < len(PENALTIES)]
     return searched
 
 
@@ -219,20 +202,13 @@ def fit(train: Part, num_classes: int, penalty: float, *, device: str = "cpu") -
     optimiser.step(closure)
     loss = float(closure())
     found = theta.detach().cpu().numpy()
-    taken = int(optimiser.state[theta]["n_iter"])
-    return Fit(found[:-1], found[-1], loss, taken, taken < MAX_ITERATIONS)
+    return Fit(found[:-1], found[-1], loss, int(optimiser.state[theta]["n_iter"]))
 
 
 def hold_out(labels: Int[np.ndarray, " n"], share: float, generator: np.random.Generator) -> Bool[np.ndarray, " n"]:
-    """Choose a validation part by chance where a set has none: of each class the same share.
+    """Choose, at random, which samples of a train split are for validation, where a set has no such part.
 
-    Args:
-        labels: Of the train split.
-        share: Of each class, rounded down, so that a class of few samples stays in train.
-        generator: Source of chance.
-
-    Returns:
-        Which samples are for validation.
+    Of each class the same share, rounded down, so that a class of few samples stays in train.
     """
     is_held = np.zeros(len(labels), bool)
     for label in np.unique(labels):
