@@ -142,7 +142,7 @@ def trained_rows(stage: Any, pool: Pool, keep: KeepList) -> Bool[np.ndarray, " n
         pool: The pool.
         keep: What is kept of it.
     """
-    from training.watching.watched import is_held_out
+    from training.feed.subset import is_held_out
 
     rows = keep.rows
     if stage.held_out:

@@ -28,7 +28,7 @@ from training.account.metrics import Csv, Logger, Wandb, read_metrics
 from training.config import Model, Optimiser
 from training.feed.augmentation import RandomResizedCrop, Shift
 from training.feed.data import Pairs, make_loader
-from training.feed.order import Batches, Order
+from training.feed.order import Batches, Order, Slice
 from training.feed.subset import Subset
 from training.resume.checkpoint import Checkpoint
 from training.stage import Train
@@ -185,7 +185,7 @@ def test_substitutes_are_counted_in_the_manifest(world: World) -> None:
 
 def test_pictures_that_all_fail_stop_the_run(world: World) -> None:
     with pytest.raises(PoolError, match=r"none of 1 kept pictures from row 7 .*uid '00007'"):
-        world.pairs(rows=(BROKEN,))._picture(0, np.zeros(2))
+        _ = world.pairs(rows=(BROKEN,))[Slice(0, np.zeros(1, np.int64), np.zeros(1, np.int64))]
 
 
 def test_a_cache_is_refused_where_each_picture_is_cut_anew(world: World) -> None:

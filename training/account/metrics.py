@@ -65,7 +65,6 @@ class Logger(ABC):
         Args:
             folder: What is written here becomes part of the run's artifact.
             key: The run's key; a resumed run has the same one.
-            settings: All parameters of the run.
             past: Rows written before a resume.
         """
 
@@ -129,10 +128,8 @@ class Wandb(Logger):
         """Begin or go on with a record while the block runs.
 
         Args:
-            folder: Where wandb keeps its files.
             key: The record's id. That of a run is the run's key, so a requeued job, and what is sent after
                 the run, go on in the same record; wandb drops steps that it has seen.
-            given: Further arguments of `wandb.init`.
         """
         import wandb
 

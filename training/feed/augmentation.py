@@ -51,10 +51,7 @@ class Augmentation(ABC):
         """
         from training.feed.decoding import decode, resize
 
-        def cut(width: int, height: int) -> "tuple[Axis, Axis]":
-            return self.cut(width, height, size, draws)
-
-        return resize(decode(content, max_pixels, self.decode, cut))
+        return resize(decode(content, max_pixels, self.decode, lambda w, h: self.cut(w, h, size, draws)))
 
     def move(
         self, pictures: UInt8[np.ndarray, "b 3 s s"], draws: Float64[np.ndarray, "b d"]
@@ -83,12 +80,8 @@ class RandomResizedCrop(Augmentation):
 
     def __post_init__(self) -> None:
         require(0 < self.scale_low <= 1, "scale_low", self.scale_low, "above 0 and at most 1")
-        require(
-            self.scale_low <= self.scale_high <= 1,
-            "scale_high",
-            self.scale_high,
-            f"from scale_low={self.scale_low} to 1",
-        )
+        low, high = self.scale_low, self.scale_high
+        require(low <= high <= 1, "scale_high", high, f"from scale_low={low} to 1")
 
     def cut(self, width: int, height: int, size: int, draws: Float64[np.ndarray, " d"]) -> "tuple[Axis, Axis]":
         from training.feed.decoding import Axis
@@ -107,11 +100,7 @@ class RandomResizedCrop(Augmentation):
             if 0 < w <= width and 0 < h <= height:
                 return int(draws[-2] * (width - w + 1)), int(draws[-1] * (height - h + 1)), w, h
         # The picture is narrower or wider than any ratio allowed: its middle, as torchvision does.
-        w, h = width, height
-        if width / height < 3 / 4:
-            h = round(width / (3 / 4))
-        elif width / height > 4 / 3:
-            w = round(height * (4 / 3))
+        w, h = min(width, round(height * (4 / 3))), min(height, round(width / (3 / 4)))
         return (width - w) // 2, (height - h) // 2, w, h
 
 
@@ -134,13 +123,12 @@ class Shift(Augmentation):
     def cut(self, width: int, height: int, size: int, draws: Float64[np.ndarray, " d"]) -> "tuple[Axis, Axis]":
         from training.feed.decoding import Axis
 
-        short = min(width, height)
-        # Rounded as torchvision's resize and center_crop do: down, and half to even.
-        axes = []
-        for length in (width, height):
-            resized = size * length // short
-            axes.append(Axis(0, length, resized, round((resized - size) / 2), size))
-        return axes[0], axes[1]
+        def axis(length: int) -> Axis:
+            # Rounded as torchvision's resize and center_crop do: down, and half to even.
+            resized = size * length // min(width, height)
+            return Axis(0, length, resized, round((resized - size) / 2), size)
+
+        return axis(width), axis(height)
 
     def move(
         self, pictures: UInt8[np.ndarray, "b 3 s s"], draws: Float64[np.ndarray, "b d"]
@@ -148,10 +136,8 @@ class Shift(Augmentation):
         if self.pixels == 0:
             return pictures
         size = pictures.shape[-1]
-        down, right = (draws * (2 * self.pixels + 1)).astype(np.int64).T - self.pixels
-        places = np.arange(size)
-        y = np.clip(places[None, :] - down[:, None], 0, size - 1)
-        x = np.clip(places[None, :] - right[:, None], 0, size - 1)
+        shifts = (draws * (2 * self.pixels + 1)).astype(np.int64).T - self.pixels  # down, right
+        y, x = np.clip(np.arange(size) - shifts[:, :, None], 0, size - 1)
         batch = np.arange(len(pictures))[:, None, None]
         # Indices beside the slice come first in the result: b, y, x, channel.
         moved = pictures[batch, :, y[:, :, None], x[:, None, :]]

@@ -30,11 +30,8 @@ class Checkpoint:
     `open_clip.create_model(name, pretrained=weights)` give the trained model.
 
     Args:
-        folder: Where it lies.
-        name: The model's name.
         samples_seen: Pairs that went through the model, repeats counted.
         digest: SHA-256 of `weights.pt`.
-        key: Of the run.
         subset: Keys of the pool and of the keep list.
         settings: Parameters of the run, as they entered its key.
     """
@@ -87,10 +84,7 @@ def save_checkpoint(folder: Path, model: Any, name: str, config: dict[str, Any],
     """Write a model as plain open_clip reads it.
 
     Args:
-        folder: Of the artifact.
         model: open_clip's model, not wrapped in anything: its parameters' names are stored.
-        name: The model's name.
-        config: Its config, as open_clip's JSON has it.
         epoch: Whole passes over the kept set; open_clip's own files have the field.
 
     Returns:

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import torch
+
 from training.account.horizon import Horizon
 from training.config import Optimiser
 
@@ -23,16 +25,11 @@ def openclip3_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
             continue
         exempt = parameter.ndim < 2 or any(w in name for w in ("bn", "ln", "bias", "logit_scale"))
         (bare if exempt else decayed).append(parameter)
-    return [
-        {"params": bare, "weight_decay": 0.0},
-        {"params": decayed, "weight_decay": weight_decay},
-    ]
+    return [{"params": bare, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 
 
 def make_optimiser(model: Any, settings: Optimiser) -> Any:
     """torch's AdamW over the decay groups of a model."""
-    import torch
-
     return torch.optim.AdamW(
         openclip3_groups(model, settings.weight_decay),
         lr=settings.lr,

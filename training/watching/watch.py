@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from dbp.config import require
 from dbp.engine.stage import runtime
 from dbp.errors import ConfigError
-from training.watching.watched import Measure, Watched, held_out_rows
+from training.feed.subset import held_out_rows
+from training.watching.watched import Measure, Watched
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,7 @@ class Watch:
     """When a run is measured, and by what. It never changes the weights.
 
     Args:
-        every_samples: Pairs between two evaluations, rounded up to whole steps; null for the end
-            alone.
+        every_samples: Pairs between two evaluations, rounded up to whole steps; null for the end alone.
         evaluators: What measures; none for no evaluation at all.
     """
 
@@ -44,12 +44,8 @@ class Watch:
     evaluators: tuple[Evaluator, ...]
 
     def __post_init__(self) -> None:
-        require(
-            self.every_samples is None or self.every_samples > 0,
-            "every_samples",
-            self.every_samples,
-            "above 0, or null for the end alone",
-        )
+        every = self.every_samples
+        require(every is None or every > 0, "every_samples", every, "above 0, or null for the end alone")
         titles = [title for evaluator in self.evaluators for title in evaluator.titles()]
         if twice := sorted({title for title in titles if titles.count(title) > 1}):
             raise ConfigError(
@@ -84,11 +80,6 @@ class HeldOut(Evaluator):
         return ["held_out"]
 
     def open(self, run: Watched) -> Measure:
-        """Choose the rows and fix the batches.
-
-        Raises:
-            ConfigError: Nothing is held out, or less than one batch.
-        """
         from training.watching.held_out import HeldOutLoss
 
         if run.held_out == 0:
