@@ -50,20 +50,14 @@ def main(keys: list[str], folders: list[str], print_only: bool) -> int:
 
 @dataclass(frozen=True)
 class LoaderTimes:
-    """What the loader gives, and where a pair's time goes in one process.
-
-    Args:
-        num_workers: Of the loader; 0 is the training process itself.
-        parts: Milliseconds a pair, by what is done.
-        bytes_per_pair: Read from the shards, those between near neighbours included.
-    """
+    """What the loader gives, and where a pair's time goes in one process."""
 
     pairs_per_second: float
-    num_workers: int
+    num_workers: int  # of the loader; 0 is the training process itself
     batch_size: int
     decode: str
-    parts: dict[str, float]
-    bytes_per_pair: float
+    parts: dict[str, float]  # milliseconds a pair, by what is done
+    bytes_per_pair: float  # read from the shards, those between near neighbours included
 
     def text(self) -> str:
         """The table that the user reads, and what would lift the rate."""
@@ -97,18 +91,12 @@ class LoaderTimes:
 
 @dataclass(frozen=True)
 class TrainTimes:
-    """A step with a batch at hand, and with the loader.
+    """A step with a batch at hand, and with the loader."""
 
-    Args:
-        resident_seconds: Of a step whose batch is there already.
-        fed_seconds: Of a step that takes its batch from the loader.
-        flops_per_pair: Forward and backward; none where they cannot be counted.
-    """
-
-    resident_seconds: float
-    fed_seconds: float
+    resident_seconds: float  # of a step whose batch is there already
+    fed_seconds: float  # of a step that takes its batch from the loader
     batch_size: int
-    flops_per_pair: int | None
+    flops_per_pair: int | None  # forward and backward; none where they cannot be counted
     device: str
     precision: str
     loader: LoaderTimes
@@ -155,7 +143,7 @@ def run(config: Any, what: str, steps: int = 20) -> LoaderTimes | TrainTimes:
     if config.upstream == "require":
         require_upstream(store, nodes["select"])
     check_budget(store, nodes)
-    subset = Subset(store.get(nodes["index"]), store.get(nodes["select"]))
+    subset = Subset.of(store.get(nodes["index"]), store.get(nodes["select"]))
     stage = replace(stage, samples_seen=steps * stage.batch_size, epochs=None)
     prepared = prepare(stage, subset, Ranks())
     with tempfile.TemporaryDirectory() as folder:

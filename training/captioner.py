@@ -37,14 +37,6 @@ class TrainCaptioner(Stage):
 
     One device trains; a run that was cut short goes on from its last checkpoint.
 
-    Args:
-        encoder: The image network, which stays as it is.
-        layer: Whose tokens become codes, from 0, or from the end.
-        network: Sizes of what is trained.
-        vocabulary_size: Most words; null for all that occur.
-        held_out: Share of the pool's uids that are left out, to measure on; in [0, 1).
-        seed: Of the weights, the order, the codebook and the augmentation.
-
     All other settings are those of `train`.
     """
 
@@ -53,16 +45,16 @@ class TrainCaptioner(Stage):
     makes: ClassVar[type] = Captioner
     home: ClassVar[str] = "runs"
 
-    encoder: Encoder
-    layer: int
-    network: Network
-    vocabulary_size: int | None
+    encoder: Encoder  # the image network, which stays as it is
+    layer: int  # whose tokens become codes, from 0, or from the end
+    network: Network  # sizes of what is trained
+    vocabulary_size: int | None  # most words; null for all that occur
     batch_size: int
     samples_seen: int
     optimiser: Optimiser
     augmentation: Augmentation
-    held_out: float
-    seed: int
+    held_out: float  # share of the pool's uids that are left out, to measure on; in [0, 1)
+    seed: int  # of the weights, the order, the codebook and the augmentation
     precision: Precision
     device: str = runtime("auto")
     num_workers: int = runtime(0)
@@ -84,7 +76,7 @@ class TrainCaptioner(Stage):
         return {"precision": resolve_precision(self.precision, self.device)}
 
     def run(self, work: Work, pool: Pool, rows: KeepList) -> dict[str, Any]:
-        return train(self, work, Subset(pool, rows))
+        return train(self, work, Subset.of(pool, rows))
 
 
 def train(stage: TrainCaptioner, work: Work, subset: Subset) -> dict[str, Any]:

@@ -53,36 +53,26 @@ def follow(ranks: Ranks) -> None:
     while job := ranks.hear()["train"]:
         stage, work, inputs = open_job(Path(job))
         assert isinstance(stage, TrainSettings)
-        train(stage, work, Subset(inputs["pool"], inputs["keep"]), ranks, inputs.get("refined"))
+        train(stage, work, Subset.of(inputs["pool"], inputs["keep"]), ranks, inputs.get("refined"))
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to begin.
-
-    Args:
-        subset: What is trained on; its pool may fetch shards.
-        held_out: Kept rows that are left out, for the loss on what no arm trains on.
-        order: The stream of samples.
-        device: Of this rank.
-        precision: `fp32` or `bf16`.
-        flops: Of one pair, as the model needs them; none where they cannot be counted.
-        hardware_flops: Of one pair by the length of its caption, with what is computed twice.
-    """
+    """A run that is ready to begin."""
 
     objective: Objective
     speed: Speed
     ranks: Ranks
-    subset: Subset
-    held_out: int
-    order: Order
+    subset: Subset  # what is trained on; its pool may fetch shards
+    held_out: int  # kept rows that are left out, for the loss on what no arm trains on
+    order: Order  # the stream of samples
     horizon: Horizon
     loaded: LoadedClip
     module: Contrastive
-    device: str
-    precision: str
-    flops: int | None
-    hardware_flops: CountFlops
+    device: str  # of this rank
+    precision: str  # `fp32` or `bf16`
+    flops: int | None  # of one pair, as the model needs them; none where they cannot be counted
+    hardware_flops: CountFlops  # of one pair by the length of its caption, with what is computed twice
 
     def pairs(self, folder: Path, refined: Captions | None = None) -> Pairs:
         """The samples, read and decoded for the model; all ranks call it.

@@ -77,38 +77,22 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class Resuming:
-    """When a checkpoint to resume from is written.
+    """When a checkpoint to resume from is written."""
 
-    Args:
-        checkpoint_every_samples: Pairs between two of them; null for none.
-        checkpoint_every_minutes: Minutes between two of them; null for none.
-        keep_checkpoints: How many of the last ones stay until the run is complete.
-    """
-
-    checkpoint_every_samples: int | None = runtime(None)
-    checkpoint_every_minutes: float | None = runtime(None)
-    keep_checkpoints: int = runtime(2)
+    checkpoint_every_samples: int | None = runtime(None)  # pairs between two of them; null for none
+    checkpoint_every_minutes: float | None = runtime(None)  # minutes between two of them; null for none
+    keep_checkpoints: int = runtime(2)  # how many of the last ones stay until the run is complete
 
 
 @dataclass(frozen=True, kw_only=True)
 class Logging:
-    """What is written down and watched, and when a bad pool stops the run.
+    """What is written down and watched, and when a bad pool stops the run."""
 
-    Args:
-        loggers: Mirrors of the metrics.
-        log_every_samples: Pairs between two rows of metrics; rounded up to whole steps.
-        watch: What is measured on the way, and when; it changes no weight.
-        most_substitutes: Share of the pairs that others may stand in for, where images cannot be
-            decoded, before the run stops; from 0 to 1.
-        count_twins: Count pairs of equal content within a batch, where copies may be kept: 24 bytes
-            and a sort of the kept rows.
-    """
-
-    loggers: tuple[Logger, ...] = runtime(())
-    log_every_samples: int = runtime(100_000)
-    watch: Watch | None = runtime(None)
-    most_substitutes: float = runtime(0.01)
-    count_twins: bool = runtime(False)
+    loggers: tuple[Logger, ...] = runtime(())  # mirrors of the metrics
+    log_every_samples: int = runtime(100_000)  # pairs between two rows of metrics; rounded up to whole steps
+    watch: Watch | None = runtime(None)  # what is measured on the way, and when; it changes no weight
+    most_substitutes: float = runtime(0.01)  # above this share of images that cannot be decoded the run stops
+    count_twins: bool = runtime(False)  # count pairs of equal content in a batch: 24 bytes, a sort of the kept rows
 
 
 @dataclass(frozen=True, kw_only=True)

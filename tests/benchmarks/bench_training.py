@@ -175,7 +175,7 @@ def train_ours(given: dict[str, Any]) -> list[float]:
     if given["keep"]:
         is_kept = np.asarray(Keep.open(given["keep"]).contains_many(pool.uids()))
         keep = keep.narrow("listed", is_kept[keep.rows], "not listed", "listed")
-    subset = Subset(pool, keep)
+    subset = Subset.of(pool, keep)
     tiny = given["model"] == "tiny"
     loaded = fresh_model(Model(config=TINY) if tiny else Model(name=given["model"]), 0)
     sees = loaded.model.visual.preprocess_cfg

@@ -106,7 +106,7 @@ class World:
     def pairs(self, augmentation: Any = None, cache: bool = False, rows: tuple[int, ...] = ()) -> Pairs:
         import open_clip
 
-        subset = Subset(self.store.get(self.pool), self.store.get(self.keep(rows)))
+        subset = Subset.of(self.store.get(self.pool), self.store.get(self.keep(rows)))
         tokenizer = open_clip.SimpleTokenizer(context_length=16)
         return Pairs(subset, augmentation or Shift(2), 32, tokenizer, 0, cache)
 
@@ -384,7 +384,7 @@ def test_a_checkpoint_says_what_made_it(world: World) -> None:
 def test_a_keep_list_of_another_pool_is_refused(world: World) -> None:
     pool, keep = world.store.get(world.pool), world.store.get(world.keep())
     with pytest.raises(ConfigError, match="it was made for the pool with digest 000000000000, and"):
-        Subset(pool, replace(keep, pool_digest="0" * 64))
+        Subset.of(pool, replace(keep, pool_digest="0" * 64))
 
 
 def test_fewer_kept_samples_than_a_batch_are_refused(world: World) -> None:

@@ -259,7 +259,7 @@ def test_training_s_loader_reads_a_streamed_pool_as_a_local_one(pools: tuple[Poo
         every = everything(source.digest, source.is_valid)
         keep = every.narrow("some", np.isin(every.rows, KEPT), "not chosen", "chosen")
         tokenizer = open_clip.SimpleTokenizer(context_length=8)
-        pairs = Pairs(Subset(source, keep), Shift(1), 16, tokenizer, 0)
+        pairs = Pairs(Subset.of(source, keep), Shift(1), 16, tokenizer, 0)
         order = Order(pairs.subset.keys, 0, windows)
         found.append([pairs[taken] for taken in Batches(order, Horizon(len(KEPT), 8, 3))])
     for one, same in zip(*found, strict=True):

@@ -49,11 +49,9 @@ def hardware_flops(model: Any, size: int, grad_cache: bool = False) -> CountFlop
 
 
 def at_any_length(count: CountFlops, context_length: int) -> CountFlops:
-    """The same count without further tracing: three lengths decide, since it is quadratic in the length.
+    """The same count for captions of at most `context_length`, at least 3, without further tracing.
 
-    Args:
-        count: As `hardware_flops` gives it.
-        context_length: The longest caption, at least 3.
+    Three lengths decide, since it is quadratic in the length.
     """
     known = {length: count(length) for length in (1, context_length // 2, context_length)}
 

@@ -48,13 +48,7 @@ def fed(keys: UInt64[np.ndarray, " b"], positions: Int[np.ndarray, " b"]) -> np.
 
 
 def link(chain: str, samples_seen: int, word: np.uint64) -> str:
-    """The chain after one more step.
-
-    Args:
-        chain: Before the step; `START` before the first.
-        samples_seen: After the step.
-        word: Of all pairs of the step, over all ranks.
-    """
+    """The chain after one more step, whose pairs over all ranks have a word; it begins with `START`."""
     return hashlib.sha256(f"{chain} {samples_seen} {word}".encode()).hexdigest()
 
 

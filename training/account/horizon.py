@@ -13,19 +13,12 @@ from dbp.errors import ConfigError
 
 @dataclass(frozen=True)
 class Horizon:
-    """The length of one training run.
+    """The length of one training run."""
 
-    Args:
-        num_kept: Pairs in the kept set, m.
-        batch_size: Pairs in one step, over all devices.
-        steps: Optimiser steps.
-        mixed_epochs: Of a mixture, that the run is: a pair of weight w is seen w times in each, in the mean.
-    """
-
-    num_kept: int
-    batch_size: int
-    steps: int
-    mixed_epochs: float | None = None
+    num_kept: int  # pairs in the kept set, m
+    batch_size: int  # pairs in one step, over all devices
+    steps: int  # optimiser steps
+    mixed_epochs: float | None = None  # of a mixture: a pair of weight w is seen w times in each, in the mean
 
     @property
     def samples_seen(self) -> int:

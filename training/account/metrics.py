@@ -98,19 +98,12 @@ class Csv(Logger):
 
 @dataclass(frozen=True)
 class Wandb(Logger):
-    """Weights & Biases, also without a network (`wandb sync` sends it later).
+    """Weights & Biases, also without a network (`wandb sync` sends it later)."""
 
-    Args:
-        project: wandb's project.
-        mode: `offline` writes files only, below the run's folder.
-        entity: wandb's team; null for the user's own.
-        group: Name of the experiment, to gather its arms.
-    """
-
-    project: str
-    mode: Literal["online", "offline", "disabled"]
-    entity: str | None = None
-    group: str | None = None
+    project: str  # wandb's project
+    mode: Literal["online", "offline", "disabled"]  # `offline` writes files only, below the run's folder
+    entity: str | None = None  # wandb's team; null for the user's own
+    group: str | None = None  # name of the experiment, to gather its arms
 
     @contextmanager
     def open(self, folder: Path, key: str, settings: dict[str, Any], past: list[Row]) -> Iterator[Write]:

@@ -36,28 +36,19 @@ class Recorder(Callback):
     Its state travels with the checkpoint, summed over ranks, so that sums go on after a resume on any
     number of them. Put `clock` last among the callbacks: what the others do between (checkpoints,
     evaluations) is then neither training nor waiting for data.
-
-    Args:
-        writers: Where rows go; called on the first rank only.
-        tally: Counts what is consumed; its ranks are those of the run.
-        folder: Where the uids of a batch whose loss is NaN or infinite are saved.
-        most_substitutes: Share of the pairs that may be stood in for, in [0, 1].
-        flops: Of one pair, forward and backward, at the model's full context length: what the
-            field compares. None where they cannot be counted.
-        count_flops: Operations for one pair by the length of its caption, with what is done twice.
     """
 
     horizon: Horizon
     every_steps: int
-    writers: list[Write]
+    writers: list[Write]  # where rows go; called on the first rank only
     bar: Progress
-    tally: Tally
+    tally: Tally  # counts what is consumed; its ranks are those of the run
     gauge: Gauge
-    folder: Path
+    folder: Path  # where the uids of a batch whose loss is NaN or infinite are saved
     uids: Uids
-    most_substitutes: float
-    flops: int | None
-    count_flops: CountFlops
+    most_substitutes: float  # share of the pairs that may be stood in for, in [0, 1]
+    flops: int | None  # of one pair, both passes, at full context length; none where they cannot be counted
+    count_flops: CountFlops  # operations for one pair by the length of its caption, with what is done twice
 
     def __post_init__(self) -> None:
         self.ranks = self.tally.ranks

@@ -64,10 +64,6 @@ class Augmentation(ABC):
 class RandomResizedCrop(Augmentation):
     """Cut out a random part of random shape and resize it, bicubic, to the training size.
 
-    Args:
-        scale_low: Smallest share of the picture's area.
-        scale_high: Largest.
-
     Source: open_clip's training transform (torchvision's RandomResizedCrop, aspect ratio in
     [3/4, 4/3], scale 0.9 to 1.0). Departure: random numbers are keyed by sample and epoch.
     """
@@ -75,8 +71,8 @@ class RandomResizedCrop(Augmentation):
     num_draws: ClassVar[int] = 2 * ATTEMPTS + 2
     is_fit_random: ClassVar[bool] = True
 
-    scale_low: float
-    scale_high: float
+    scale_low: float  # smallest share of the picture's area
+    scale_high: float  # largest
 
     def __post_init__(self) -> None:
         require(0 < self.scale_low <= 1, "scale_low", self.scale_low, "above 0 and at most 1")
@@ -106,16 +102,12 @@ class RandomResizedCrop(Augmentation):
 
 @dataclass(frozen=True)
 class Shift(Augmentation):
-    """Resize the shorter side, cut out the middle, and move it; the edges are continued.
-
-    Args:
-        pixels: Largest shift to each side, in pixels of the training size; 0 for none.
-    """
+    """Resize the shorter side, cut out the middle, and move it; the edges are continued."""
 
     num_draws: ClassVar[int] = 2
     is_fit_random: ClassVar[bool] = False
 
-    pixels: int
+    pixels: int  # largest shift to each side, in pixels of the training size; 0 for none
 
     def __post_init__(self) -> None:
         require(self.pixels >= 0, "pixels", self.pixels, "0 or more")

@@ -42,22 +42,17 @@ class Pairs(Dataset):
     A picture that cannot be decoded is replaced, with its caption, by the next kept row that can:
     positions never shift, and the substitute does not depend on order, rank or worker.
 
-    Args:
-        size: Side of the training picture, in pixels.
-        tokenizer: From texts to `Int[Tensor, "b l"]`.
-        captions: Refined captions mixed in; the pool's own when not given.
-
     Raises:
         ConfigError: A cache is asked for, and no picture is fitted twice in the same way.
     """
 
     subset: Subset
     augmentation: Augmentation
-    size: int
-    tokenizer: Any
+    size: int  # side of the training picture, in pixels
+    tokenizer: Any  # from texts to `Int[Tensor, "b l"]`
     seed: int
     cache: bool = False
-    captions: MixedCaptions | None = None
+    captions: MixedCaptions | None = None  # refined captions mixed in; the pool's own when not given
 
     def __post_init__(self) -> None:
         cache, size, captions = self.cache, self.size, self.captions

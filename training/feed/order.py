@@ -128,8 +128,7 @@ class Order:
         word = stream(self.seed, np.array([number], np.int64), ORDER)
         order = np.argsort(mix(keys ^ word), kind="stable").astype(np.int64)
         if self.windows is not None:
-            window = self.windows(number)
-            window = window[order] if samples is None else window[samples[order]]
+            window = self.windows(number)[order if samples is None else samples[order]]
             order = order[np.argsort(window, kind="stable")]
         return order
 

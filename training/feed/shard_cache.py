@@ -41,25 +41,15 @@ class NoRoom(Exception):
 
 @dataclass(eq=False)
 class ShardCache:
-    """Whole shards of a pool on this disk, as many as fit.
+    """Whole shards of a pool on this disk, as many as fit."""
 
-    Args:
-        folder: On a local disk; of one pool.
-        shards: Where they come from: URLs, pipes or paths.
-        least_bytes: What each shard has at least, by the index.
-        most_bytes: The bound of all files together.
-        tries: How often a transfer is begun before it counts as failed.
-        pause: Seconds before the second try; doubled before each further one.
-        check: Says what is wrong with a shard that has arrived; None where nothing is.
-    """
-
-    folder: Path
-    shards: list[str]
-    least_bytes: Int64[np.ndarray, " s"]
-    most_bytes: int
-    tries: int
-    pause: float = 1.0
-    check: Callable[[int, Path], str | None] = lambda number, path: None
+    folder: Path  # on a local disk; of one pool
+    shards: list[str]  # where they come from: URLs, pipes or paths
+    least_bytes: Int64[np.ndarray, " s"]  # what each shard has at least, by the index
+    most_bytes: int  # the bound of all files together
+    tries: int  # how often a transfer is begun before it counts as failed
+    pause: float = 1.0  # seconds before the second try; doubled before each further one
+    check: Callable[[int, Path], str | None] = lambda number, path: None  # what is wrong with a new shard
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

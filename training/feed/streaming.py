@@ -65,10 +65,7 @@ class Streaming:
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
 
     def open(self, pool: Pool, rows: Int[np.ndarray, " m"]) -> "StreamedPool":
-        """A pool whose shards are fetched when they are read.
-
-        Args:
-            rows: The kept rows; shards without one are never fetched.
+        """A pool whose shards are fetched when they are read; those without a kept row never are.
 
         Raises:
             ConfigError: Two windows do not fit in the cache.

@@ -1,5 +1,6 @@
 """What a run trains on: a pool seen through a keep list, without the rows that are held out of every arm."""
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -11,38 +12,39 @@ from dbp.errors import ConfigError
 from training.feed.order import HELD_OUT, mix, sample_keys, stream
 
 
+@dataclass(frozen=True, eq=False)
 class Subset:
-    """A pool seen through a keep list: m samples, no image copied.
+    """A pool seen through a keep list: m samples, no image copied."""
 
-    Raises:
-        ConfigError: The keep list was made for another pool.
-    """
+    pool: Pool
+    rows: Int64[np.ndarray, " m"]
 
-    def __init__(self, pool: Pool, keep: KeepList) -> None:
+    @classmethod
+    def of(cls, pool: Pool, keep: KeepList) -> "Subset":
+        """What a keep list keeps.
+
+        Raises:
+            ConfigError: The keep list was made for another pool.
+        """
         if keep.pool_digest != pool.digest:
             raise ConfigError(
                 f"cannot train on keep list {keep.digest[:12]}: it was made for the pool with digest "
                 f"{keep.pool_digest[:12]}, and this pool has {pool.digest[:12]}; their rows are not the same "
                 "samples. Curate this pool, or carry the list over by uids (dbp export, dbp import)."
             )
-        self.pool, self.rows = pool, np.asarray(keep.rows, np.int64)
+        return cls(pool, np.asarray(keep.rows, np.int64))
 
     def split(self, share: float) -> tuple["Subset", "Subset"]:
         """What is trained on, and what is held out of it by uid: an expected share of the pool's uids."""
         if not share:
-            return self, self._made(self.pool, self.rows[:0])
+            return self, Subset(self.pool, self.rows[:0])
         is_out = is_held_out(self.pool.uid_hashes[self.rows], share)
-        return self._made(self.pool, self.rows[~is_out]), self._made(self.pool, self.rows[is_out])
+        return Subset(self.pool, self.rows[~is_out]), Subset(self.pool, self.rows[is_out])
 
     def within(self, pool: Pool) -> "Subset":
         """The same rows of the same pool, read in another way."""
         assert pool.digest == self.pool.digest, "the same samples"
-        return self._made(pool, self.rows)
-
-    def _made(self, pool: Pool, rows: Int64[np.ndarray, " m"]) -> "Subset":
-        made = object.__new__(Subset)
-        made.pool, made.rows = pool, rows
-        return made
+        return Subset(pool, self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -54,13 +56,10 @@ class Subset:
 
 
 def is_held_out(uid_hashes: UInt64[np.ndarray, " n"], share: float) -> Bool[np.ndarray, " n"]:
-    """Whether samples are kept from training in every arm and for every seed.
+    """Whether samples are kept from training in every arm and for every seed: a share of all uids, in [0, 1).
 
     It depends on the uid alone, so samples that share a uid go the same way. Near-duplicates under
     other uids do not: run after dedup where that matters.
-
-    Args:
-        share: Expected share of uids, in [0, 1).
     """
     assert 0 <= share < 1, share
     return _held_out_words(uid_hashes) < np.uint64(int(share * 2**64))

@@ -74,19 +74,12 @@ def _fits(shard: str, pattern: str) -> bool:
 
 @dataclass(frozen=True)
 class ByScore(Mixture):
-    """A weight that grows with a score: max(0, slope x score + offset).
-
-    Args:
-        slope: Of the line.
-        offset: Of the line.
-        otherwise: Weight of a row without a score.
-        scores: Folder of the scores' artifact, as `dbp show` names it; its content enters the key.
-    """
+    """A weight that grows with a score: max(0, slope x score + offset)."""
 
     slope: float
     offset: float
-    otherwise: float
-    scores: str = runtime("")
+    otherwise: float  # weight of a row without a score
+    scores: str = runtime("")  # folder of the scores' artifact, as `dbp show` names it; its content enters the key
 
     def identity(self) -> dict[str, Any]:
         file = Path(self.scores) / "score.npy"
@@ -113,17 +106,11 @@ class ByScore(Mixture):
 
 @dataclass(frozen=True)
 class ByUid(Mixture):
-    """A weight for each uid, from a Parquet file; read batch by batch.
+    """A weight for each uid, from a Parquet file; read batch by batch."""
 
-    Args:
-        column: Of the weights; the uids stand in `uid`.
-        otherwise: Weight of a kept sample that the file does not name; null refuses it.
-        file: The Parquet file; its content enters the key.
-    """
-
-    column: str
-    otherwise: float | None
-    file: str = runtime("")
+    column: str  # of the weights; the uids stand in `uid`
+    otherwise: float | None  # weight of a kept sample that the file does not name; null refuses it
+    file: str = runtime("")  # the Parquet file; its content enters the key
 
     def identity(self) -> dict[str, Any]:
         require(Path(self.file).is_file(), "mixture.file", self.file, "a Parquet file that is there")
@@ -161,14 +148,13 @@ class ByUid(Mixture):
                 raise WorldError(f"mixture.file={self.file}: uid {uid!r} has no weight. Give a number.")
         is_missing = np.isnan(found)
         if is_missing.any() and self.otherwise is None:
-            row = rows[order[np.flatnonzero(is_missing)[0] :][:1]]
+            row = rows[order[is_missing][:1]]
             raise ConfigError(
                 f"mixture.file={self.file} does not name {int(is_missing.sum()):,} of {len(rows):,} kept samples, "
                 f"such as {pool.uids(row)[0]!r}. Name them, or give their weight as mixture.otherwise."
             )
-        found[is_missing] = np.nan if self.otherwise is None else self.otherwise
         weights = np.empty_like(found)
-        weights[order] = found
+        weights[order] = np.where(is_missing, np.float32(self.otherwise or 0), found)
         return weights
 
     def _batches(self) -> Any:

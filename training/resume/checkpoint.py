@@ -28,21 +28,15 @@ class Checkpoint:
 
     Laws: `open_clip.create_model("local-dir:FOLDER")` and, where open_clip knows the model,
     `open_clip.create_model(name, pretrained=weights)` give the trained model.
-
-    Args:
-        samples_seen: Pairs that went through the model, repeats counted.
-        digest: SHA-256 of `weights.pt`.
-        subset: Keys of the pool and of the keep list.
-        settings: Parameters of the run, as they entered its key.
     """
 
     folder: Path
     name: str
-    samples_seen: int
-    digest: str
+    samples_seen: int  # pairs that went through the model, repeats counted
+    digest: str  # SHA-256 of `weights.pt`
     key: str
-    subset: dict[str, str]
-    settings: dict[str, Any]
+    subset: dict[str, str]  # keys of the pool and of the keep list
+    settings: dict[str, Any]  # parameters of the run, as they entered its key
 
     @property
     def weights(self) -> Path:

@@ -29,18 +29,13 @@ class Ranks:
 
     Collectives go over the CPU (gloo) and never make a GPU wait; each rank must call them in the
     same order. On a single rank they give back what they were given.
-
-    Args:
-        local_rank: Of this process among those of its machine: the GPU that it takes.
-        store: Where the ranks meet; none on a single rank.
-        words: How many messages of the first rank have passed.
     """
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
-    store: Any = field(default=None, repr=False)
-    words: int = 0
+    local_rank: int = 0  # of this process among those of its machine: the GPU that it takes
+    store: Any = field(default=None, repr=False)  # where the ranks meet; none on a single rank
+    words: int = 0  # how many messages of the first rank have passed
 
     @property
     def is_first(self) -> bool:

@@ -48,17 +48,11 @@ class Disk(CheckpointIO):
 
 @dataclass
 class Checkpoints:
-    """Writes and finds the checkpoints of one run.
+    """Writes and finds the checkpoints of one run."""
 
-    Args:
-        folder: Where they lie; nothing else writes there.
-        run: What must be equal for a checkpoint to be of this run: its key, model and budget.
-        keep: How many of the last ones stay.
-    """
-
-    folder: Path
-    run: dict[str, Any]
-    keep: int
+    folder: Path  # where they lie; nothing else writes there
+    run: dict[str, Any]  # what must be equal for a checkpoint to be of this run: its key, model and budget
+    keep: int  # how many of the last ones stay
     disk: Disk = field(default_factory=Disk)
 
     def save(self, trainer: Any, samples: int, is_first: bool) -> bool:

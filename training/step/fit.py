@@ -62,8 +62,6 @@ def fit(
     Args:
         loader: Its batches, from the step on that the checkpoint to go on from has made.
         callbacks: What looks on, the guard among them: behind what counts, so that its checkpoints hold the counts.
-        folder: Where Lightning would put files; it is never the working directory.
-        precision: `fp32`, or `bf16` for autocast over fp32 weights.
 
     Raises:
         Diverged: The loss is not finite.
@@ -121,6 +119,7 @@ def make_trainer(
     Accumulating gradients is no setting: with a contrastive loss it changes the objective.
 
     Args:
+        folder: Where Lightning would put files; it is never the working directory.
         steps: Optimiser steps in all, those before a resume included.
         precision: `fp32`, or `bf16` for autocast over fp32 weights.
     """

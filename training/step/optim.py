@@ -10,11 +10,7 @@ from training.config import Optimiser
 
 
 def openclip3_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters without and with weight decay, in the model's order.
-
-    Args:
-        model: A torch module; its parameters that require a gradient are taken.
-        weight_decay: For the second group; the first has none.
+    """Parameters without and with weight decay, in the model's order; frozen ones are left out.
 
     Source: open_clip_train 3.3.0, main.py. open_clip 4 also exempts the positional embeddings: a
     silent change of the recipe, which this rule does not follow.

@@ -19,15 +19,10 @@ GROUP, MOST_GROUPS = 256, 8  # captions of a group at least: smaller ones leave 
 
 
 class Group(NamedTuple):
-    """Captions that go through the text tower together.
+    """Captions that go through the text tower together."""
 
-    Args:
-        rows: Their places in the batch, on the host.
-        length: Tokens that are looked at.
-    """
-
-    rows: Int64[Tensor, " g"]
-    length: int
+    rows: Int64[Tensor, " g"]  # their places in the batch, on the host
+    length: int  # tokens that are looked at
 
 
 def can_trim(model: Any) -> bool:

@@ -33,15 +33,10 @@ class Evaluator(ABC):
 
 @dataclass(frozen=True)
 class Watch:
-    """When a run is measured, and by what. It never changes the weights.
+    """When a run is measured, and by what. It never changes the weights."""
 
-    Args:
-        every_samples: Pairs between two evaluations, rounded up to whole steps; null for the end alone.
-        evaluators: What measures; none for no evaluation at all.
-    """
-
-    every_samples: int | None
-    evaluators: tuple[Evaluator, ...]
+    every_samples: int | None  # pairs between two evaluations, rounded up to whole steps; null for the end alone
+    evaluators: tuple[Evaluator, ...]  # what measures; none for no evaluation at all
 
     def __post_init__(self) -> None:
         every = self.every_samples
@@ -59,16 +54,11 @@ class HeldOut(Evaluator):
     """The contrastive loss, and recall at 1 both ways, on pairs of the pool that no arm trains on.
 
     Both depend on how many pairs compete, so `batch_size` is fixed, whatever the run's own batch.
-
-    Args:
-        batch_size: Pairs in one batch; each is a candidate for all others.
-        num_samples: Most pairs to measure on; whole batches of them are taken.
-        num_workers: Processes that decode.
     """
 
-    batch_size: int
-    num_samples: int
-    num_workers: int = runtime(0)
+    batch_size: int  # pairs in one batch; each is a candidate for all others
+    num_samples: int  # most pairs to measure on; whole batches of them are taken
+    num_workers: int = runtime(0)  # processes that decode
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2, for negatives")
@@ -80,6 +70,11 @@ class HeldOut(Evaluator):
         return ["held_out"]
 
     def open(self, run: Watched) -> Measure:
+        """Choose the rows and fix the batches.
+
+        Raises:
+            ConfigError: Nothing is held out, or less than one batch.
+        """
         from training.watching.held_out import HeldOutLoss
 
         if run.held_out == 0:

@@ -13,22 +13,13 @@ Measure = Callable[[], dict[str, float]]
 
 @dataclass(frozen=True)
 class Watched:
-    """What an evaluator may use of the run that it watches, seen from one process.
+    """What an evaluator may use of the run that it watches, seen from one process."""
 
-    Args:
-        model: open_clip's model, neither compiled nor wrapped; its weights change as training goes.
-        preprocess: The model's own, for evaluation.
-        tokenizer: The model's own.
-        pool: What the run trains on a part of.
-        held_out: Share of the pool's uids that no arm trains on.
-        folder: For what an evaluator prepares; it stays until the run is complete.
-    """
-
-    model: Any
-    preprocess: Callable[[Any], Any]
-    tokenizer: Callable[[list[str]], Any]
+    model: Any  # open_clip's model, neither compiled nor wrapped; its weights change as training goes
+    preprocess: Callable[[Any], Any]  # the model's own, for evaluation
+    tokenizer: Callable[[list[str]], Any]  # the model's own
     device: str
-    pool: Pool
-    held_out: float
-    folder: Path
+    pool: Pool  # what the run trains on a part of
+    held_out: float  # share of the pool's uids that no arm trains on
+    folder: Path  # for what an evaluator prepares; it stays until the run is complete
     ranks: Ranks
