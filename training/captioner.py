@@ -1,6 +1,5 @@
 """The stage that trains TL;DR's captioner, and its training step."""
 
-import logging
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,12 +22,10 @@ from dbp.engine.progress import progress
 from dbp.engine.stage import Stage, runtime
 from dbp.engine.work import Work
 from dbp.errors import ConfigError
-from training.account.horizon import plan_horizon, whole_steps
+from training.account.horizon import Budget, whole_steps
 from training.config import Optimiser, Precision, resolve_precision
 from training.feed.augmentation import Augmentation
 from training.feed.subset import Subset
-
-log = logging.getLogger("dbp")
 
 COUNTED = 1_000_000  # captions whose words make the vocabulary, at most
 MEASURED = 4_096  # held-out pictures that the finished captioner is measured on, at most
@@ -36,24 +33,11 @@ MEASURED = 4_096  # held-out pictures that the finished captioner is measured on
 
 @dataclass(frozen=True)
 class TrainCaptioner(Stage):
-    """Train a codebook and a decoder that caption the pictures of a pool through the codes.
+    """Train a codebook and a decoder that caption the images of a pool through the codes.
 
     One device trains; a run that was cut short goes on from its last checkpoint.
 
-    Args:
-        encoder: The image network, which stays as it is.
-        layer: Whose tokens become codes, from 0, or from the end.
-        network: Sizes of what is trained.
-        vocabulary_size: Most words; null for all that occur.
-        batch_size: Pairs in one step.
-        samples_seen: The budget in pairs seen, a multiple of the batch.
-        optimiser: AdamW and its schedule.
-        augmentation: How pictures are brought to size and changed.
-        held_out: Share of the pool's uids that are left out, to measure on; in [0, 1).
-        seed: Of the weights, the order, the codebook and the augmentation.
-        precision: As in `train`.
-        device, num_workers, cache, log_every_samples, checkpoint_every_samples,
-            checkpoint_every_minutes: As in `train`.
+    All other settings are those of `train`.
     """
 
     name: ClassVar[str] = "captioner"
@@ -61,16 +45,16 @@ class TrainCaptioner(Stage):
     makes: ClassVar[type] = Captioner
     home: ClassVar[str] = "runs"
 
-    encoder: Encoder
-    layer: int
-    network: Network
-    vocabulary_size: int | None
+    encoder: Encoder  # the image network, which stays as it is
+    layer: int  # whose tokens become codes, from 0, or from the end
+    network: Network  # sizes of what is trained
+    vocabulary_size: int | None  # most words; null for all that occur
     batch_size: int
     samples_seen: int
     optimiser: Optimiser
     augmentation: Augmentation
-    held_out: float
-    seed: int
+    held_out: float  # share of the pool's uids that are left out, to measure on; in [0, 1)
+    seed: int  # of the weights, the order, the codebook and the augmentation
     precision: Precision
     device: str = runtime("auto")
     num_workers: int = runtime(0)
@@ -83,9 +67,8 @@ class TrainCaptioner(Stage):
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         require(0 <= self.held_out < 1, "held_out", self.held_out, "from 0 to below 1")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
-        most = self.vocabulary_size
+        most, every = self.vocabulary_size, self.log_every_samples
         require(most is None or most >= 1, "vocabulary_size", most, "at least 1, or null")
-        every = self.log_every_samples
         require(every > 0, "log_every_samples", every, "above 0")
         whole_steps(self.samples_seen, self.batch_size)
 
@@ -93,14 +76,14 @@ class TrainCaptioner(Stage):
         return {"precision": resolve_precision(self.precision, self.device)}
 
     def run(self, work: Work, pool: Pool, rows: KeepList) -> dict[str, Any]:
-        return train(self, work, Subset(pool, rows))
+        return train(self, work, Subset.of(pool, rows))
 
 
 def train(stage: TrainCaptioner, work: Work, subset: Subset) -> dict[str, Any]:
     """Train one captioner and write it.
 
     Returns:
-        The counts of the run: losses, codes used and their perplexity, on held-out pictures where there are any.
+        The counts of the run: losses, codes used and their perplexity, on held-out images where there are any.
 
     Raises:
         ConfigError: The codebook, the budget or the network does not fit the pool.
@@ -109,16 +92,20 @@ def train(stage: TrainCaptioner, work: Work, subset: Subset) -> dict[str, Any]:
     """
     from training.account.metrics import METRICS, metrics_file, read_metrics
     from training.captioning import CaptioningStep, Record
-    from training.feed.data import PairData, Pairs
+    from training.feed.data import Pairs, make_loader, side
     from training.feed.order import Batches, Order
     from training.resume.preemption import Guard
     from training.resume.ranks import Ranks
     from training.resume.resumable import Checkpoints
     from training.step.fit import fit
 
-    used, held = split(subset, stage.held_out)
-    check_codebook(stage.network.num_codes, used)
-    horizon = plan_horizon(len(used), stage.batch_size, stage.samples_seen)
+    used, held = subset.split(stage.held_out)
+    if stage.network.num_codes > len(used):
+        raise ConfigError(
+            f"cannot learn captioner.network.num_codes={stage.network.num_codes:,} codes from {len(used):,} "
+            "pictures: some would stand for none. Lower captioner.network.num_codes, or train on a larger pool."
+        )
+    horizon = Budget(batch_size=stage.batch_size, samples_seen=stage.samples_seen).horizon(len(used))
     device, precision = pick_device(stage.device), stage.identity()["precision"]
     words = Vocabulary.of(captions_of(used), stage.network.length, stage.vocabulary_size)
     if not words.tokens:
@@ -132,28 +119,22 @@ def train(stage: TrainCaptioner, work: Work, subset: Subset) -> dict[str, Any]:
     module = CaptioningStep(
         stage.network, tower, stage.layer, size, words.size, stage.optimiser, horizon, stage.seed
     )
-    pairs = Pairs(used, stage.augmentation, size, words, stage.seed, stage.cache)
-    order = Order(used.keys, stage.seed)
-    data = PairData(
-        pairs, lambda step, rank, world: Batches(order, horizon, step, rank, world),
-        stage.num_workers, pin_memory=device != "cpu",
-    )  # fmt: skip
     identity = {"key": work.key, "samples_seen": horizon.samples_seen, "seed": stage.seed}
     checkpoints = Checkpoints(work.shared, identity, 1)
     last, done = checkpoints.latest()
-    every = stage.checkpoint_every_samples
-    guard = Guard(
-        horizon, checkpoints, Ranks(), every and horizon.steps_for(every),
-        stage.checkpoint_every_minutes,
-    )  # fmt: skip
+    batches = Batches(Order(used.keys, stage.seed), horizon, done)
+    pairs = Pairs(used, stage.augmentation, size, words, stage.seed, stage.cache)
+    loader = make_loader(pairs, batches, stage.num_workers, device != "cpu")
+    guard = Guard(horizon, checkpoints, Ranks(), stage.checkpoint_every_samples, stage.checkpoint_every_minutes)
     past = read_metrics(work.shared / METRICS, done * horizon.batch_size)
     with ExitStack() as stack:
         write = stack.enter_context(metrics_file(work.shared / METRICS, past))
         bar = stack.enter_context(progress("captioner", horizon.samples_seen, "pairs"))
         record = Record(horizon, horizon.steps_for(stage.log_every_samples), write, bar)
-        fit(module, data, [record, guard], guard, work.folder, device, precision, last)
+        fit(module, loader, [record, guard], guard, work.folder, device, precision, last)
     (work.folder / METRICS).write_bytes((work.shared / METRICS).read_bytes())
-    measured = measure(module, Pairs(held, stage.augmentation, size, words, stage.seed), stage)
+    held_pairs = Pairs(held, stage.augmentation, size, words, stage.seed)
+    measured = measure(module.to(device).eval(), held_pairs, device, stage.batch_size)
     digest = save_captioner(
         work.folder, module.network.state_dict(), stage.network, words, stage.encoder, stage.layer,
         module.num_tokens, module.token_width,
@@ -169,29 +150,6 @@ def train(stage: TrainCaptioner, work: Work, subset: Subset) -> dict[str, Any]:
         **measured,
         "digest": digest,
     }
-
-
-def split(subset: Subset, share: float) -> tuple[Subset, Subset]:
-    """What is trained on, and what is held out of it by uid."""
-    from training.watching.watched import is_held_out
-
-    if not share:
-        return subset, subset.of(subset.rows[:0])
-    is_out = is_held_out(subset.pool.uid_hashes[subset.rows], share)
-    return subset.of(subset.rows[~is_out]), subset.of(subset.rows[is_out])
-
-
-def check_codebook(num_codes: int, subset: Subset) -> None:
-    """Refuse more codes than there are pictures to learn them from.
-
-    Raises:
-        ConfigError: There are.
-    """
-    if num_codes > len(subset):
-        raise ConfigError(
-            f"cannot learn captioner.network.num_codes={num_codes:,} codes from {len(subset):,} pictures: some "
-            "would stand for none. Lower captioner.network.num_codes, or train on a larger pool."
-        )
 
 
 def captions_of(subset: Subset) -> Iterator[str]:
@@ -219,34 +177,26 @@ def open_tower(encoder: Encoder, device: str) -> Tower:
     return tower
 
 
-def side(size: Any) -> int:
-    """The side of the square pictures that a network sees, in pixels."""
-    return size if isinstance(size, int) else int(size[0])
-
-
-def measure(module: Any, pairs: Any, stage: TrainCaptioner) -> dict[str, Any]:
-    """Loss, codes used and perplexity on pictures that were held out; nothing where none were."""
+def measure(module: Any, pairs: Any, device: str, batch_size: int) -> dict[str, Any]:
+    """Loss, codes used and perplexity on images that were held out; nothing where none were."""
     import torch
 
     from training.feed.order import Slice
 
-    device = pick_device(stage.device)
-    module = module.to(device).eval()
     count = min(len(pairs), MEASURED)
     if not count:
         return {}
-    losses, times = 0.0, np.zeros(stage.network.num_codes, np.int64)
+    losses, times = 0.0, np.zeros(module.num_codes, np.int64)
     with torch.no_grad():
-        for start in range(0, count, stage.batch_size):
-            indices: Int64[np.ndarray, " b"] = np.arange(start, min(start + stage.batch_size, count))
+        for start in range(0, count, batch_size):
+            indices: Int64[np.ndarray, " b"] = np.arange(start, min(start + batch_size, count))
             batch = pairs[Slice(0, np.zeros_like(indices), indices, np.zeros_like(indices))]
             loss, coded, _ = module.network(module.tokens(batch["images"].to(device)), batch["tokens"].to(device))
             losses += float(loss) * len(indices)
             times += np.bincount(coded.codes.cpu().numpy().ravel(), minlength=len(times))
-    found = losses / count
-    assert math.isfinite(found)
+    assert math.isfinite(losses)
     return {
-        "held-out caption_loss": round(found, 5),
+        "held-out caption_loss": round(losses / count, 5),
         "held-out codes_used": int((times > 0).sum()),
         "held-out perplexity": round(perplexity(times), 2),
     }

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from torch import Tensor
 
 from dbp.captioning.codes import perplexity
@@ -17,12 +17,20 @@ from training.account.horizon import Horizon
 from training.account.metrics import Write
 from training.config import Optimiser
 from training.feed.order import step_seed
-from training.step.module import Diverged
+from training.step.module import Diverged, ImageStep
 from training.step.optim import make_optimiser, set_learning_rate
 
 
-class CaptioningStep(LightningModule):
-    """Trains codebook and decoder on batches of uint8 pictures and words; the image network is frozen."""
+class CaptioningStep(ImageStep):
+    """Trains codebook and decoder on batches of uint8 images and words; the image network is frozen.
+
+    Args:
+        tower: The frozen image network. It is not a part of the module, so no checkpoint holds it.
+        layer: Whose tokens become codes.
+        size: Side of its images, in pixels.
+        vocabulary_size: Words, with pad, begin and end.
+        seed: Of the weights, and with the step of the codes that begin or are revived.
+    """
 
     def __init__(
         self,
@@ -35,28 +43,10 @@ class CaptioningStep(LightningModule):
         horizon: Horizon,
         seed: int,
     ) -> None:
-        """Make the networks.
-
-        Args:
-            network: Settings of what is trained.
-            tower: The frozen image network. It is no part of the module, so no checkpoint holds it.
-            layer: Whose tokens become codes.
-            size: Side of its pictures, in pixels.
-            vocabulary_size: Words, with pad, begin and end.
-            optimiser: AdamW's settings and schedule.
-            horizon: The length of the run.
-            seed: Of the weights, and with the step of the codes that begin or are revived.
-        """
-        super().__init__()
-        self.automatic_optimization = False
         assert tower.sees is not None
-        self.layer, self.settings, self.horizon, self.seed = layer, optimiser, horizon, seed
+        super().__init__(optimiser, horizon, seed, tower.sees["mean"], tower.sees["std"])
+        self.layer, self.num_codes = layer, network.num_codes
         self.__dict__["tower"] = tower  # past torch's registry
-        mean, std = tower.sees["mean"], tower.sees["std"]
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.mean: Tensor
-        self.std: Tensor
         probe = tower.tokens(torch.zeros(1, 3, size, size), layer)  # type: ignore[misc]
         self.num_tokens, self.token_width = int(probe.shape[1]), int(probe.shape[2])
         with torch.random.fork_rng(devices=[]):
@@ -64,9 +54,8 @@ class CaptioningStep(LightningModule):
             self.network = Captioning(network, self.token_width, self.num_tokens, vocabulary_size)
 
     def tokens(self, images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b t d"]:
-        """The frozen network's tokens of pictures."""
-        normal = images.float().div_(255).sub_(self.mean).div_(self.std)
-        return self.__dict__["tower"].tokens(normal, self.layer)
+        """The frozen network's tokens of images."""
+        return self.__dict__["tower"].tokens(self.normalise(images), self.layer)
 
     def configure_optimizers(self) -> Any:
         return make_optimiser(self.network, self.settings)
@@ -85,16 +74,8 @@ class CaptioningStep(LightningModule):
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.grad_clip)
         self.optimizers().step()  # type: ignore[union-attr]
         revived = book.update(projected, coded.codes, generator)
-        return {
-            "loss": loss.detach(),
-            "commitment": coded.commitment.detach(),
-            "codes": coded.codes.detach(),
-            "revived": revived,
-        }
-
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        seen = {name: batch[name] for name in ("images", "tokens")}
-        return {**batch, **super().transfer_batch_to_device(seen, device, dataloader_idx)}
+        made = {"loss": loss, "commitment": coded.commitment, "codes": coded.codes, "revived": revived}
+        return {name: value.detach() for name, value in made.items()}
 
 
 class Record(Callback):
@@ -113,11 +94,9 @@ class Record(Callback):
         self.bar.advance(self.horizon.batch_size)
         if step % self.every and step != self.horizon.steps:
             return
-        told = {name: torch.stack([made[name] for made in self.waiting]).cpu()
-                for name in ("loss", "commitment", "codes", "revived")}  # fmt: skip
+        told = {name: torch.stack([made[name] for made in self.waiting]).cpu() for name in outputs}
         self.waiting.clear()
-        losses = told["loss"].double()
-        if not bool(torch.isfinite(losses).all()):
+        if not bool(torch.isfinite(told["loss"]).all()):
             settings = pl_module.settings
             raise Diverged(
                 f"training the captioner stopped: its loss is not finite after "
@@ -125,13 +104,13 @@ class Record(Callback):
                 f"lengthen captioner.optimiser.warmup_samples={settings.warmup_samples:,}, or set "
                 "captioner.optimiser.grad_clip."
             )
-        k = pl_module.network.codebook.network.num_codes
-        times = np.bincount(told["codes"].numpy().ravel(), minlength=k)
+        times = np.bincount(told["codes"].numpy().ravel(), minlength=pl_module.num_codes)
+        loss = float(told["loss"].double().mean())
         self.write(
             {
                 "samples_seen": step * self.horizon.batch_size,
-                "caption_loss": round(float(losses.mean()), 5),
-                "word_perplexity": round(math.exp(min(float(losses.mean()), 50.0)), 3),
+                "caption_loss": round(loss, 5),
+                "word_perplexity": round(math.exp(min(loss, 50.0)), 3),
                 "commitment_loss": round(float(told["commitment"].double().mean()), 5),
                 "codes_used": int((times > 0).sum()),
                 "perplexity": round(perplexity(times), 2),

@@ -38,13 +38,9 @@ class Model:
         if isinstance(self.config, str):
             read_model_config(self.config)
         elif isinstance(self.config, dict):
-            wanted = {"embed_dim", "vision_cfg", "text_cfg"}
-            require(
-                wanted <= set(self.config),
-                "config",
-                sorted(self.config),
-                f"an open_clip model config with {', '.join(sorted(wanted))}",
-            )
+            has_all = {"embed_dim", "text_cfg", "vision_cfg"} <= set(self.config)
+            must = "an open_clip model config with embed_dim, text_cfg, vision_cfg"
+            require(has_all, "config", sorted(self.config), must)
         elif self.name not in (known := openclip_names()):
             raise ConfigError(
                 f"name={self.name!r} is no model of open_clip. {nearest(str(self.name), known)}"[:2000]
@@ -97,18 +93,14 @@ class Optimiser:
     fused: bool = False
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, "lr", self.lr, "above 0")
+        for name in ("lr", "eps"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "from 0 to below 1")
-        require(self.eps > 0, "eps", self.eps, "above 0")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        require(self.warmup_samples >= 0, "warmup_samples", self.warmup_samples, "0 or more")
-        require(
-            self.grad_clip is None or self.grad_clip > 0,
-            "grad_clip",
-            self.grad_clip,
-            "above 0, or null for no clipping",
-        )
+        for name in ("weight_decay", "warmup_samples"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        clip = self.grad_clip
+        require(clip is None or clip > 0, "grad_clip", clip, "above 0, or null for no clipping")
 
 
 def resolve_precision(precision: Precision, device: str) -> Literal["fp32", "bf16"]:

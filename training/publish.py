@@ -18,17 +18,7 @@ from dbp.lineage import lineage
 from training.account.metrics import Wandb
 
 OF_CHECKPOINT = ("weights.pt", "open_clip_config.json", "manifest.json")
-TOLD = (
-    "key",
-    "stage",
-    "parameters",
-    "counts",
-    "digest",
-    "seconds",
-    "commit",
-    "versions",
-    "created",
-)
+TOLD = ("key", "stage", "parameters", "counts", "digest", "seconds", "commit", "versions", "created")
 
 
 def recorders(loggers: Sequence[Any]) -> list[Wandb]:
@@ -37,12 +27,7 @@ def recorders(loggers: Sequence[Any]) -> list[Wandb]:
 
 
 def publish_run(store: Store, node: Node) -> None:
-    """Send the keep list and the checkpoint of a finished training, for each wandb logger that it has.
-
-    Args:
-        store: Holds the run.
-        node: Of `Train`.
-    """
+    """Send the keep list and the checkpoint of a finished training, for each wandb logger that it has."""
     stage: Any = node.stage
     entry = store.entry(node)
     if entry is None:
@@ -92,5 +77,4 @@ def once(runs: Path, logger: Wandb, name: str, digest: str = "") -> Iterator[boo
     is_new = not mark.exists() or json.loads(mark.read_text()) != sent
     yield is_new
     if is_new:
-        mark.parent.mkdir(parents=True, exist_ok=True)
         replace_json(mark, sent)

@@ -4,8 +4,13 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
 
 from dbp.data.captions import Captions
 from dbp.device import pick_device
@@ -17,18 +22,20 @@ from dbp.engine.work import Work
 from dbp.errors import ConfigError
 from training.account.cost import CountFlops, Gauge, at_any_length, hardware_flops
 from training.account.counts import tally_of
-from training.account.horizon import Horizon
+from training.account.horizon import Budget, Horizon
 from training.account.metrics import METRICS, Row, Write, metrics_file, read_metrics
 from training.account.recorder import Recorder
 from training.config import resolve_precision
-from training.feed.assemble import Feed, image_size, make_feed
-from training.feed.data import PairData
+from training.feed.data import Pairs, make_loader, side
+from training.feed.mixture import MixedOrder, mixed_horizon
+from training.feed.order import Batches, Order
+from training.feed.streaming import StreamedBatches, StreamedPool
 from training.feed.subset import Subset
 from training.resume.checkpoint import save_checkpoint
 from training.resume.preemption import Guard
 from training.resume.ranks import Ranks
 from training.resume.resumable import Checkpoints
-from training.settings import TrainSettings
+from training.settings import Logging, Objective, Speed, TrainSettings
 from training.step.fit import fit, fresh_model
 from training.step.module import Contrastive
 from training.step.recompute import recompute_blocks
@@ -38,85 +45,127 @@ from training.watching.watched import Watched
 
 log = logging.getLogger("dbp")
 
+IN_FLIGHT = 4  # batches that a worker may have begun, where train.prefetch says nothing
+
 
 def follow(ranks: Ranks) -> None:
     """Take part in what the first rank trains, until it says that nothing is left."""
     while job := ranks.hear()["train"]:
         stage, work, inputs = open_job(Path(job))
         assert isinstance(stage, TrainSettings)
-        pool, keep = inputs["pool"], inputs["keep"]
-        train(stage, work, Subset(pool, keep), ranks, inputs.get("refined"))
+        train(stage, work, Subset.of(inputs["pool"], inputs["keep"]), ranks, inputs.get("refined"))
 
 
-class Prepared(NamedTuple):
-    """A run that is ready to begin.
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to begin."""
 
-    Args:
-        feed: What it is fed with.
-        loaded: The model with its tokenizer and config.
-        module: The model's training step.
-        device: Of this rank.
-        precision: `fp32` or `bf16`.
-        flops: Of one pair, as the model needs them; none where they cannot be counted.
-        hardware_flops: Of one pair by the length of its caption, with what is computed twice.
-    """
-
-    feed: Feed
+    objective: Objective
+    speed: Speed
+    ranks: Ranks
+    subset: Subset  # what is trained on; its pool may fetch shards
+    held_out: int  # kept rows that are left out, for the loss on what no arm trains on
+    order: Order  # the stream of samples
+    horizon: Horizon
     loaded: LoadedClip
     module: Contrastive
-    device: str
-    precision: str
-    flops: int | None
-    hardware_flops: CountFlops
+    device: str  # of this rank
+    precision: str  # `fp32` or `bf16`
+    flops: int | None  # of one pair, as the model needs them; none where they cannot be counted
+    hardware_flops: CountFlops  # of one pair by the length of its caption, with what is computed twice
+
+    def pairs(self, folder: Path, refined: Captions | None = None) -> Pairs:
+        """The samples, read and decoded for the model; all ranks call it.
+
+        Args:
+            folder: All ranks see it; refined captions are kept there until the run is complete.
+            refined: What the captioner wrote, where it did.
+        """
+        asked, pool = self.objective, self.subset.pool
+        captions = asked.captions and asked.captions.open(pool, folder, asked.seed, self.ranks, refined)
+        size = side(self.loaded.model.visual.preprocess_cfg["size"])
+        return Pairs(
+            self.subset, asked.augmentation, size, self.loaded.tokenizer, asked.seed, self.speed.cache, captions
+        )
+
+    def loader(self, pairs: Pairs, start_step: int = 0) -> DataLoader:
+        """The batches of this rank from a step on."""
+        speed, streaming, pool = self.speed, self.objective.streaming, self.subset.pool
+        run = self.order, self.horizon, start_step, self.ranks.rank, self.ranks.size
+        batches = Batches(*run)
+        if streaming is not None and isinstance(pool, StreamedPool):
+            in_flight = max(1, speed.num_workers) * (speed.prefetch or IN_FLIGHT)
+            batches = StreamedBatches(*run, pool=pool, num_fetchers=streaming.num_fetchers, in_flight=in_flight)
+        return make_loader(pairs, batches, speed.num_workers, self.device != "cpu", speed.prefetch)
 
 
-def prepare(stage: TrainSettings, subset: Subset, ranks: Ranks) -> Prepared:
+def lay_out(objective: Objective, budget: Budget, subset: Subset) -> tuple[Subset, Order, Horizon]:
+    """What is not held out, the stream of samples and the length of a run.
+
+    Raises:
+        ConfigError: Budget, batch, weights or cache do not fit what is kept.
+    """
+    subset, _ = subset.split(objective.held_out)
+    streaming, mixture, windows = objective.streaming, objective.mixture, None
+    if streaming is not None:
+        windows = streaming.windows(subset.pool, subset.rows, objective.seed)
+        subset = subset.within(streaming.open(subset.pool, subset.rows))
+    if mixture is None:
+        return subset, Order(subset.keys, objective.seed, windows), budget.horizon(len(subset))
+    order = MixedOrder(subset.keys, objective.seed, mixture.weights(subset.pool, subset.rows), windows)
+    return subset, order, mixed_horizon(order, budget)
+
+
+def prepare(settings: TrainSettings, subset: Subset, ranks: Ranks) -> Prepared:
     """Everything that a run needs before its first step, but for what it writes.
 
     Raises:
         ConfigError: The budget, the batch or the model does not fit the subset or the ranks.
     """
-    feed = make_feed(stage, subset)
-    feed.batches(0, ranks.rank, ranks.size)  # refuses a batch that the ranks cannot share
-    device = device_of(stage.device, ranks)
-    precision = resolve_precision(stage.precision, stage.device)
-    loaded = fresh_model(stage.model, stage.seed)
+    fed, order, horizon = lay_out(settings, settings, subset)
+    Batches(order, horizon, 0, ranks.rank, ranks.size)  # refuses a batch that the ranks cannot share
+    device = device_of(settings.device, ranks)
+    precision = resolve_precision(settings.precision, settings.device)
+    loaded = fresh_model(settings.model, settings.seed)
     model, sees = loaded.model, loaded.model.visual.preprocess_cfg
-    check_norms(model, stage.chunk_size, ranks, device)
-    size = image_size(model)
+    check_norms(model, settings.chunk_size, ranks, device)
+    size = side(sees["size"])
     flops = hardware_flops(model, size)(model.context_length)
-    recompute_blocks(model, stage.recompute)
-    share = stage.batch_size // ranks.size
-    in_chunks = stage.chunk_size is not None and stage.chunk_size < share
-    hardware = hardware_flops(model, size, grad_cache=in_chunks)
-    trims = stage.trim_captions and not stage.compile and can_trim(model)
+    recompute_blocks(model, settings.recompute)
+    share = settings.batch_size // ranks.size
+    hardware = hardware_flops(model, size, grad_cache=(settings.chunk_size or share) < share)
+    trims = settings.trim_captions and not settings.compile and can_trim(model)
     if trims:
         hardware = at_any_length(hardware, model.context_length)
     elif flops is not None:
         hardware(model.context_length)  # counted now, and not while the clock runs
-    if stage.channels_last:
-        import torch
-
+    if settings.channels_last:
         model.to(memory_format=torch.channels_last)
-    if stage.compile:
+    if settings.compile:
         model.compile()
+    averaged = settings.average_last_samples or 0
+    if averaged > horizon.samples_seen:
+        raise ConfigError(
+            f"train.average_last_samples={averaged:,} is more than the {horizon.samples_seen:,} samples that the "
+            "run sees. Lower it, or set it to null for the last weights."
+        )
     module = Contrastive(
-        model, stage.optimiser, feed.horizon, stage.seed, sees["mean"], sees["std"],
-        stage.chunk_size, trims=trims, average_steps=average_steps(stage, feed.horizon),
+        model, settings.optimiser, horizon, settings.seed, sees["mean"], sees["std"], settings.chunk_size, trims,
+        average_steps=averaged and horizon.steps_for(averaged),
     )  # fmt: skip
-    return Prepared(feed, loaded, module, device, precision, flops, hardware)
+    return Prepared(
+        settings, settings, ranks, fed, len(subset) - len(fed), order, horizon, loaded, module, device, precision,
+        flops, hardware,
+    )  # fmt: skip
 
 
 def train(
-    stage: TrainSettings, work: Work, subset: Subset, ranks: Ranks, refined: Captions | None = None
+    settings: TrainSettings, work: Work, subset: Subset, ranks: Ranks, refined: Captions | None = None
 ) -> dict[str, Any]:
     """Train one model as one of several ranks; the first one writes what the run leaves.
 
     Args:
-        stage: The parameters.
         work: `shared` keeps checkpoints and metrics through a kill; all ranks see it.
-        subset: What is trained on.
-        ranks: This process among all.
         refined: Captions that the captioner wrote, where it did.
 
     Returns:
@@ -127,34 +176,28 @@ def train(
         Diverged: The loss is not finite.
         Preempted: A signal came; the run goes on when it is started again.
     """
-    run = prepare(stage, subset, ranks)
-    feed, loaded, horizon = run.feed, run.loaded, run.feed.horizon
+    run = prepare(settings, subset, ranks)
+    loaded, horizon = run.loaded, run.horizon
     identity = {
         "key": work.key, "model": loaded.name, "batch_size": horizon.batch_size,
-        "samples_seen": horizon.samples_seen, "seed": stage.seed,
+        "samples_seen": horizon.samples_seen, "seed": settings.seed,
     }  # fmt: skip
-    checkpoints = Checkpoints(work.shared, identity, stage.keep_checkpoints)
+    checkpoints = Checkpoints(work.shared, identity, settings.keep_checkpoints)
     with ExitStack() as stack:
         stack.enter_context(ranks.together(run.device))
-        last, done = checkpoints.latest() if ranks.is_first else (None, 0)
-        if last:
+        resume, done = ranks.gather(checkpoints.latest() if ranks.is_first else None)[0]
+        if done and ranks.is_first:
             log.info("train: going on after step %s of %s", f"{done:,}", f"{horizon.steps:,}")
-        (resume, *_) = ranks.gather(last and str(last))
-        data = PairData(
-            feed.pairs(loaded, work.shared, ranks, refined), feed.batches, stage.num_workers,
-            pin_memory=run.device != "cpu", prefetch=stage.prefetch,
-        )  # fmt: skip
-        recorder, validation = stack.enter_context(recording(stage, work, run, ranks, done * horizon.batch_size))
-        every = stage.checkpoint_every_samples
+        loader = run.loader(run.pairs(work.shared, refined), done)
+        named = parameters(settings) if ranks.is_first and settings.loggers else {}
+        recorder, validation = stack.enter_context(recording(run, settings, work, named, done * horizon.batch_size))
         guard = Guard(
-            horizon, checkpoints, ranks, every and horizon.steps_for(every),
-            stage.checkpoint_every_minutes,
-        )  # fmt: skip
+            horizon, checkpoints, ranks, settings.checkpoint_every_samples, settings.checkpoint_every_minutes
+        )
         # In this order: checkpoints hold the counts, no signal waits for an evaluation, and the clock
         # sees what all of them took.
         callbacks = [recorder, guard, *validation, recorder.clock]
-        resume = resume and Path(resume)
-        fit(run.module, data, callbacks, guard, work.folder, run.device, run.precision, resume)
+        fit(run.module, loader, callbacks, guard, work.folder, run.device, run.precision, resume)
     if not ranks.is_first:
         return {}
     if run.module.last is not None:
@@ -167,41 +210,23 @@ def train(
         "model": loaded.name,
         "precision": run.precision,
         "device": run.device,
-        "held_out": feed.held_out,
+        "held_out": run.held_out,
         **recorder.counts(),
     }
 
 
-def average_steps(stage: TrainSettings, horizon: Horizon) -> int:
-    """The last steps whose weights are averaged, rounded up to whole steps; 0 for none.
-
-    Raises:
-        ConfigError: It asks for more samples than the run sees.
-    """
-    asked = stage.average_last_samples
-    if asked is not None and asked > horizon.samples_seen:
-        raise ConfigError(
-            f"train.average_last_samples={asked:,} is more than the {horizon.samples_seen:,} samples that the "
-            "run sees. Lower it, or set it to null for the last weights."
-        )
-    return 0 if asked is None else -(-asked // horizon.batch_size)
-
-
 @contextmanager
 def recording(
-    stage: TrainSettings, work: Work, run: Prepared, ranks: Ranks, samples_seen: int
+    run: Prepared, logs: Logging, work: Work, named: dict[str, Any], samples_seen: int
 ) -> Iterator[tuple[Recorder, list[Validation]]]:
-    """What writes down a run, and measures it on the way, while the block runs.
+    """What writes down a run, and measures it on the way, while the block runs; the first rank writes.
 
     Args:
-        stage: The parameters.
         work: The rows lie in its `shared` until the run is complete.
-        run: What is recorded.
-        ranks: This process among all; the first one writes.
+        named: The parameters of the run, for its loggers.
         samples_seen: Where the run begins: later rows of an earlier try are cut off.
     """
-    feed, loaded, horizon = run.feed, run.loaded, run.feed.horizon
-    pool = feed.subset.pool
+    loaded, horizon, ranks, pool = run.loaded, run.horizon, run.ranks, run.subset.pool
     writers: list[Write] = []
     watchers: list[Write] = []
     marks: list[Row] = []
@@ -210,37 +235,25 @@ def recording(
             past, marks = (read_metrics(work.shared / name, samples_seen) for name in (METRICS, EVALUATIONS))
             told = sorted([*past, *marks], key=lambda row: row["step"])
             mirrors = [
-                stack.enter_context(logger.open(work.folder, work.key, parameters(stage), told))
-                for logger in stage.loggers
+                stack.enter_context(logger.open(work.folder, work.key, named, told)) for logger in logs.loggers
             ]
             writers = [stack.enter_context(metrics_file(work.shared / METRICS, past)), *mirrors]
-            if stage.watch is not None and stage.watch.evaluators:
-                measured = metrics_file(work.shared / EVALUATIONS, marks)
-                watchers = [stack.enter_context(measured), *mirrors]
+            if logs.watch is not None and logs.watch.evaluators:
+                watchers = [stack.enter_context(metrics_file(work.shared / EVALUATIONS, marks)), *mirrors]
         recorder = Recorder(
-            horizon,
-            horizon.steps_for(stage.log_every_samples),
-            writers,
+            horizon, horizon.steps_for(logs.log_every_samples), writers,
             stack.enter_context(progress("train", horizon.samples_seen, "pairs")),
-            tally_of(feed.subset, horizon.batch_size, ranks, stage.count_twins),
-            Gauge(run.device, run.precision),
-            folder=work.shared,
-            uids=pool.uids,
-            most_substitutes=stage.most_substitutes,
-            flops=run.flops,
-            hardware_flops=run.hardware_flops,
-        )
-        if stage.watch is None:
-            yield recorder, []
-            return
-        watched = Watched(
-            loaded.model, loaded.preprocess, loaded.tokenizer, run.device, pool, stage.held_out,
-            work.shared, ranks,
+            tally_of(run.subset, horizon.batch_size, ranks, logs.count_twins), Gauge(run.device, run.precision),
+            work.shared, pool.uids, logs.most_substitutes, run.flops, run.hardware_flops,
         )  # fmt: skip
-        yield (
-            recorder,
-            [Validation(stage.watch, watched, horizon, watchers, marks, recorder.settle)],
-        )
+        validation = []
+        if logs.watch is not None:
+            watched = Watched(
+                loaded.model, loaded.preprocess, loaded.tokenizer, run.device, pool, run.objective.held_out,
+                work.shared, ranks,
+            )  # fmt: skip
+            validation = [Validation(logs.watch, watched, horizon, watchers, marks, recorder.settle)]
+        yield recorder, validation
 
 
 def device_of(device: str, ranks: Ranks) -> str:
@@ -248,8 +261,6 @@ def device_of(device: str, ranks: Ranks) -> str:
     picked = pick_device(device)
     if ranks.size == 1 or not picked.startswith("cuda"):
         return picked
-    import torch
-
     if picked != "cuda":
         raise ConfigError(
             f"train.device={device} with {ranks.size} processes would put them all on one GPU. Set "
@@ -265,8 +276,6 @@ def check_norms(model: Any, chunk_size: int | None, ranks: Ranks, device: str) -
     Raises:
         ConfigError: Batch normalisation would see a part of the batch.
     """
-    from torch.nn.modules.batchnorm import _BatchNorm
-
     if not any(isinstance(part, _BatchNorm) for part in model.modules()):
         return
     if chunk_size is not None:

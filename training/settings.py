@@ -1,10 +1,10 @@
-"""The settings of a training run."""
+"""The settings of a training run, in groups by who reads them; configs and keys know one flat list."""
 
 from dataclasses import dataclass
 
 from dbp.config import require
 from dbp.engine.stage import runtime
-from training.account.horizon import check_budget_kind, whole_steps
+from training.account.horizon import Budget
 from training.account.metrics import Logger
 from training.config import Model, Optimiser, Precision
 from training.feed.augmentation import Augmentation
@@ -14,28 +14,45 @@ from training.feed.weights import Mixture
 from training.watching.watch import Watch
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """How a model is trained: what is learned, for how long, and, of no effect on it, how fast.
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is learned, and from what.
 
     Args:
         model: The architecture.
-        batch_size: Pairs in one step, over all devices; each is a negative of all others.
         optimiser: AdamW and its schedule.
-        augmentation: How pictures are brought to size and changed.
+        augmentation: How images are brought to size and changed.
         seed: Of the weights, the order and the augmentation.
         precision: `fp32`, `bf16`, or `auto`: bf16 on a GPU that multiplies it, else fp32.
-        samples_seen: The budget in pairs seen, a multiple of the batch; or
-        epochs: the budget in passes over the kept set. Exactly one of the two.
-        round_budget: Take the nearest whole number of batches where `samples_seen` is none, and say
-            so; otherwise it is refused.
         held_out: Share of the pool's uids that no arm trains on, for the loss on them; in [0, 1).
         mixture: How often each kept sample stands in an epoch; null for once.
         captions: Refined captions mixed in; null for the pool's own.
         streaming: How shards come that lie elsewhere; null for shards on a disk.
         average_last_samples: The run ends in the mean of its weights over so many last samples, rounded up
             to whole steps; null for the last weights, as in the papers.
+    """
+
+    model: Model
+    optimiser: Optimiser
+    augmentation: Augmentation
+    seed: int
+    precision: Precision
+    held_out: float = 0.0
+    mixture: Mixture | None = None
+    captions: CaptionMix | None = None
+    streaming: Streaming | None = None
+    average_last_samples: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Where it is computed and how fast.
+
+    Args:
         device: `auto`, `cpu`, `cuda` or `cuda:N`; with several ranks `auto` gives each its own GPU.
+        num_workers: Processes that decode; 0 decodes in the training process.
+        prefetch: Batches that each of them prepares ahead; null for up to four, within 4 GiB in all.
+        cache: Keep fitted images and tokens in memory after their first use (small pools).
         chunk_size: Pairs of one device that go through the model at a time (GradCache): the same
             gradient with less memory, for one more forward; null for all at once.
         recompute: Share of the transformer blocks whose activations are computed again instead of
@@ -45,35 +62,8 @@ class TrainSettings:
             `compile`, where each length would be compiled anew, and on a text tower that is not causal.
         compile: Let torch compile the model: minutes at the start, faster steps on a GPU.
         channels_last: Keep convolutions' weights with the channels last: faster steps of a ResNet.
-        num_workers: Processes that decode; 0 decodes in the training process.
-        prefetch: Batches that each of them prepares ahead; null for up to four, within 4 GiB in all.
-        cache: Keep fitted pictures and tokens in memory after their first use (small pools).
-        loggers: Mirrors of the metrics.
-        log_every_samples: Pairs between two rows of metrics; rounded up to whole steps.
-        checkpoint_every_samples: Pairs between two checkpoints to resume from; null for none.
-        checkpoint_every_minutes: Minutes between two checkpoints; null for none.
-        keep_checkpoints: How many of the last ones stay until the run is complete.
-        watch: What is measured on the way, and when; it changes no weight.
-        most_substitutes: Share of the pairs that others may stand in for, where pictures cannot be
-            decoded, before the run stops; from 0 to 1.
-        count_twins: Count pairs of equal content within a batch, where copies may be kept: 24 bytes
-            and a sort of the kept rows.
     """
 
-    model: Model
-    batch_size: int
-    optimiser: Optimiser
-    augmentation: Augmentation
-    seed: int
-    precision: Precision
-    samples_seen: int | None = None
-    epochs: float | None = None
-    round_budget: bool = False
-    held_out: float = 0.0
-    mixture: Mixture | None = None
-    captions: CaptionMix | None = None
-    streaming: Streaming | None = None
-    average_last_samples: int | None = None
     device: str = runtime("auto")
     num_workers: int = runtime(0)
     prefetch: int | None = runtime(None)
@@ -83,35 +73,44 @@ class TrainSettings:
     trim_captions: bool = runtime(False)
     compile: bool = runtime(False)
     channels_last: bool = runtime(False)
-    loggers: tuple[Logger, ...] = runtime(())
-    log_every_samples: int = runtime(100_000)
-    checkpoint_every_samples: int | None = runtime(None)
-    checkpoint_every_minutes: float | None = runtime(None)
-    keep_checkpoints: int = runtime(2)
-    watch: Watch | None = runtime(None)
-    most_substitutes: float = runtime(0.01)
-    count_twins: bool = runtime(False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resuming:
+    """When a checkpoint to resume from is written."""
+
+    checkpoint_every_samples: int | None = runtime(None)  # pairs between two of them; null for none
+    checkpoint_every_minutes: float | None = runtime(None)  # minutes between two of them; null for none
+    keep_checkpoints: int = runtime(2)  # how many of the last ones stay until the run is complete
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logging:
+    """What is written down and watched, and when a bad pool stops the run."""
+
+    loggers: tuple[Logger, ...] = runtime(())  # mirrors of the metrics
+    log_every_samples: int = runtime(100_000)  # pairs between two rows of metrics; rounded up to whole steps
+    watch: Watch | None = runtime(None)  # what is measured on the way, and when; it changes no weight
+    most_substitutes: float = runtime(0.01)  # above this share of images that cannot be decoded the run stops
+    count_twins: bool = runtime(False)  # count pairs of equal content in a batch: 24 bytes, a sort of the kept rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(Logging, Resuming, Speed, Budget, Objective):
+    """How a model is trained: what is learned, for how long, and, of no effect on it, how fast."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2, for negatives")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
-        require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
-        require(self.epochs is None or self.epochs > 0, "epochs", self.epochs, "above 0")
         require(0 <= self.held_out < 1, "held_out", self.held_out, "from 0 to below 1")
-        require(0 <= self.recompute <= 1, "recompute", self.recompute, "from 0 to 1")
-        most = self.most_substitutes
-        require(0 <= most <= 1, "most_substitutes", most, "from 0 to 1")
+        for name in ("seed", "num_workers"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("recompute", "most_substitutes"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "1 or more")
         for name in (
-            "log_every_samples",
-            "checkpoint_every_samples",
-            "checkpoint_every_minutes",
-            "chunk_size",
-            "prefetch",
-            "average_last_samples",
-        ):
+            "epochs", "log_every_samples", "checkpoint_every_samples", "checkpoint_every_minutes", "chunk_size",
+            "prefetch", "average_last_samples",
+        ):  # fmt: skip
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "above 0")
-        check_budget_kind(self.samples_seen, self.epochs)
-        if self.samples_seen is not None:
-            whole_steps(self.samples_seen, self.batch_size, self.round_budget)
+        self.check_budget()

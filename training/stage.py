@@ -36,5 +36,4 @@ class Train(TrainSettings, Stage):
         ranks = here()
         if ranks.size > 1:
             ranks.say({"train": str(write_job(work))})
-
-        return train(self, work, Subset(pool, keep), ranks, refined)
+        return train(self, work, Subset.of(pool, keep), ranks, refined)

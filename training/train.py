@@ -32,7 +32,7 @@ def stage_of(config: Any) -> Train:
     Raises:
         ConfigError: A setting of `train`, of `model` or of a group that `train` takes in is wrong.
     """
-    # Groups of their own are built under the names by which a person sets them.
+    # Groups of their own are built under the names by which the user sets them.
     groups = {
         field: build(config[group], path=group)
         for field, group in GROUPS.items()

@@ -113,7 +113,7 @@ def find_trained(store: Store, named: str) -> Trained:
 
 def trained_rows(stage: Any, pool: Pool, keep: KeepList) -> Bool[np.ndarray, " n"]:
     """The kept rows that a run's `Train` draws from: without those held out, and those of no weight."""
-    from training.watching.watched import is_held_out
+    from training.feed.subset import is_held_out
 
     rows = keep.rows
     if stage.held_out:

@@ -162,7 +162,7 @@ def train_ours(given: dict[str, Any]) -> list[float]:
     from training.account.horizon import Horizon
     from training.config import Model, Optimiser
     from training.feed.augmentation import RandomResizedCrop
-    from training.feed.data import PairData, Pairs, make_loader
+    from training.feed.data import Pairs, make_loader
     from training.feed.order import Batches, Order
     from training.feed.subset import Subset
     from training.step.fit import fresh_model, make_trainer
@@ -175,7 +175,7 @@ def train_ours(given: dict[str, Any]) -> list[float]:
     if given["keep"]:
         is_kept = np.asarray(Keep.open(given["keep"]).contains_many(pool.uids()))
         keep = keep.narrow("listed", is_kept[keep.rows], "not listed", "listed")
-    subset = Subset(pool, keep)
+    subset = Subset.of(pool, keep)
     tiny = given["model"] == "tiny"
     loaded = fresh_model(Model(config=TINY) if tiny else Model(name=given["model"]), 0)
     sees = loaded.model.visual.preprocess_cfg
@@ -187,22 +187,18 @@ def train_ours(given: dict[str, Any]) -> list[float]:
     module = Contrastive(loaded.model, optimiser, horizon, 0, sees["mean"], sees["std"], trims=given["trims"])
     ends: list[float] = []
 
-    def batches(step: int, rank: int, world: int) -> Batches:
-        return Batches(Order(subset.keys, 0), horizon, step, rank, world)
-
     class Clock(Callback):
         def on_train_batch_end(self, *_: Any) -> None:
             ends.append(time.perf_counter())
 
-    data = PairData(pairs, batches, given["workers"], pin_memory=False)
+    loader = make_loader(pairs, Batches(Order(subset.keys, 0), horizon), given["workers"])
     if not given["network"]:
-        loader = make_loader(pairs, batches(0, 0, 1), given["workers"])
         for _, batch in zip(range(steps), loader, strict=False):  # its batches have no end
             module.normalise(batch["images"])  # which the rival's workers have done
             ends.append(time.perf_counter())
         return ends
     trainer = make_trainer(Path(given["folder"]), steps, "cpu", "fp32", [Clock()])
-    trainer.fit(module, data)
+    trainer.fit(module, loader)
     return ends
 
 

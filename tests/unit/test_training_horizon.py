@@ -4,7 +4,7 @@ import pytest
 
 from dbp.config import build
 from dbp.errors import ConfigError
-from training.account.horizon import plan_horizon, whole_steps
+from training.account.horizon import Budget, whole_steps
 from training.stage import Train
 
 TRAIN = {
@@ -70,28 +70,28 @@ def test_exactly_one_kind_of_budget_is_given(samples: int, epochs: float, said: 
 
 def test_fewer_kept_samples_than_a_batch_are_refused_naming_both() -> None:
     with pytest.raises(ConfigError) as refusal:
-        plan_horizon(100, 128, samples_seen=12_800)
+        Budget(batch_size=128, samples_seen=12_800).horizon(100)
     assert "100 kept samples with train.batch_size=128" in str(refusal.value)
 
 
 def test_epochs_are_cut_to_whole_batches_and_never_lengthened() -> None:
-    horizon = plan_horizon(1000, 128, epochs=3.0)
+    horizon = Budget(batch_size=128, epochs=3.0).horizon(1000)
     assert (horizon.steps, horizon.samples_seen) == (23, 2944)
     assert horizon.passes == 2.944
 
 
 def test_a_fraction_of_an_epoch_is_the_decimal_as_written() -> None:
-    assert plan_horizon(1000, 10, epochs=0.29).steps == 29  # 0.29 * 1000 is 289.99… in binary
+    assert Budget(batch_size=10, epochs=0.29).horizon(1000).steps == 29  # 0.29 * 1000 is 289.99… in binary
 
 
 def test_less_than_one_batch_of_epochs_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"train\.epochs=0\.1 over 1,000 .* less than one batch"):
-        plan_horizon(1000, 128, epochs=0.1)
+        Budget(batch_size=128, epochs=0.1).horizon(1000)
 
 
 def test_passes_are_samples_seen_over_the_kept_set() -> None:
-    horizon = plan_horizon(2000, 100, samples_seen=10_000)
-    assert (horizon.steps, horizon.passes, horizon.unique_samples) == (100, 5.0, 2000)
+    horizon = Budget(batch_size=100, samples_seen=10_000).horizon(2000)
+    assert (horizon.steps, horizon.passes) == (100, 5.0)
     assert horizon.steps_for(250) == 3
 
 

@@ -19,11 +19,13 @@ from lightning.pytorch import Trainer
 from dbp.data.pool import Pool
 from dbp.engine.progress import Progress
 from dbp.errors import PoolError
-from training.account.consumed import START, fed, link, planned_chain
 from training.account.cost import Gauge
 from training.account.counts import (
+    START,
     Tally,
     content_groups,
+    fed,
+    link,
     mark,
     num_repeated,
     uid_names,
@@ -45,7 +47,7 @@ NOTHING = np.zeros(0, np.int64)
 
 
 class Threads(Ranks):
-    """Ranks that are threads of this process: sums and gathers by hand."""
+    """Ranks that are threads of this process."""
 
     def __init__(self, rank: int, size: int, meeting: "Meeting") -> None:
         super().__init__(rank, size)
@@ -53,9 +55,6 @@ class Threads(Ranks):
 
     def gather(self, value: Any) -> list[Any]:
         return self.meeting.exchange(self.rank, value)
-
-    def sum(self, numbers: np.ndarray) -> np.ndarray:
-        return np.sum(self.gather(numbers), axis=0, dtype=numbers.dtype)
 
 
 LENGTH = 3  # tokens of a caption; a pair costs the device 5 operations each
@@ -124,7 +123,7 @@ class World:
         self.trainer = Mock(spec=Trainer, global_step=0)
         self.trainer.optimizers = [Mock(param_groups=[{"lr": 1e-3}])]
         settings: dict[str, Any] = {"most_substitutes": 0.01, "flops": 10}
-        settings["hardware_flops"] = lambda length: 5 * length
+        settings["count_flops"] = lambda length: 5 * length
         groups = change.pop("groups", None)
         self.recorder = Recorder(
             HORIZON, every, [self.rows.append], Progress("train", 80, "pairs"),
@@ -177,7 +176,6 @@ def chain_by_hand(broken: frozenset[int] = frozenset()) -> str:
 def test_the_chain_is_that_of_plain_integers_and_hashes(tmp_path: Path) -> None:
     world = World(Ranks(), tmp_path).train()
     assert world.rows[-1]["consumed"] == chain_by_hand()
-    assert planned_chain(Order(KEYS, 5), HORIZON, STEPS) == chain_by_hand()
 
 
 def test_the_chain_does_not_depend_on_rows_ranks_or_resumes(tmp_path: Path) -> None:

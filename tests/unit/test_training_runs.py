@@ -28,7 +28,7 @@ from training.account.metrics import Csv, Logger, Wandb, read_metrics
 from training.config import Model, Optimiser
 from training.feed.augmentation import RandomResizedCrop, Shift
 from training.feed.data import Pairs, make_loader
-from training.feed.order import Batches, Order
+from training.feed.order import Batches, Order, Slice
 from training.feed.subset import Subset
 from training.resume.checkpoint import Checkpoint
 from training.stage import Train
@@ -106,7 +106,7 @@ class World:
     def pairs(self, augmentation: Any = None, cache: bool = False, rows: tuple[int, ...] = ()) -> Pairs:
         import open_clip
 
-        subset = Subset(self.store.get(self.pool), self.store.get(self.keep(rows)))
+        subset = Subset.of(self.store.get(self.pool), self.store.get(self.keep(rows)))
         tokenizer = open_clip.SimpleTokenizer(context_length=16)
         return Pairs(subset, augmentation or Shift(2), 32, tokenizer, 0, cache)
 
@@ -185,7 +185,7 @@ def test_substitutes_are_counted_in_the_manifest(world: World) -> None:
 
 def test_pictures_that_all_fail_stop_the_run(world: World) -> None:
     with pytest.raises(PoolError, match=r"none of 1 kept pictures from row 7 .*uid '00007'"):
-        world.pairs(rows=(BROKEN,))._picture(0, np.zeros(2))
+        _ = world.pairs(rows=(BROKEN,))[Slice(0, np.zeros(1, np.int64), np.zeros(1, np.int64))]
 
 
 def test_a_cache_is_refused_where_each_picture_is_cut_anew(world: World) -> None:
@@ -384,7 +384,7 @@ def test_a_checkpoint_says_what_made_it(world: World) -> None:
 def test_a_keep_list_of_another_pool_is_refused(world: World) -> None:
     pool, keep = world.store.get(world.pool), world.store.get(world.keep())
     with pytest.raises(ConfigError, match="it was made for the pool with digest 000000000000, and"):
-        Subset(pool, replace(keep, pool_digest="0" * 64))
+        Subset.of(pool, replace(keep, pool_digest="0" * 64))
 
 
 def test_fewer_kept_samples_than_a_batch_are_refused(world: World) -> None:

@@ -32,11 +32,12 @@ from evaluation.in_training import SharedTowers, Suite
 from evaluation.running.encode import Towers, encode_pictures
 from evaluation.sets.data import open_set
 from training.account.horizon import Horizon
+from training.feed.subset import held_out_rows, is_held_out
 from training.resume.ranks import Ranks
 from training.watching.held_out import HeldOutLoss, num_hits
 from training.watching.validation import Validation, observing
 from training.watching.watch import Evaluator, HeldOut, Watch
-from training.watching.watched import Measure, Watched, held_out_rows, is_held_out
+from training.watching.watched import Measure, Watched
 
 NUM_ROWS, BROKEN = 60, 7
 

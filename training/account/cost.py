@@ -1,10 +1,14 @@
 """What training costs: arithmetic counted and not guessed, and what the device says of itself."""
 
 import copy
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from functools import cache, partial
 from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from training.step.trimming import can_trim, features_of, run_short
 
@@ -14,10 +18,9 @@ CountFlops = Callable[[int], int | None]  # of one pair, by the length of its ca
 def hardware_flops(model: Any, size: int, grad_cache: bool = False) -> CountFlops:
     """Operations that a device makes for one pair, forward and backward, by its caption's length.
 
-    A multiply-add counts as two. ViT-B/32 at 224 px and 77 tokens: 44.10 GFLOP; 53.88 with all blocks
-    recomputed, 58.88 with GradCache, which makes the whole forward twice. Counted by torch on tensors
-    without storage, so it costs no arithmetic. The matrix of similarities is left out: under 0.1 % at
-    batch 4096 (ViT-B/32).
+    A multiply-add counts as two. ViT-B/32 at 224 px and 77 tokens: 44.10 GFLOP; 53.88 with all blocks recomputed,
+    58.88 with GradCache, which makes the whole forward twice. Counted by torch on tensors without storage, so it
+    costs no arithmetic. The matrix of similarities is left out: under 0.1 % at batch 4096 (ViT-B/32).
 
     Args:
         model: As it stands: with recomputation switched on, what is recomputed is counted exactly. A
@@ -46,34 +49,25 @@ def hardware_flops(model: Any, size: int, grad_cache: bool = False) -> CountFlop
 
 
 def at_any_length(count: CountFlops, context_length: int) -> CountFlops:
-    """The same count without further tracing: three lengths decide, since it is quadratic in the length.
+    """The same count for captions of at most `context_length`, at least 3, without further tracing.
 
-    Args:
-        count: As `hardware_flops` gives it.
-        context_length: The longest caption, at least 3.
+    Three lengths decide, since it is quadratic in the length.
     """
-    known = [(length, count(length)) for length in (1, context_length // 2, context_length)]
-    if any(flops is None for _, flops in known):
-        return lambda length: None
+    known = {length: count(length) for length in (1, context_length // 2, context_length)}
 
     @cache
-    def interpolated(length: int) -> int:
+    def interpolated(length: int) -> int | None:
         total = Fraction(0)
-        for at, flops in known:
-            others = [other for other, _ in known if other != at]
-            weight = Fraction(1)
-            for other in others:
-                weight *= Fraction(length - other, at - other)
-            total += weight * (flops or 0)
+        for at, flops in known.items():
+            if flops is None:
+                return None
+            total += flops * math.prod(Fraction(length - other, at - other) for other in known if other != at)
         return round(total)
 
     return interpolated
 
 
 def _trace(model: Any, size: int, context_length: int, backward: bool = True) -> int:
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     pairs = 2
     images = torch.zeros(pairs, 3, size, size, device="meta")
     tokens = torch.zeros(pairs, context_length, dtype=torch.long, device="meta")
@@ -121,18 +115,8 @@ class Gauge:
     """What the device of a run says of itself, asked for without making it wait."""
 
     def __init__(self, device: str, precision: str) -> None:
-        """Look at a device.
-
-        Args:
-            device: `cpu`, `cuda` or `cuda:N`.
-            precision: `fp32` or `bf16`: which peak counts.
-        """
         self.device, self.is_gpu = device, device.startswith("cuda")
-        self.name = device
-        if self.is_gpu:
-            import torch
-
-            self.name = torch.cuda.get_device_name(device)
+        self.name = torch.cuda.get_device_name(device) if self.is_gpu else device
         peak = PEAKS.get(self.name)
         self.peak_flops = peak and (peak.bf16 if precision == "bf16" else peak.fp32)
         self.energy = energy_counter(device)
@@ -140,17 +124,11 @@ class Gauge:
     def begin(self) -> None:
         """Forget the memory that was held before."""
         if self.is_gpu:
-            import torch
-
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_memory(self) -> int | None:
         """Most bytes that tensors held on the device since `begin`; none on the CPU."""
-        if not self.is_gpu:
-            return None
-        import torch
-
-        return torch.cuda.max_memory_allocated(self.device)
+        return torch.cuda.max_memory_allocated(self.device) if self.is_gpu else None
 
 
 def energy_counter(device: str) -> Callable[[], float] | None:
@@ -166,8 +144,6 @@ def energy_counter(device: str) -> Callable[[], float] | None:
         import pynvml  # type: ignore[import-not-found]
     except ImportError:
         return None
-    import torch
-
     # By its own name: torch's numbers leave out the cards that CUDA_VISIBLE_DEVICES hides.
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
     try:

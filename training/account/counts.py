@@ -1,10 +1,16 @@
-"""What training was fed, counted from the rows that were really used.
+"""What training was fed, counted from the rows that were really used, and proved by a hash chain in the log.
 
 Nothing here talks to a device. Each rank notes its share of a step; what needs all ranks is worked out
 when `settle` is called, by all of them at the same step. Costs 1 bit for each kept row, 8 bytes for
 each pair since the last settling, and about 1 µs a pair (2 M kept rows, one core).
+
+Each step adds a link: a sum over the pairs of the step, of a word for each pair that names the sample
+really used and its position in the stream. Sums do not care who adds: ranks and workers may share a
+step in any way. Links are made per step, so neither rows of metrics nor checkpoints enter. Two logs
+with an equal chain at a number of samples seen were fed the same pairs at the same places.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +21,7 @@ from jaxtyping import Int, Int64, UInt8, UInt64
 from dbp.data.pool import Pool
 from dbp.dedup.exact import first_equal
 from dbp.errors import PoolError
-from training.account.consumed import START, fed, link
+from training.feed.order import mix
 from training.feed.subset import Subset
 from training.resume.ranks import Ranks
 
@@ -23,9 +29,27 @@ log = logging.getLogger("dbp")
 
 Uids = Callable[[Int[np.ndarray, " m"]], list[str]]  # names of rows of the pool
 
+START = hashlib.sha256(b"").hexdigest()
 LEAST_SAMPLES = 5_000  # before which a share of substitutes says little
 SHOWN = 5  # rows that a message names
+COUNTS = ("steps", "chain", "unique", "uid_duplicates", "group_duplicates", "substitutes", "bits")
 MOST_PENDING = 1 << 20  # pairs noted before they must be settled: 8 MB
+
+
+def fed(keys: UInt64[np.ndarray, " b"], positions: Int[np.ndarray, " b"]) -> np.uint64:
+    """One word for pairs at their positions; over shares of a step, words add up modulo 2^64.
+
+    Args:
+        keys: What names each sample that was used: a substitute's own key, where one stood in.
+        positions: Of each pair in the stream: step * batch_size + place in the global batch.
+    """
+    words = mix(keys ^ mix(np.asarray(positions).astype(np.uint64)))
+    return np.add.reduce(words, dtype=np.uint64)
+
+
+def link(chain: str, samples_seen: int, word: np.uint64) -> str:
+    """The chain after one more step, whose pairs over all ranks have a word; it begins with `START`."""
+    return hashlib.sha256(f"{chain} {samples_seen} {word}".encode()).hexdigest()
 
 
 class Window(NamedTuple):
@@ -40,6 +64,13 @@ class Tally:
 
     Laws: the same for any number of ranks, workers, rows of metrics and resumes; unique + repeats =
     samples seen. Counts of duplicates and of unique samples are kept on the first rank, which writes.
+
+    Args:
+        rows: The kept rows of the pool, ascending.
+        keys: What names each to the random streams: uid and copy.
+        names: Hash of each kept row's uid; `keys` when not given, so that uids do not repeat.
+        groups: A number for each kept row, equal for rows that dedup takes for one; as
+            `content_groups` gives it. Without it twins are not counted.
     """
 
     def __init__(
@@ -51,26 +82,12 @@ class Tally:
         names: UInt64[np.ndarray, " m"] | None = None,
         groups: Int[np.ndarray, " m"] | None = None,
     ) -> None:
-        """Begin to count.
-
-        Args:
-            rows: The kept rows of the pool, ascending.
-            keys: What names each to the random streams: uid and copy.
-            batch_size: Pairs in one step, over all ranks.
-            ranks: The processes that train together.
-            names: Hash of each kept row's uid; `keys` when not given, so that uids do not repeat.
-            groups: A number for each kept row, equal for rows that dedup takes for one; as
-                `content_groups` gives it. Without it twins are not counted.
-        """
         assert batch_size % ranks.size == 0, "a batch is split evenly"
         self.rows, self.keys, self.batch_size, self.ranks = rows, keys, batch_size, ranks
         self.names, self.groups = keys if names is None else names, groups
-        self.steps = 0  # settled
-        self.chain = START
-        self.unique = 0
-        self.uid_duplicates = 0
+        self.steps, self.chain = 0, START  # settled
+        self.unique = self.uid_duplicates = self.substitutes = 0
         self.group_duplicates = None if groups is None else 0
-        self.substitutes = 0
         self.undecodable: set[int] = set()
         self.bits = np.zeros(-(-len(rows) // 8) if ranks.is_first else 0, np.uint8)
         self._indices: list[np.ndarray] = []
@@ -82,11 +99,6 @@ class Tally:
     def samples_seen(self) -> int:
         """Pairs that went through the model, repeats counted."""
         return self.steps * self.batch_size
-
-    @property
-    def repeats(self) -> int:
-        """Pairs that had been seen before."""
-        return self.samples_seen - self.unique
 
     @property
     def is_full(self) -> bool:
@@ -116,14 +128,13 @@ class Tally:
 
     def settle(self) -> Window:
         """Count what was noted, over all ranks: all of them call it at the same step."""
-        words = self.ranks.sum(np.array(self._words, np.uint64))
-        told = self.ranks.gather((np.stack(self._indices).tobytes(), self._failed))
-        shares = [np.frombuffer(t[0], np.int64).reshape(len(words), -1) for t in told]
+        own = np.array(self._words, np.uint64), np.stack(self._indices), self._failed
+        words, shares, failures = zip(*self.ranks.gather(own), strict=True)
         window = Window(self.steps, np.concatenate(shares, axis=1))
-        for word in words:
+        for word in np.add.reduce(words, dtype=np.uint64):
             self.steps += 1
             self.chain = link(self.chain, self.samples_seen, word)
-        failed = [row for t in told for row in t[1]]
+        failed = [row for rows in failures for row in rows]
         self.substitutes += len(failed)
         self.undecodable.update(failed)
         if self.ranks.is_first:
@@ -139,7 +150,6 @@ class Tally:
 
         Args:
             most: Share of the pairs that others may stand in for, in [0, 1].
-            uids: Names of rows of the pool.
 
         Raises:
             PoolError: More did, of at least 5,000 pairs; the message names the first rows.
@@ -158,26 +168,16 @@ class Tally:
         named = [f"{row:,} (uid {uid!r})" for row, uid in zip(rows, uids(rows), strict=True)]
         more = len(self.undecodable) - len(rows)
         raise PoolError(
-            f"training stopped: in {self.samples_seen:,} pairs others stood in for "
-            f"{self.substitutes:,} ({share:.2%}) whose pictures cannot be decoded, more than "
-            f"train.most_substitutes={most:g} allows. Rows of the pool: {', '.join(named)}"
-            f"{f' and {more:,} more' if more else ''}. Restore the shards, or embed the pool and "
-            "select again, which drops what cannot be decoded; or raise train.most_substitutes."
+            f"training stopped: in {self.samples_seen:,} pairs others stood in for {self.substitutes:,} "
+            f"({share:.2%}) whose pictures cannot be decoded, more than train.most_substitutes={most:g} allows. "
+            f"Rows of the pool: {', '.join(named)}{f' and {more:,} more' if more else ''}. Restore the shards, or "
+            "embed the pool and select again, which drops what cannot be decoded; or raise train.most_substitutes."
         )
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps; everything noted must be settled."""
         assert self.is_settled
-        return {
-            "steps": self.steps,
-            "chain": self.chain,
-            "unique": self.unique,
-            "uid_duplicates": self.uid_duplicates,
-            "group_duplicates": self.group_duplicates,
-            "substitutes": self.substitutes,
-            "undecodable": sorted(self.undecodable),
-            "bits": self.bits,
-        }
+        return {**{name: getattr(self, name) for name in COUNTS}, "undecodable": sorted(self.undecodable)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state of the first rank, on any number of ranks."""
@@ -194,14 +194,11 @@ def mark(bits: UInt8[np.ndarray, " bytes"], indices: Int64[np.ndarray, "*shape"]
     """Set the bits of some samples; return how many were not set before."""
     found = np.unique(indices)
     new = found[(bits[found >> 3] >> (found & 7)) & 1 == 0]
-    for place in range(8):  # in one place, no byte stands twice
-        bits[new[new & 7 == place] >> 3] |= np.uint8(1 << place)
+    np.bitwise_or.at(bits, new >> 3, (1 << (new & 7)).astype(np.uint8))
     return len(new)
 
 
-def num_repeated(
-    names: UInt64[np.ndarray, "steps b"] | Int[np.ndarray, "steps b"],
-) -> int:
+def num_repeated(names: UInt64[np.ndarray, "steps b"] | Int[np.ndarray, "steps b"]) -> int:
     """Pairs whose name another pair of the same step has, too: false negatives of the loss."""
     ordered = np.sort(names, axis=1)
     equal = ordered[:, 1:] == ordered[:, :-1]
@@ -225,14 +222,7 @@ def content_groups(pool: Pool, rows: Int[np.ndarray, " m"]) -> Int[np.ndarray, "
 
 
 def tally_of(subset: Subset, batch_size: int, ranks: Ranks, count_twins: bool) -> Tally:
-    """The tally of a run.
-
-    Args:
-        subset: What it trains on.
-        batch_size: Pairs in one step, over all ranks.
-        ranks: The processes that train together.
-        count_twins: Group kept rows of equal content, and count twins within a batch.
-    """
+    """The tally of a run."""
     rows, keys = subset.rows, subset.keys
     if not ranks.is_first:
         return Tally(rows, keys, batch_size, ranks)

@@ -13,17 +13,12 @@ from dbp.errors import ConfigError
 
 @dataclass(frozen=True)
 class Horizon:
-    """The length of one training run.
+    """The length of one training run."""
 
-    Args:
-        num_kept: Pairs in the kept set, m.
-        batch_size: Pairs in one step, over all devices.
-        steps: Optimiser steps.
-    """
-
-    num_kept: int
-    batch_size: int
-    steps: int
+    num_kept: int  # pairs in the kept set, m
+    batch_size: int  # pairs in one step, over all devices
+    steps: int  # optimiser steps
+    mixed_epochs: float | None = None  # of a mixture: a pair of weight w is seen w times in each, in the mean
 
     @property
     def samples_seen(self) -> int:
@@ -33,12 +28,7 @@ class Horizon:
     @property
     def passes(self) -> float:
         """How often each kept pair is seen, in the mean: the main confound between arms."""
-        return self.samples_seen / self.num_kept
-
-    @property
-    def unique_samples(self) -> int:
-        """Different pairs seen; exact, since sampling is without replacement."""
-        return min(self.num_kept, self.samples_seen)
+        return self.samples_seen / self.num_kept if self.mixed_epochs is None else self.mixed_epochs
 
     def steps_for(self, samples: int) -> int:
         """Steps that see at least so many samples; at least one."""
@@ -49,12 +39,10 @@ def whole_steps(samples_seen: int, batch_size: int, rounds: bool = False) -> int
     """The steps of a budget in samples.
 
     Args:
-        samples_seen: The budget in pairs.
-        batch_size: Pairs in one step, over all devices.
         rounds: Take the nearest whole number of batches, half up, and at least one.
 
     Raises:
-        ConfigError: The budget is no whole number of batches; the message names its neighbours.
+        ConfigError: The budget is not a whole number of batches; the message names its neighbours.
     """
     steps, remainder = divmod(samples_seen, batch_size)
     if remainder == 0 and steps > 0:
@@ -69,57 +57,68 @@ def whole_steps(samples_seen: int, batch_size: int, rounds: bool = False) -> int
     )
 
 
-def plan_horizon(
-    num_kept: int,
-    batch_size: int,
-    samples_seen: int | None = None,
-    epochs: float | None = None,
-    rounds: bool = False,
-) -> Horizon:
-    """The horizon of a budget over a kept set.
-
-    A budget in epochs is cut to whole batches: at most batch_size - 1 pairs fewer than asked.
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long training lasts, in one of two kinds.
 
     Args:
-        num_kept: Pairs in the kept set.
-        batch_size: Pairs in one step, over all devices.
-        samples_seen: The budget in samples, or
-        epochs: the budget in passes over the kept set; exactly one of the two.
-        rounds: Whether a budget in samples may be rounded to whole batches.
-
-    Raises:
-        ConfigError: Fewer pairs are kept than one batch holds, the budget is no whole number of
-            batches, or it makes no step at all.
+        batch_size: Pairs in one step, over all devices; each is a negative of all others.
+        samples_seen: The budget in pairs seen, a multiple of the batch; or
+        epochs: the budget in passes over the kept set. Exactly one of the two.
+        round_budget: Take the nearest whole number of batches where `samples_seen` is none, and say
+            so; otherwise it is refused.
     """
-    check_budget_kind(samples_seen, epochs)
-    if num_kept < batch_size:
-        raise ConfigError(
-            f"cannot train on {num_kept:,} kept samples with train.batch_size={batch_size:,}: one "
-            "batch would hold a pair twice. Lower train.batch_size, or keep more samples "
-            "(budget.keep_fraction, budget.num_kept)."
-        )
-    if samples_seen is not None:
-        return Horizon(num_kept, batch_size, whole_steps(samples_seen, batch_size, rounds))
-    # The decimal as written: 0.3 epochs of 10 pairs are 3 pairs, not 2.9999.
-    steps = int(Decimal(str(epochs)) * num_kept) // batch_size
-    if steps == 0:
-        raise ConfigError(
-            f"train.epochs={epochs:g} over {num_kept:,} kept samples is less than one batch of "
-            f"train.batch_size={batch_size:,}. Raise train.epochs, or lower train.batch_size."
-        )
-    return Horizon(num_kept, batch_size, steps)
 
+    batch_size: int
+    samples_seen: int | None = None
+    epochs: float | None = None
+    round_budget: bool = False
 
-def check_budget_kind(samples_seen: int | None, epochs: float | None) -> None:
-    """Refuse a budget of no kind, or of both.
+    @property
+    def fixed_steps(self) -> int | None:
+        """The steps of a budget in samples; none of one in epochs.
 
-    Raises:
-        ConfigError: Not exactly one is given.
-    """
-    if (samples_seen is None) == (epochs is None):
-        given = ["null" if value is None else f"{value:,}" for value in (samples_seen, epochs)]
-        raise ConfigError(
-            f"samples_seen={given[0]} and train.epochs={given[1]}: exactly one must be set. Give "
-            "train.samples_seen for equal compute between arms, or train.epochs for equal passes "
-            "over each kept set; the other one is null (train.samples_seen=null train.epochs=N)."
-        )
+        Raises:
+            ConfigError: It is not a whole number of batches.
+        """
+        samples = self.samples_seen
+        return None if samples is None else whole_steps(samples, self.batch_size, self.round_budget)
+
+    def check_budget(self) -> None:
+        """Refuse a budget of no kind, of both, or in samples that are not whole batches.
+
+        Raises:
+            ConfigError: It is one of these.
+        """
+        if (self.samples_seen is None) == (self.epochs is None):
+            given = ["null" if value is None else f"{value:,}" for value in (self.samples_seen, self.epochs)]
+            raise ConfigError(
+                f"samples_seen={given[0]} and train.epochs={given[1]}: exactly one must be set. Give "
+                "train.samples_seen for equal compute between arms, or train.epochs for equal passes "
+                "over each kept set; the other one is null (train.samples_seen=null train.epochs=N)."
+            )
+        _ = self.fixed_steps
+
+    def horizon(self, num_kept: int) -> Horizon:
+        """The length of a run over a kept set; a budget in epochs is cut to whole batches.
+
+        Raises:
+            ConfigError: Fewer pairs are kept than one batch holds, the budget is not a whole number of
+                batches, or it makes no step at all.
+        """
+        batch = self.batch_size
+        if num_kept < batch:
+            raise ConfigError(
+                f"cannot train on {num_kept:,} kept samples with train.batch_size={batch:,}: one "
+                "batch would hold a pair twice. Lower train.batch_size, or keep more samples "
+                "(budget.keep_fraction, budget.num_kept)."
+            )
+        if (steps := self.fixed_steps) is None:
+            # The decimal as written: 0.3 epochs of 10 pairs are 3 pairs, not 2.9999.
+            steps = int(Decimal(str(self.epochs)) * num_kept) // batch
+        if steps == 0:
+            raise ConfigError(
+                f"train.epochs={self.epochs:g} over {num_kept:,} kept samples is less than one batch of "
+                f"train.batch_size={batch:,}. Raise train.epochs, or lower train.batch_size."
+            )
+        return Horizon(num_kept, batch, steps)

@@ -65,7 +65,6 @@ class Logger(ABC):
         Args:
             folder: What is written here becomes part of the run's artifact.
             key: The run's key; a resumed run has the same one.
-            settings: All parameters of the run.
             past: Rows written before a resume.
         """
 
@@ -99,19 +98,12 @@ class Csv(Logger):
 
 @dataclass(frozen=True)
 class Wandb(Logger):
-    """Weights & Biases, also without a network (`wandb sync` sends it later).
+    """Weights & Biases, also without a network (`wandb sync` sends it later)."""
 
-    Args:
-        project: wandb's project.
-        mode: `offline` writes files only, below the run's folder.
-        entity: wandb's team; null for the user's own.
-        group: Name of the experiment, to gather its arms.
-    """
-
-    project: str
-    mode: Literal["online", "offline", "disabled"]
-    entity: str | None = None
-    group: str | None = None
+    project: str  # wandb's project
+    mode: Literal["online", "offline", "disabled"]  # `offline` writes files only, below the run's folder
+    entity: str | None = None  # wandb's team; null for the user's own
+    group: str | None = None  # name of the experiment, to gather its arms
 
     @contextmanager
     def open(self, folder: Path, key: str, settings: dict[str, Any], past: list[Row]) -> Iterator[Write]:
@@ -129,10 +121,8 @@ class Wandb(Logger):
         """Begin or go on with a record while the block runs.
 
         Args:
-            folder: Where wandb keeps its files.
             key: The record's id. That of a run is the run's key, so a requeued job, and what is sent after
                 the run, go on in the same record; wandb drops steps that it has seen.
-            given: Further arguments of `wandb.init`.
         """
         import wandb
 

@@ -1,18 +1,19 @@
 """What a run writes down while it trains, and when it must stop.
 
-The device is read only when a row is due or a checkpoint is written; between, a step costs the host
-some 0.4 µs a pair. On several ranks all of them settle their counts at the same steps, over the CPU,
-and the first one writes.
+The device is read only when a row is due or a checkpoint is written; between, a step costs the host some 0.4 µs a
+pair. On several ranks all of them settle their counts at the same steps, over the CPU, and the first one writes.
 """
 
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 
 from dbp.engine.disk import write_json
 from dbp.engine.progress import Progress
@@ -28,6 +29,7 @@ KEPT = ("wait_seconds", "aside_seconds", "joules", "loss_steps")  # in checkpoin
 KEPT += ("hardware_flops", "peak_device_bytes", "peak_host_bytes")
 
 
+@dataclass(eq=False)
 class Recorder(Callback):
     """Writes a row of metrics every so many steps, and stops a run that diverges or reads badly.
 
@@ -36,45 +38,24 @@ class Recorder(Callback):
     evaluations) is then neither training nor waiting for data.
     """
 
-    def __init__(
-        self,
-        horizon: Horizon,
-        every_steps: int,
-        writers: list[Write],
-        bar: Progress,
-        tally: Tally,
-        gauge: Gauge,
-        *,
-        folder: Path,
-        uids: Uids,
-        most_substitutes: float,
-        flops: int | None = None,
-        hardware_flops: CountFlops | None = None,
-    ) -> None:
-        """Prepare to record.
+    horizon: Horizon
+    every_steps: int
+    writers: list[Write]  # where rows go; called on the first rank only
+    bar: Progress
+    tally: Tally  # counts what is consumed; its ranks are those of the run
+    gauge: Gauge
+    folder: Path  # where the uids of a batch whose loss is NaN or infinite are saved
+    uids: Uids
+    most_substitutes: float  # share of the pairs that may be stood in for, in [0, 1]
+    flops: int | None  # of one pair, both passes, at full context length; none where they cannot be counted
+    count_flops: CountFlops  # operations for one pair by the length of its caption, with what is done twice
 
-        Args:
-            horizon: The length of the run.
-            every_steps: Steps between two rows.
-            writers: Where rows go; called on the first rank only.
-            bar: Shows the pairs.
-            tally: Counts what is consumed; its ranks are those of the run.
-            gauge: Of this rank's device.
-            folder: Where the uids of a batch whose loss is no number are saved.
-            uids: Names of rows of the pool.
-            most_substitutes: Share of the pairs that may be stood in for, in [0, 1].
-            flops: Of one pair, forward and backward, at the model's full context length: what the
-                field compares. None where they cannot be counted.
-            hardware_flops: Of one pair by the length of its caption, with what is done twice; those of
-                the model when not given.
-        """
-        self.horizon, self.every_steps, self.writers, self.bar = horizon, every_steps, writers, bar
-        self.tally, self.gauge, self.ranks = tally, gauge, tally.ranks
-        self.folder, self.uids, self.most_substitutes = folder, uids, most_substitutes
-        self.flops = flops
-        self.count_flops = hardware_flops or (lambda length: flops)
+    def __post_init__(self) -> None:
+        self.ranks = self.tally.ranks
         self.hardware_flops: int | None = 0  # so far, of all devices; none where they cannot be counted
-        self.clock = Clock(self)
+        # What runs between this callback and the last one is the time of others; also at the start of a resume,
+        # which may make up for an evaluation.
+        self.clock = LambdaCallback(on_train_start=self._set_aside, on_train_batch_end=self._set_aside)
         self.seconds = 0.0  # of training, over all tries
         self.device_seconds = 0.0  # the same for each device: tries may have had other numbers
         self.wait_seconds = 0.0  # of them, spent waiting for data: the mean over ranks
@@ -144,8 +125,13 @@ class Recorder(Callback):
         self.bar.advance(self.horizon.batch_size)
         self.step_ended = time.perf_counter()
 
+    def _set_aside(self, *_: Any) -> None:
+        now = time.perf_counter()
+        self.aside_seconds += now - self.step_ended
+        self.step_ended = now
+
     def _has_diverged_here(self) -> bool:
-        """Whether the loss is no number: asked at each step where it costs nothing."""
+        """Whether the loss is NaN or infinite: asked at each step where it costs nothing."""
         is_free = self.ranks.size == 1 and self.gauge.device == "cpu"
         return is_free and int(self.module.first_bad_step) >= 0
 
@@ -259,7 +245,7 @@ class Recorder(Callback):
         hours = self._device_seconds() / HOUR if self.gauge.is_gpu else 0.0
         return {
             "unique_samples": tally.unique,
-            "repeats": tally.repeats,
+            "repeats": seen - tally.unique,
             "uid_duplicates_in_batch": tally.uid_duplicates,
             "group_duplicates_in_batch": tally.group_duplicates,
             "substitutes": tally.substitutes,
@@ -291,17 +277,3 @@ class Recorder(Callback):
             "aside_seconds": round(self.aside_seconds, 3),
             **self._consumed(),
         }
-
-
-class Clock(Callback):
-    """The last callback: what ran between the recorder and it is the time of others."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-
-    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-        now = time.perf_counter()
-        self.recorder.aside_seconds += now - self.recorder.step_ended
-        self.recorder.step_ended = now
-
-    on_train_start = on_train_batch_end  # of a resume, which may make up for an evaluation

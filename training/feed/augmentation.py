@@ -51,10 +51,7 @@ class Augmentation(ABC):
         """
         from training.feed.decoding import decode, resize
 
-        def cut(width: int, height: int) -> "tuple[Axis, Axis]":
-            return self.cut(width, height, size, draws)
-
-        return resize(decode(content, max_pixels, self.decode, cut))
+        return resize(decode(content, max_pixels, self.decode, lambda w, h: self.cut(w, h, size, draws)))
 
     def move(
         self, pictures: UInt8[np.ndarray, "b 3 s s"], draws: Float64[np.ndarray, "b d"]
@@ -67,10 +64,6 @@ class Augmentation(ABC):
 class RandomResizedCrop(Augmentation):
     """Cut out a random part of random shape and resize it, bicubic, to the training size.
 
-    Args:
-        scale_low: Smallest share of the picture's area.
-        scale_high: Largest.
-
     Source: open_clip's training transform (torchvision's RandomResizedCrop, aspect ratio in
     [3/4, 4/3], scale 0.9 to 1.0). Departure: random numbers are keyed by sample and epoch.
     """
@@ -78,17 +71,13 @@ class RandomResizedCrop(Augmentation):
     num_draws: ClassVar[int] = 2 * ATTEMPTS + 2
     is_fit_random: ClassVar[bool] = True
 
-    scale_low: float
-    scale_high: float
+    scale_low: float  # smallest share of the picture's area
+    scale_high: float  # largest
 
     def __post_init__(self) -> None:
         require(0 < self.scale_low <= 1, "scale_low", self.scale_low, "above 0 and at most 1")
-        require(
-            self.scale_low <= self.scale_high <= 1,
-            "scale_high",
-            self.scale_high,
-            f"from scale_low={self.scale_low} to 1",
-        )
+        low, high = self.scale_low, self.scale_high
+        require(low <= high <= 1, "scale_high", high, f"from scale_low={low} to 1")
 
     def cut(self, width: int, height: int, size: int, draws: Float64[np.ndarray, " d"]) -> "tuple[Axis, Axis]":
         from training.feed.decoding import Axis
@@ -107,26 +96,18 @@ class RandomResizedCrop(Augmentation):
             if 0 < w <= width and 0 < h <= height:
                 return int(draws[-2] * (width - w + 1)), int(draws[-1] * (height - h + 1)), w, h
         # The picture is narrower or wider than any ratio allowed: its middle, as torchvision does.
-        w, h = width, height
-        if width / height < 3 / 4:
-            h = round(width / (3 / 4))
-        elif width / height > 4 / 3:
-            w = round(height * (4 / 3))
+        w, h = min(width, round(height * (4 / 3))), min(height, round(width / (3 / 4)))
         return (width - w) // 2, (height - h) // 2, w, h
 
 
 @dataclass(frozen=True)
 class Shift(Augmentation):
-    """Resize the shorter side, cut out the middle, and move it; the edges are continued.
-
-    Args:
-        pixels: Largest shift to each side, in pixels of the training size; 0 for none.
-    """
+    """Resize the shorter side, cut out the middle, and move it; the edges are continued."""
 
     num_draws: ClassVar[int] = 2
     is_fit_random: ClassVar[bool] = False
 
-    pixels: int
+    pixels: int  # largest shift to each side, in pixels of the training size; 0 for none
 
     def __post_init__(self) -> None:
         require(self.pixels >= 0, "pixels", self.pixels, "0 or more")
@@ -134,13 +115,12 @@ class Shift(Augmentation):
     def cut(self, width: int, height: int, size: int, draws: Float64[np.ndarray, " d"]) -> "tuple[Axis, Axis]":
         from training.feed.decoding import Axis
 
-        short = min(width, height)
-        # Rounded as torchvision's resize and center_crop do: down, and half to even.
-        axes = []
-        for length in (width, height):
-            resized = size * length // short
-            axes.append(Axis(0, length, resized, round((resized - size) / 2), size))
-        return axes[0], axes[1]
+        def axis(length: int) -> Axis:
+            # Rounded as torchvision's resize and center_crop do: down, and half to even.
+            resized = size * length // min(width, height)
+            return Axis(0, length, resized, round((resized - size) / 2), size)
+
+        return axis(width), axis(height)
 
     def move(
         self, pictures: UInt8[np.ndarray, "b 3 s s"], draws: Float64[np.ndarray, "b d"]
@@ -148,10 +128,8 @@ class Shift(Augmentation):
         if self.pixels == 0:
             return pictures
         size = pictures.shape[-1]
-        down, right = (draws * (2 * self.pixels + 1)).astype(np.int64).T - self.pixels
-        places = np.arange(size)
-        y = np.clip(places[None, :] - down[:, None], 0, size - 1)
-        x = np.clip(places[None, :] - right[:, None], 0, size - 1)
+        shifts = (draws * (2 * self.pixels + 1)).astype(np.int64).T - self.pixels  # down, right
+        y, x = np.clip(np.arange(size) - shifts[:, :, None], 0, size - 1)
         batch = np.arange(len(pictures))[:, None, None]
         # Indices beside the slice come first in the result: b, y, x, channel.
         moved = pictures[batch, :, y[:, :, None], x[:, None, :]]

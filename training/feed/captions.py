@@ -23,9 +23,8 @@ class CaptionMix:
     """Which caption a pair is trained with. Rows without a refined caption keep their original.
 
     Args:
-        rule: `original`; `replace`: the refined one; `concatenate`: original, separator, refined;
-            `alternate`: the refined one with probability `ratio`, drawn anew for each sample, epoch
-            and copy.
+        rule: `original`; `replace`: the refined one; `concatenate`: original, separator, refined; `alternate`: the
+            refined one with probability `ratio`, drawn anew for each sample, epoch and copy.
         ratio: For `alternate`, from 0 to 1; null otherwise.
         separator: For `concatenate`; null otherwise. What is behind the model's context length is
             cut, so the original goes first.
@@ -42,17 +41,12 @@ class CaptionMix:
     refine: Refine | None = runtime(None)
 
     def __post_init__(self) -> None:
-        is_share = self.ratio is not None and 0 <= self.ratio <= 1
-        if self.rule == "alternate":
-            require(is_share, "ratio", self.ratio, "from 0 to 1 for rule=alternate")
-        else:
-            require(self.ratio is None, "ratio", self.ratio, f"null for rule={self.rule}")
-        if self.rule == "concatenate":
-            must = "text for rule=concatenate, such as ' '"
-            require(self.separator is not None, "separator", self.separator, must)
-        else:
-            must = f"null for rule={self.rule}"
-            require(self.separator is None, "separator", self.separator, must)
+        ratio, draws, joins = self.ratio, self.rule == "alternate", self.rule == "concatenate"
+        is_right = ratio is not None and 0 <= ratio <= 1 if draws else ratio is None
+        null = f"null for rule={self.rule}"
+        require(is_right, "ratio", ratio, "from 0 to 1 for rule=alternate" if draws else null)
+        must = "text for rule=concatenate, such as ' '" if joins else null
+        require((self.separator is not None) == joins, "separator", self.separator, must)
         if self.rule != "original":
             must = f"a Parquet file of uids and captions for rule={self.rule}"
             if self.refine is not None:
@@ -62,8 +56,7 @@ class CaptionMix:
     def identity(self) -> dict[str, Any]:
         if self.rule == "original" or self.file is None:
             return {}
-        must = "a Parquet file that is there"
-        require(Path(self.file).is_file(), "caption.file", self.file, must)
+        require(Path(self.file).is_file(), "caption.file", self.file, "a Parquet file that is there")
         return {"file": file_digest(self.file, "caption.file")}
 
     def unread(self) -> set[str]:
@@ -81,24 +74,21 @@ class CaptionMix:
         """Import the refined captions once, on the first rank.
 
         Args:
-            pool: Whose originals they are mixed with.
             folder: All ranks see it; it stays until the run is complete.
-            seed: Of the draws.
-            ranks: The processes that train together.
             made: What the captioner wrote, where it did.
 
         Raises:
             ConfigError: The captioner was to write captions, and none came.
         """
-        if self.rule != "original" and self.refine is not None:
+        if self.rule == "original":
+            return MixedCaptions(pool, None, self, seed)
+        if self.file is None:
             if made is None:
                 raise ConfigError(
                     f"caption.rule={self.rule} takes captions of a captioner, and this run has none: "
                     "caption.refine is read by dbp train and dbp sweep. For captions of a file, set caption.file."
                 )
             return MixedCaptions(pool, made, self, seed)
-        if self.rule == "original" or self.file is None:
-            return MixedCaptions(pool, None, self, seed)
         # Named by content: what an earlier try imported from another file is not taken for it.
         name = f"captions-{file_digest(self.file, 'caption.file')[:12]}-{self.column}"
         home = folder / name.replace("/", "_")
@@ -109,28 +99,29 @@ class CaptionMix:
         return MixedCaptions(pool, Captions.load(home), self, seed)
 
 
+@dataclass(frozen=True, eq=False)
 class MixedCaptions:
-    """The captions of pairs as a run meets them: a pure function of row, epoch and key."""
+    """The captions of pairs as a run meets them: a pure function of row, epoch and key.
 
-    def __init__(self, pool: Pool, refined: Captions | None, rule: CaptionMix, seed: int) -> None:
-        """Put both together.
+    Raises:
+        ConfigError: The refined captions are of another pool.
+    """
 
-        Raises:
-            ConfigError: The refined captions are of another pool.
-        """
-        if refined is not None and refined.pool_digest != pool.digest:
+    pool: Pool
+    refined: Captions | None
+    rule: CaptionMix
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.refined is not None and self.refined.pool_digest != self.pool.digest:
             raise ConfigError(
-                f"the refined captions in {refined.folder} were made for the pool with digest "
-                f"{refined.pool_digest[:12]}, and this pool has {pool.digest[:12]}; their rows are "
+                f"the refined captions in {self.refined.folder} were made for the pool with digest "
+                f"{self.refined.pool_digest[:12]}, and this pool has {self.pool.digest[:12]}; their rows are "
                 "not the same samples. Import them for this pool, or give its own."
             )
-        self.pool, self.refined, self.rule, self.seed = pool, refined, rule, seed
 
     def captions(
-        self,
-        rows: Int[np.ndarray, " b"],
-        epochs: Int64[np.ndarray, " b"],
-        keys: UInt64[np.ndarray, " b"],
+        self, rows: Int[np.ndarray, " b"], epochs: Int64[np.ndarray, " b"], keys: UInt64[np.ndarray, " b"]
     ) -> list[str]:
         """The captions of pairs.
 
@@ -141,24 +132,15 @@ class MixedCaptions:
         """
         if self.refined is None:
             return self.pool.captions(rows)
-        refined = self.refined.of(rows)
-        if self.rule.rule == "alternate":
+        found, rule = self.refined.of(rows), self.rule.rule
+        if rule == "alternate":
             words = mix(keys ^ stream(self.seed, epochs, CAPTION))
             drawn = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
             assert self.rule.ratio is not None
             is_taken = (drawn < self.rule.ratio).tolist()
-            refined = [text if taken else None for text, taken in zip(refined, is_taken, strict=True)]
-        wants_original = [text is None or self.rule.rule == "concatenate" for text in refined]
-        at = np.flatnonzero(wants_original)
-        originals: list[str] = [""] * len(rows)
-        for place, text in zip(at.tolist(), self.pool.captions(rows[at]), strict=True):
-            originals[place] = text
-        return [
-            original if text is None else self._joined(original, text)
-            for original, text in zip(originals, refined, strict=True)
-        ]
-
-    def _joined(self, original: str, refined: str) -> str:
-        if self.rule.rule != "concatenate":
-            return refined
-        return f"{original}{self.rule.separator}{refined}"
+            found = [text if taken else None for text, taken in zip(found, is_taken, strict=True)]
+        at = np.flatnonzero([text is None or rule == "concatenate" for text in found])
+        for place, original in zip(at.tolist(), self.pool.captions(rows[at]), strict=True):
+            refined = found[place]
+            found[place] = original if refined is None else f"{original}{self.rule.separator}{refined}"
+        return [text or "" for text in found]

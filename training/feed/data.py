@@ -1,23 +1,21 @@
 """From rows of the pool to batches: only kept rows are read, at any place, in any order.
 
-A map-style dataset answers whole slices, so that a batch is read in few calls, assembled once, in
-the worker, in memory that the training process sees without a copy. Pictures leave as uint8 (a
-quarter of the bytes of float32) and are normalised on the device, tokens as integers. With `cache`,
-pictures at training size and tokens stay in shared memory after the first epoch: about 3 KiB a pair
-at 32 px, 150 KiB at 224 px, so it is for small pools.
+A map-style dataset answers whole slices, so that a batch is read in few calls, assembled once, in the worker, in
+memory that the training process sees without a copy. Pictures leave as uint8 (a quarter of the bytes of float32)
+and are normalised on the device, tokens as integers. With `cache`, pictures at training size and tokens stay in
+shared memory after the first epoch: about 3 KiB a pair at 32 px, 150 KiB at 224 px, so it is for small pools.
 """
 
 import logging
 import math
 import multiprocessing
 import os
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8, UInt64
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -37,40 +35,30 @@ NEAR = 65_536  # bytes between two members that are read along: cheaper than ano
 AHEAD = 4 << 30  # bytes of batches that all workers together prepare ahead, where they may choose
 
 
+@dataclass(eq=False)
 class Pairs(Dataset):
     """Batches of pictures and tokens of a subset.
 
     A picture that cannot be decoded is replaced, with its caption, by the next kept row that can:
     positions never shift, and the substitute does not depend on order, rank or worker.
+
+    Raises:
+        ConfigError: A cache is asked for, and no picture is fitted twice in the same way.
     """
 
-    def __init__(
-        self,
-        subset: Subset,
-        augmentation: Augmentation,
-        size: int,
-        tokenizer: Any,
-        seed: int,
-        cache: bool = False,
-        captions: MixedCaptions | None = None,
-    ) -> None:
-        """Prepare to read.
+    subset: Subset
+    augmentation: Augmentation
+    size: int  # side of the training picture, in pixels
+    tokenizer: Any  # from texts to `Int[Tensor, "b l"]`
+    seed: int
+    cache: bool = False
+    captions: MixedCaptions | None = None  # refined captions mixed in; the pool's own when not given
 
-        Args:
-            subset: The kept samples.
-            augmentation: The recipe for pictures.
-            size: Side of the training picture, in pixels.
-            tokenizer: From texts to `Int[Tensor, "b l"]`.
-            seed: Of the augmentation.
-            cache: Keep fitted pictures and tokens in memory.
-            captions: Refined captions mixed in; the pool's own when not given.
-
-        Raises:
-            ConfigError: A cache is asked for, and no picture is fitted twice in the same way.
-        """
-        if cache and augmentation.is_fit_random:
+    def __post_init__(self) -> None:
+        cache, size, captions = self.cache, self.size, self.captions
+        if cache and self.augmentation.is_fit_random:
             raise ConfigError(
-                f"train.cache=true: {type(augmentation).__name__} cuts each picture anew, so there "
+                f"train.cache=true: {type(self.augmentation).__name__} cuts each picture anew, so there "
                 "is nothing to keep. Set train.cache=false, or another train.augmentation."
             )
         if cache and captions is not None and not captions.rule.is_fixed:
@@ -81,10 +69,8 @@ class Pairs(Dataset):
         # Compiled here, if it must be, and not by each worker.
         import training.feed.decoding  # noqa: F401
 
-        self.subset, self.augmentation, self.size = subset, augmentation, size
-        self.tokenizer, self.seed, self.cache, self.mixed = tokenizer, seed, cache, captions
         if cache:  # shared, so that workers fill one cache
-            m, length = len(subset), int(tokenizer(["a"]).shape[1])
+            m, length = len(self.subset), int(self.tokenizer(["a"]).shape[1])
             self.pictures = torch.zeros((m, 3, size, size), dtype=torch.uint8).share_memory_()
             self.tokens = torch.zeros((m, length), dtype=torch.int32).share_memory_()
             self.source = torch.full((m,), -1, dtype=torch.int64).share_memory_()
@@ -96,85 +82,65 @@ class Pairs(Dataset):
         """The pairs of a slice.
 
         Returns:
-            `images: UInt8[b 3 s s]`, `tokens: Int64[b l]`, `rows: Int64[b]`, the rows of the pool
-            that the pictures come from, and `undecodable: Int64[u]`, the rows for which others
-            stand in.
+            `images: UInt8[b 3 s s]`, `tokens: Int64[b l]`, `rows: Int64[b]`, the rows of the pool that the pictures
+            come from, and `undecodable: Int64[u]`, the rows for which others stand in.
         """
         keys = taken.named(self.subset.keys)
         numbers = draws(self.seed, taken.epochs, keys, self.augmentation.num_draws)
         read = self._cached if self.cache else self._read
-        pictures, tokens, sources = read(taken.indices, numbers, taken.epochs, keys)
+        pictures, tokens, sources = read(taken, numbers, keys)
         moved = self.augmentation.move(pictures.numpy(), numbers)
         if moved.ctypes.data != pictures.data_ptr():
             pictures = torch.from_numpy(moved)
-        failed = self.subset.rows[taken.indices[sources != taken.indices]]
-        return {
-            "images": pictures,
-            "tokens": tokens,
-            "rows": torch.from_numpy(self.subset.rows[sources]),
-            "undecodable": torch.from_numpy(failed),
-        }
+        rows, failed = (self.subset.rows[part] for part in (sources, taken.indices[sources != taken.indices]))
+        seen = {"images": pictures, "tokens": tokens}
+        return {**seen, "rows": torch.from_numpy(rows), "undecodable": torch.from_numpy(failed)}
 
     def _read(
-        self,
-        indices: Int64[np.ndarray, " b"],
-        numbers: np.ndarray,
-        epochs: Int64[np.ndarray, " b"],
-        keys: UInt64[np.ndarray, " b"],
+        self, taken: Slice, numbers: np.ndarray, keys: UInt64[np.ndarray, " b"]
     ) -> tuple[UInt8[Tensor, "b 3 s s"], Tensor, Int64[np.ndarray, " b"]]:
+        subset, indices = self.subset, taken.indices
         pictures = room(len(indices), 3, self.size, self.size)
         squares, sources = pictures.numpy(), np.empty_like(indices)
-        read = read_pairs(self.subset.pool, self.subset.rows[indices])
+        read = read_pairs(subset.pool, subset.rows[indices])
         for at, index in enumerate(indices):
             squares[at], sources[at] = self._picture(int(index), numbers[at], read.pictures[at])
-        if self.mixed is not None:
-            captions = self.mixed.captions(self.subset.rows[sources], epochs, keys)
-            return pictures, self.tokenizer(captions).long(), sources
-        captions = read.captions
-        for at in np.flatnonzero(sources != indices):
-            row = int(self.subset.rows[sources[at]])
-            captions[at] = self.subset.pool.captions(np.array([row]))[0]
+        if self.captions is not None:
+            captions = self.captions.captions(subset.rows[sources], taken.epochs, keys)
+        else:
+            captions = read.captions
+            for at in np.flatnonzero(sources != indices):
+                captions[at] = subset.pool.captions(subset.rows[sources[at : at + 1]])[0]
         return pictures, self.tokenizer(captions).long(), sources
 
     def _cached(
-        self,
-        indices: Int64[np.ndarray, " b"],
-        numbers: np.ndarray,
-        epochs: Int64[np.ndarray, " b"],
-        keys: UInt64[np.ndarray, " b"],
+        self, taken: Slice, numbers: np.ndarray, keys: UInt64[np.ndarray, " b"]
     ) -> tuple[UInt8[Tensor, "b 3 s s"], Tensor, Int64[np.ndarray, " b"]]:
-        source = self.source.numpy()
+        indices, source = taken.indices, self.source.numpy()
         missing = np.unique(indices[source[indices] < 0])
         if len(missing):
-            pictures, tokens, sources = self._read(
-                missing,
-                np.zeros((len(missing), 0)),
-                np.zeros_like(missing),
-                self.subset.keys[missing],
-            )
-            self.pictures[missing] = pictures
+            nothing = np.zeros((len(missing), 0))  # neither fitting nor the caption draws
+            new = Slice(taken.step, np.zeros_like(missing), missing)
+            self.pictures[missing], tokens, sources = self._read(new, nothing, self.subset.keys[missing])
             self.tokens[missing] = tokens.int()
             source[missing] = sources  # last: it says that the others are there
         return self.pictures[indices], self.tokens[indices].long(), source[indices]
 
-    def _picture(
-        self, index: int, numbers: np.ndarray, content: bytes | None = None
-    ) -> tuple[UInt8[np.ndarray, "3 s s"], int]:
-        """The fitted picture of a kept sample, and the sample that it came from."""
+    def _picture(self, index: int, numbers: np.ndarray, content: bytes) -> tuple[UInt8[np.ndarray, "3 s s"], int]:
+        """The fitted image of a kept sample, and the sample that it came from."""
         pool, tries = self.subset.pool, min(MOST_SUBSTITUTES, len(self.subset))
         for offset in range(tries):
             source = (index + offset) % len(self.subset)
             try:
-                if offset or content is None:
+                if offset:
                     content = pool.image_bytes(int(self.subset.rows[source]))
                 return self.augmentation.fit(content, self.size, numbers, pool.max_pixels), source
             except Undecodable as problem:
                 log.debug("row %d cannot be decoded: %s", self.subset.rows[source], problem)
         row = int(self.subset.rows[index])
         raise PoolError(
-            f"none of {tries:,} kept pictures from row {row:,} (uid "
-            f"{pool.uids(np.array([row]))[0]!r}) on can be decoded. Embed the pool, "
-            "which records what fails, or check the shards."
+            f"none of {tries:,} kept pictures from row {row:,} (uid {pool.uids(np.array([row]))[0]!r}) on can be "
+            "decoded. Embed the pool, which records what fails, or check the shards."
         )
 
 
@@ -228,6 +194,11 @@ def read_pairs(pool: Pool, rows: Int64[np.ndarray, " b"]) -> Read:
     return Read(found[: len(rows)], texts, num_bytes)
 
 
+def side(size: Any) -> int:
+    """The side of the square images that a network sees, in pixels, from what its config says of their size."""
+    return size if isinstance(size, int) else int(size[0])
+
+
 def room(*shape: int) -> UInt8[Tensor, "..."]:
     """Memory for a batch; in a worker it is shared, so that handing it over copies nothing."""
     if get_worker_info() is None:
@@ -236,42 +207,8 @@ def room(*shape: int) -> UInt8[Tensor, "..."]:
     return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)  # type: ignore[arg-type]
 
 
-class PairData(LightningDataModule):
-    """The loader of a run, starting at the step where the trainer stands."""
-
-    def __init__(
-        self,
-        pairs: Pairs,
-        batches: Callable[[int, int, int], Batches],
-        num_workers: int,
-        pin_memory: bool,
-        prefetch: int | None = None,
-    ) -> None:
-        """Prepare the loader.
-
-        Args:
-            pairs: The kept samples.
-            batches: From the first step, this rank and the number of ranks to the run's batches.
-            num_workers: Processes that read and decode.
-            pin_memory: Copy batches to memory from which a GPU reads without waiting.
-            prefetch: Batches that each worker prepares ahead.
-        """
-        super().__init__()
-        self.pairs, self.batches = pairs, batches
-        self.num_workers, self.pin_memory, self.prefetch = num_workers, pin_memory, prefetch
-
-    def train_dataloader(self) -> DataLoader:
-        trainer: Any = self.trainer
-        batches = self.batches(trainer.global_step, trainer.global_rank, trainer.world_size)
-        return make_loader(self.pairs, batches, self.num_workers, self.pin_memory, self.prefetch)
-
-
 def make_loader(
-    pairs: Pairs,
-    batches: Batches,
-    num_workers: int,
-    pin_memory: bool = False,
-    prefetch: int | None = None,
+    pairs: Pairs, batches: Batches, num_workers: int, pin_memory: bool = False, prefetch: int | None = None
 ) -> DataLoader:
     """torch's loader over whole slices: the dataset assembles the batch, in the worker.
 
@@ -279,10 +216,7 @@ def make_loader(
     system can, and so share the keys, rows and offsets of the pool with the training process.
 
     Args:
-        pairs: The kept samples.
-        batches: Which of them stand in which step.
         num_workers: Processes that read and decode; 0 for none.
-        pin_memory: Copy batches to memory from which a GPU reads without waiting.
         prefetch: Batches that each worker prepares ahead; none for up to four, as many as take
             4 GiB in all, and at least one. They lie in shared memory.
     """

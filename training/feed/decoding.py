@@ -61,9 +61,7 @@ def decode(content: bytes, max_pixels: int, recipe: Decode, cut: Callable[[int, 
     """Decode a picture.
 
     Args:
-        content: The file as it lies in the shard.
         max_pixels: Pictures with more pixels are refused.
-        recipe: Which way.
         cut: From the picture's width and height, as stored, to the part that is taken.
 
     Raises:
@@ -115,14 +113,9 @@ def _decode_scaled(content: bytes, max_pixels: int, cut: Callable[[int, int], Cu
     fits = [k for k in (8, 4, 2) if all(axis.length >= k * axis.size for axis in part)]
     times = fits[0] if fits else 1
     shape = -(-height // times), -(-width // times)
+    least = dict(zip(("min_height", "min_width"), shape, strict=True)) if times > 1 else {}
     try:
-        pixels = simplejpeg.decode_jpeg(
-            content,
-            fastdct=True,
-            fastupsample=True,
-            min_height=shape[0] if times > 1 else 0,
-            min_width=shape[1] if times > 1 else 0,
-        )
+        pixels = simplejpeg.decode_jpeg(content, fastdct=True, fastupsample=True, **least)
     except ValueError:
         return None
     if pixels.shape[:2] != shape:

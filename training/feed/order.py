@@ -7,7 +7,7 @@ bytes for each kept row, and one argsort of them for each epoch.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int32, Int64, Shaped, UInt64
@@ -42,7 +42,6 @@ def sample_keys(uid_hashes: UInt64[np.ndarray, " n"], rows: Int64[np.ndarray, " 
 
     Args:
         uid_hashes: Of all rows of the pool: the number of a copy must not depend on what is kept.
-        rows: The kept rows.
     """
     ordered = np.sort(uid_hashes)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
@@ -62,7 +61,6 @@ def copy_keys(keys: UInt64[np.ndarray, " b"], copies: Shaped[np.ndarray, " b"]) 
     """What names each copy of a sample to the random streams; the first has the sample's own key.
 
     Args:
-        keys: Of the samples.
         copies: 0 for the first time that a sample stands in an epoch, 1 for the second, and so on.
     """
     # Another formula than that of rows which share a uid, so that the two never meet.
@@ -85,7 +83,14 @@ def step_seed(seed: int, step: int) -> int:
 
 
 class Order:
-    """The endless stream of kept samples: epoch after epoch, each one whole."""
+    """The endless stream of kept samples: epoch after epoch, each one whole.
+
+    Args:
+        windows: From an epoch to the window of each kept sample; a window is finished before
+            the next one begins. None for one window, which is the best mixing.
+    """
+
+    num_columns: ClassVar[int] = 1  # of what `at` gives beside the epoch
 
     def __init__(
         self,
@@ -93,62 +98,61 @@ class Order:
         seed: int,
         windows: Callable[[int], Int32[np.ndarray, " m"]] | None = None,
     ) -> None:
-        """Lay out the stream.
-
-        Args:
-            keys: What names each kept sample.
-            seed: Of the order.
-            windows: From an epoch to the window of each kept sample; a window is finished before
-                the next one begins. None for one window, which is the best mixing.
-        """
         self.keys, self.seed, self.windows = keys, seed, windows
-        self._epochs: dict[int, np.ndarray] = {}
+        self._epochs: dict[int, tuple[np.ndarray, ...]] = {}
 
-    def epoch(self, number: int) -> Int64[np.ndarray, " m"]:
-        """The kept samples, as indices 0..m-1, in the order of an epoch."""
+    def epoch(self, number: int) -> Int64[np.ndarray, " e"]:
+        """The kept samples, as indices 0..m-1, in the order of an epoch, copies included."""
+        return self._entries(number)[0]
+
+    def _entries(self, number: int) -> tuple[np.ndarray, ...]:
+        """What stands in an epoch, in its order: samples and, in a mixture, the numbers of their copies."""
         if number not in self._epochs:
-            word = stream(self.seed, np.array([number], np.int64), ORDER)
-            order = self.sort(number, mix(self.keys ^ word))
+            made = self._make(number)
             # A batch lies in two epochs at most, since no batch is larger than the kept set.
             self._epochs = {n: o for n, o in self._epochs.items() if n == number - 1}
-            self._epochs[number] = order
+            self._epochs[number] = made
         return self._epochs[number]
 
-    def sort(
-        self,
-        number: int,
-        places: UInt64[np.ndarray, " e"],
-        samples: Int64[np.ndarray, " e"] | None = None,
+    def _make(self, number: int) -> tuple[np.ndarray, ...]:
+        return (self._sorted(number, self.keys),)
+
+    def _sorted(
+        self, number: int, keys: UInt64[np.ndarray, " e"], samples: Int64[np.ndarray, " e"] | None = None
     ) -> Int64[np.ndarray, " e"]:
-        """What stands in an epoch, sorted by places, window by window.
+        """The order of what stands in an epoch, window by window.
 
         Args:
-            number: The epoch.
-            places: Random words.
-            samples: The kept sample behind each; by default one after another.
+            samples: The kept sample behind each key; by default one after another.
         """
-        order = np.argsort(places, kind="stable").astype(np.int64)
+        word = stream(self.seed, np.array([number], np.int64), ORDER)
+        order = np.argsort(mix(keys ^ word), kind="stable").astype(np.int64)
         if self.windows is not None:
-            window = self.windows(number)
-            window = window[order] if samples is None else window[samples[order]]
+            window = self.windows(number)[order if samples is None else samples[order]]
             order = order[np.argsort(window, kind="stable")]
         return order
 
-    def epoch_of(self, position: int) -> int:
-        """The epoch in which a position of the stream lies."""
-        return position // len(self.keys)
+    def start(self, number: int) -> int:
+        """The position at which an epoch begins."""
+        return number * len(self.keys)
+
+    def epochs_of(self, positions: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
+        """The epochs in which positions of the stream lie."""
+        return positions // len(self.keys)
 
     def at(self, positions: Int64[np.ndarray, " b"]) -> tuple[np.ndarray, ...]:
-        """The epoch and the sample, both `Int64[b]`, at positions of the stream.
+        """Epoch, sample and, in a mixture, number of the copy at positions of the stream: `Int64[b]` each.
 
         An epoch that ends within a batch runs over into the next one: nothing is dropped.
         """
-        epochs, offsets = np.divmod(positions, len(self.keys))
-        indices = np.empty_like(positions)
-        for number in np.unique(epochs):
+        epochs = self.epochs_of(positions)
+        found = [np.empty_like(positions) for _ in range(self.num_columns)]
+        for number in np.unique(epochs).tolist():
             inside = epochs == number
-            indices[inside] = self.epoch(int(number))[offsets[inside]]
-        return epochs, indices
+            offsets = positions[inside] - self.start(number)
+            for column, entries in zip(found, self._entries(number), strict=True):
+                column[inside] = entries[offsets]
+        return epochs, *found
 
 
 class Slice(NamedTuple):
@@ -170,21 +174,12 @@ class Batches:
 
     Rank r of w takes the r-th of w equal runs of each global batch, so that the ranks' slices, put
     one after another, are the batch of a single rank.
+
+    Raises:
+        ConfigError: The batch cannot be split evenly.
     """
 
     def __init__(self, order: Order, horizon: Horizon, start_step: int = 0, rank: int = 0, world: int = 1) -> None:
-        """Lay out a run.
-
-        Args:
-            order: The stream of samples.
-            horizon: Its length and batch size.
-            start_step: First step that is still to be made.
-            rank: This process.
-            world: All processes.
-
-        Raises:
-            ConfigError: The batch cannot be split evenly.
-        """
         if horizon.batch_size % world:
             raise ConfigError(
                 f"train.batch_size={horizon.batch_size:,} cannot be split evenly over {world} "

@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,33 +39,20 @@ class NoRoom(Exception):
     """The bound is reached, and all that lies there is wanted."""
 
 
+@dataclass(eq=False)
 class ShardCache:
     """Whole shards of a pool on this disk, as many as fit."""
 
-    def __init__(
-        self,
-        folder: Path,
-        shards: list[str],
-        least_bytes: Int64[np.ndarray, " s"],
-        most_bytes: int,
-        tries: int,
-        pause: float = 1.0,
-        check: Callable[[int, Path], str | None] = lambda number, path: None,
-    ) -> None:
-        """Use a folder, which may hold shards of an earlier run.
+    folder: Path  # on a local disk; of one pool
+    shards: list[str]  # where they come from: URLs, pipes or paths
+    least_bytes: Int64[np.ndarray, " s"]  # what each shard has at least, by the index
+    most_bytes: int  # the bound of all files together
+    tries: int  # how often a transfer is begun before it counts as failed
+    pause: float = 1.0  # seconds before the second try; doubled before each further one
+    check: Callable[[int, Path], str | None] = lambda number, path: None  # what is wrong with a new shard
 
-        Args:
-            folder: On a local disk; of one pool.
-            shards: Where they come from: URLs, pipes or paths.
-            least_bytes: What each shard has at least, by the index.
-            most_bytes: The bound of all files together.
-            tries: How often a transfer is begun before it counts as failed.
-            pause: Seconds before the second try; doubled before each further one.
-            check: Says what is wrong with a shard that has arrived; None where nothing is.
-        """
-        self.folder, self.shards, self.least_bytes = folder, shards, least_bytes
-        self.most_bytes, self.tries, self.pause, self.check = most_bytes, tries, pause, check
-        folder.mkdir(parents=True, exist_ok=True)
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._reader: Any = None
 
     def path(self, number: int) -> Path:
@@ -94,7 +82,6 @@ class ShardCache:
         """Bring a shard here, unless it is; several processes and threads may ask at once.
 
         Args:
-            number: Of the shard.
             patience: Seconds to wait for room while other processes read.
 
         Raises:
@@ -122,11 +109,6 @@ class ShardCache:
                     log.warning("shard %s: %s; trying again", self.shards[number], said)
                     time.sleep(self.pause * 2 ** (self.tries - 1 - left))
         raise AssertionError("the last try returns or raises")
-
-    def num_bytes(self) -> int:
-        """Bytes of all shards here and on their way."""
-        with _locked(self.folder / ".lock"):
-            return sum(size for _, size, _ in self._files())
 
     def _transfer(self, number: int, until: float) -> None:
         part = self.folder / f".{number:08d}.part"
@@ -208,15 +190,12 @@ class ShardCache:
         wanted: set[int] = set()
         others = 0
         for path in self.folder.glob("reader-*"):
-            try:
-                with open(path) as handle:
-                    if _is_free(handle):  # its process is gone
-                        path.unlink(missing_ok=True)
-                    else:
-                        wanted.update(json.loads(handle.read() or "[]"))
-                        others += self._reader is None or Path(self._reader.name) != path
-            except FileNotFoundError:
-                continue
+            with suppress(FileNotFoundError), open(path) as handle:
+                if _is_free(handle):  # its process is gone
+                    path.unlink(missing_ok=True)
+                else:
+                    wanted.update(json.loads(handle.read() or "[]"))
+                    others += self._reader is None or Path(self._reader.name) != path
         return wanted, others
 
     def __getstate__(self) -> dict[str, Any]:
@@ -227,18 +206,13 @@ def least_bytes(pool: Pool) -> Int64[np.ndarray, " s"]:
     """The bytes that each shard has at least: up to the end of the last member that a row names."""
     shard, sizes = pool.column("shard"), np.zeros(len(pool.shards), np.int64)
     for name in ("image", "caption"):
-        ends = pool.column(f"{name}_offset") + pool.column(f"{name}_bytes")
-        if len(ends):
-            starts = np.flatnonzero(np.diff(shard, prepend=-1))  # rows stand in shard order
-            of = shard[starts]
-            sizes[of] = np.maximum(sizes[of], np.maximum.reduceat(ends, starts))
+        np.maximum.at(sizes, shard, pool.column(f"{name}_offset") + pool.column(f"{name}_bytes"))
     return sizes
 
 
 def what_is_wrong(pool: Pool, shard: int, path: Path) -> str | None:
     """Whether a shard that has arrived is the one of the index: its last picture has the same bytes."""
-    column = pool.column("shard")
-    rows = np.arange(np.searchsorted(column, shard), np.searchsorted(column, shard, side="right"))
+    rows = np.arange(*np.searchsorted(pool.column("shard"), [shard, shard + 1]))
     rows = rows[pool.column("image_bytes")[rows] > 0][-1:]
     if len(rows) == 0:
         return None

@@ -1,11 +1,10 @@
 """Training from shards that lie elsewhere, exactly as from a disk: shards come in keyed windows.
 
-Each epoch deals all shards of the pool, in a keyed order, into windows of a few; within a window
-samples stand in their keyed order. So only a window, and the next one on its way, must be on disk,
-and everything else is as with local shards: the order is a pure function of seed, epoch and uid;
-each kept sample comes once an epoch; neither ranks nor workers nor a resume change anything; what
-is pruned is never decoded. Two arms meet shared samples in the same relative order, since windows
-are dealt from the pool and not from what is kept.
+Each epoch deals all shards of the pool, in a keyed order, into windows of a few; within a window samples stand in
+their keyed order. So only a window, and the next one on its way, must be on disk, and everything else is as with
+local shards: the order is a pure function of seed, epoch and uid; each kept sample comes once an epoch; neither
+ranks nor workers nor a resume change anything; what is pruned is never decoded. Two arms meet shared samples in the
+same relative order, since windows are dealt from the pool and not from what is kept.
 
 What it costs: samples of a batch come from a few shards, so batches are less mixed than with local
 shards, which is why `window_shards` is part of the key. Each epoch fetches every shard that holds a
@@ -66,18 +65,13 @@ class Streaming:
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
 
     def open(self, pool: Pool, rows: Int[np.ndarray, " m"]) -> "StreamedPool":
-        """A pool whose shards are fetched when they are read.
-
-        Args:
-            pool: Its index is here, its shards are elsewhere.
-            rows: The kept rows; shards without one are never fetched.
+        """A pool whose shards are fetched when they are read; those without a kept row never are.
 
         Raises:
             ConfigError: Two windows do not fit in the cache.
         """
-        shard_of = pool.column("shard")
         sizes = least_bytes(pool)
-        used = np.sort(sizes[np.unique(shard_of[rows])])[::-1] + TAR_END
+        used = np.sort(sizes[np.unique(pool.column("shard")[rows])])[::-1] + TAR_END
         most = int(self.cache_gigabytes * 1e9)
         if (needed := int(used[: 2 * self.window_shards].sum())) > most:
             raise ConfigError(
@@ -86,17 +80,12 @@ class Streaming:
                 "GB. Raise the first, or lower the second."
             )
         home = Path(tempfile.gettempdir()) / "dbp-shards" if self.folder is None else self.folder
-        cache = ShardCache(
-            Path(home) / pool.digest[:16], pool.shards, sizes, most, self.tries,
-            check=partial(what_is_wrong, pool),
-        )  # fmt: skip
+        folder, check = Path(home) / pool.digest[:16], partial(what_is_wrong, pool)
+        cache = ShardCache(folder, pool.shards, sizes, most, self.tries, check=check)
         log.info(
-            "streaming %s shards, %s at a time: order, resume and samples are exact; samples mix "
-            "within %s shards only, and a pass fetches %.3g GB unless all fit in the cache",
-            f"{len(used):,}",
-            2 * self.window_shards,
-            self.window_shards,
-            used.sum() / 1e9,
+            f"streaming {len(used):,} shards, {2 * self.window_shards} at a time: order, resume and samples are "
+            f"exact; samples mix within {self.window_shards} shards only, and a pass fetches "
+            f"{used.sum() / 1e9:.3g} GB unless all fit in the cache"
         )
         return StreamedPool(pool.index, pool.shards, pool.digest, pool.caption_field, pool.max_pixels, cache=cache)
 
@@ -120,9 +109,8 @@ class StreamedPool(Pool):
                 os.close(self._handles.pop(number))
             self._handles[-1] = process
             for _ in range(100):  # others may make room of it before it is opened
-                path = self.fetched(shard)
                 with suppress(FileNotFoundError):
-                    self._handles[shard] = os.open(path, os.O_RDONLY)
+                    self._handles[shard] = os.open(self.fetched(shard), os.O_RDONLY)
                     break
         return self._handles[shard]
 
@@ -143,17 +131,13 @@ class StreamedPool(Pool):
 
 
 class Windows:
-    """Which window of an epoch each kept sample stands in: the shards in keyed order, dealt out."""
+    """Which window of an epoch each kept sample stands in: the shards in keyed order, dealt out.
+
+    Args:
+        num_shards: Of the pool, kept samples or not: what is kept must not change the windows.
+    """
 
     def __init__(self, shard_of: Int32[np.ndarray, " m"], num_shards: int, window_shards: int, seed: int) -> None:
-        """Lay out the windows.
-
-        Args:
-            shard_of: Of each kept sample; 4 bytes each.
-            num_shards: Of the pool, kept samples or not: what is kept must not change the windows.
-            window_shards: Shards in a window.
-            seed: Of the order.
-        """
         self.shard_of, self.num_shards = shard_of, num_shards
         self.window_shards, self.seed = window_shards, seed
         self.num_windows = -(-num_shards // window_shards)
@@ -176,53 +160,36 @@ class Windows:
         self._recent[epoch] = window
         return window
 
-    def members(self, number: int) -> list[int]:
-        """The shards with kept samples of a window, counted on through all epochs."""
-        epoch, window = divmod(number, self.num_windows)
-        return np.flatnonzero((self.of_shards(epoch) == window) & self.is_used).tolist()
+    def members(self, first: int, last: int) -> set[int]:
+        """The shards with kept samples of the windows of a span."""
+        found: set[int] = set()
+        for epoch, window in (divmod(number, self.num_windows) for number in range(first, last + 1)):
+            found.update(np.flatnonzero((self.of_shards(epoch) == window) & self.is_used).tolist())
+        return found
 
     def span(self, epochs: Int64[np.ndarray, " b"], indices: Int64[np.ndarray, " b"]) -> Span:
         """The first and the last window that samples stand in."""
-        first, last = [], []
+        found = epochs * self.num_windows
         for epoch in np.unique(epochs).tolist():
-            found = self.of_shards(epoch)[self.shard_of[indices[epochs == epoch]]]
-            first.append(epoch * self.num_windows + int(found.min()))
-            last.append(epoch * self.num_windows + int(found.max()))
-        return min(first), max(last)
+            found[epochs == epoch] += self.of_shards(epoch)[self.shard_of[indices[epochs == epoch]]]
+        return int(found.min()), int(found.max())
 
 
 class StreamedBatches(Batches):
     """The batches of a run, each handed out when its shards are here; the next ones then come.
 
     A shard may go when no batch that a worker may still be making needs its window.
+
+    Args:
+        share: Start step, rank and number of ranks, as in `Batches`.
+        in_flight: Batches that the loader may have asked for and not yet handed on: workers
+            times prefetch. Too small a number costs transfers, and nothing else.
     """
 
     def __init__(
-        self,
-        order: Order,
-        horizon: Horizon,
-        start_step: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        *,
-        pool: StreamedPool,
-        num_fetchers: int,
-        in_flight: int,
+        self, order: Order, horizon: Horizon, *share: int, pool: StreamedPool, num_fetchers: int, in_flight: int
     ) -> None:
-        """Lay out a run.
-
-        Args:
-            order: The stream of samples, in windows.
-            horizon: Its length and batch size.
-            start_step: First step that is still to be made.
-            rank: This process.
-            world: All processes.
-            pool: What the loader reads.
-            num_fetchers: Shards that come at the same time.
-            in_flight: Batches that the loader may have asked for and not yet handed on: workers
-                times prefetch. Too small a number costs transfers, and nothing else.
-        """
-        super().__init__(order, horizon, start_step, rank, world)
+        super().__init__(order, horizon, *share)
         assert isinstance(order.windows, Windows), "an order in windows"
         self.windows, self.pool = order.windows, pool
         self.num_fetchers, self.in_flight = num_fetchers, in_flight
@@ -231,8 +198,8 @@ class StreamedBatches(Batches):
         cache = self.pool.cache
         recent: deque[Span] = deque(maxlen=self.in_flight + 1)
         before: tuple[Span, Span] | None = None
-        epochs = self.order.epoch_of(self.horizon.samples_seen - 1) + 1
-        last = epochs * self.windows.num_windows - 1
+        (epoch,) = self.order.epochs_of(np.array([self.horizon.samples_seen - 1])).tolist()
+        last = (epoch + 1) * self.windows.num_windows - 1
         fetchers = ThreadPoolExecutor(self.num_fetchers, "fetch-shard")
         try:
             for step in range(self.start_step, self.horizon.steps):
@@ -254,10 +221,9 @@ class StreamedBatches(Batches):
         Raises:
             PoolError: A shard cannot be fetched, or those of this batch alone have no room.
         """
-        cache = self.pool.cache
-        needed, kept = self._members(now), self._members(in_flight)
-        ahead = min(now[1] + 1, last)
-        coming = self._members((ahead, ahead)) - kept
+        cache, members, ahead = self.pool.cache, self.windows.members, min(now[1] + 1, last)
+        needed, kept = members(*now), members(*in_flight)
+        coming = members(ahead, ahead) - kept
         if cache.least_bytes[sorted(needed | kept | coming)].sum() > cache.most_bytes:
             coming = set()  # it must not take the room of what is needed now
         try:
@@ -269,14 +235,5 @@ class StreamedBatches(Batches):
             cache.want(needed)
             for shard in sorted(needed):
                 self.pool.fetched(shard)
-        for shard in sorted(coming):
-            fetchers.submit(self._fetch_ahead, shard)
-
-    def _fetch_ahead(self, shard: int) -> None:
-        # What fails now is tried again, and told, when it is needed.
-        with suppress(NoRoom, PoolError):
-            self.pool.cache.fetch(shard, patience=0.0)
-
-    def _members(self, span: Span) -> set[int]:
-        numbers = range(span[0], span[1] + 1)
-        return {shard for number in numbers for shard in self.windows.members(number)}
+        for shard in sorted(coming):  # what fails now is tried again, and reported, when it is needed
+            fetchers.submit(cache.fetch, shard, 0.0)

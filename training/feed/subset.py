@@ -1,47 +1,50 @@
-"""What a run trains on: a pool seen through a keep list."""
+"""What a run trains on: a pool seen through a keep list, without the rows that are held out of every arm."""
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Bool, Int64, UInt64
 
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.errors import ConfigError
-from training.feed.order import sample_keys
+from training.feed.order import HELD_OUT, mix, sample_keys, stream
 
 
+@dataclass(frozen=True, eq=False)
 class Subset:
-    """A pool seen through a keep list: m samples, no picture copied."""
+    """A pool seen through a keep list: m samples, no image copied."""
 
-    def __init__(self, pool: Pool, keep: KeepList) -> None:
-        """Join a pool and a keep list.
+    pool: Pool
+    rows: Int64[np.ndarray, " m"]
+
+    @classmethod
+    def of(cls, pool: Pool, keep: KeepList) -> "Subset":
+        """What a keep list keeps.
 
         Raises:
             ConfigError: The keep list was made for another pool.
         """
         if keep.pool_digest != pool.digest:
             raise ConfigError(
-                f"cannot train on keep list {keep.digest[:12]}: it was made for the pool with "
-                f"digest {keep.pool_digest[:12]}, and this pool has {pool.digest[:12]}; their rows "
-                "are not the same samples. Curate this pool, or carry the list over by uids (dbp "
-                "export, dbp import)."
+                f"cannot train on keep list {keep.digest[:12]}: it was made for the pool with digest "
+                f"{keep.pool_digest[:12]}, and this pool has {pool.digest[:12]}; their rows are not the same "
+                "samples. Curate this pool, or carry the list over by uids (dbp export, dbp import)."
             )
-        self.pool, self.rows = pool, np.asarray(keep.rows, np.int64)
+        return cls(pool, np.asarray(keep.rows, np.int64))
 
-    def of(self, rows: Int64[np.ndarray, " m"]) -> "Subset":
-        """The same pool with fewer of its kept rows."""
-        return self._made(self.pool, rows)
+    def split(self, share: float) -> tuple["Subset", "Subset"]:
+        """What is trained on, and what is held out of it by uid: an expected share of the pool's uids."""
+        if not share:
+            return self, Subset(self.pool, self.rows[:0])
+        is_out = is_held_out(self.pool.uid_hashes[self.rows], share)
+        return Subset(self.pool, self.rows[~is_out]), Subset(self.pool, self.rows[is_out])
 
     def within(self, pool: Pool) -> "Subset":
         """The same rows of the same pool, read in another way."""
         assert pool.digest == self.pool.digest, "the same samples"
-        return self._made(pool, self.rows)
-
-    def _made(self, pool: Pool, rows: Int64[np.ndarray, " m"]) -> "Subset":
-        made = object.__new__(Subset)
-        made.pool, made.rows = pool, rows
-        return made
+        return Subset(pool, self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -50,3 +53,27 @@ class Subset:
     def keys(self) -> UInt64[np.ndarray, " m"]:
         """What names each sample to the random streams."""
         return sample_keys(self.pool.uid_hashes, self.rows)
+
+
+def is_held_out(uid_hashes: UInt64[np.ndarray, " n"], share: float) -> Bool[np.ndarray, " n"]:
+    """Whether samples are kept from training in every arm and for every seed: a share of all uids, in [0, 1).
+
+    It depends on the uid alone, so samples that share a uid go the same way. Near-duplicates under
+    other uids do not: run after dedup where that matters.
+    """
+    assert 0 <= share < 1, share
+    return _held_out_words(uid_hashes) < np.uint64(int(share * 2**64))
+
+
+def held_out_rows(pool: Pool, share: float) -> Int64[np.ndarray, " h"]:
+    """The valid rows of a pool that are held out, in an order of their own, the same for all arms.
+
+    They are of the whole pool, so that arms with different keep lists are measured on equal pairs.
+    """
+    hashes = pool.uid_hashes
+    rows = np.flatnonzero(is_held_out(hashes, share) & pool.is_valid)
+    return rows[np.argsort(_held_out_words(hashes[rows]), kind="stable")].astype(np.int64)
+
+
+def _held_out_words(uid_hashes: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    return mix(uid_hashes ^ stream(0, np.zeros(1, np.int64), HELD_OUT))

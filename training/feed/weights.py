@@ -53,24 +53,19 @@ class BySource(Mixture):
         Raises:
             ConfigError: A pattern fits no shard, or a shard fits no pattern.
         """
-        used: set[str] = set()
-        of_shard = np.empty(len(pool.shards), np.float32)
-        for number, shard in enumerate(pool.shards):
-            pattern = next((p for p in self.sources if _fits(shard, p)), None)
-            weight = self.otherwise if pattern is None else self.sources[pattern]
-            if weight is None:
-                raise ConfigError(
-                    f"mixture.sources: no pattern fits shard {shard}. Add one, or give the "
-                    "weight of all other shards as mixture.otherwise."
-                )
-            used |= {pattern} if pattern is not None else set()
-            of_shard[number] = weight
-        if unused := [pattern for pattern in self.sources if pattern not in used]:
+        patterns = [next((p for p in self.sources if _fits(shard, p)), None) for shard in pool.shards]
+        if None in patterns and self.otherwise is None:
+            raise ConfigError(
+                f"mixture.sources: no pattern fits shard {pool.shards[patterns.index(None)]}. Add one, or give the "
+                "weight of all other shards as mixture.otherwise."
+            )
+        if unused := [pattern for pattern in self.sources if pattern not in patterns]:
             raise ConfigError(
                 f"mixture.sources: {unused[0]!r} decides for none of {len(pool.shards):,} "
                 f"shards, such as {pool.shards[0]}. Correct it, or put it before a wider pattern."
             )
-        return of_shard[pool.column("shard")[rows]]
+        of_shard = [self.otherwise if pattern is None else self.sources[pattern] for pattern in patterns]
+        return np.array(of_shard, np.float32)[pool.column("shard")[rows]]
 
 
 def _fits(shard: str, pattern: str) -> bool:
@@ -79,19 +74,12 @@ def _fits(shard: str, pattern: str) -> bool:
 
 @dataclass(frozen=True)
 class ByScore(Mixture):
-    """A weight that grows with a score: max(0, slope x score + offset).
-
-    Args:
-        slope: Of the line.
-        offset: Of the line.
-        otherwise: Weight of a row without a score.
-        scores: Folder of the scores' artifact, as `dbp show` names it; its content enters the key.
-    """
+    """A weight that grows with a score: max(0, slope x score + offset)."""
 
     slope: float
     offset: float
-    otherwise: float
-    scores: str = runtime("")
+    otherwise: float  # weight of a row without a score
+    scores: str = runtime("")  # folder of the scores' artifact, as `dbp show` names it; its content enters the key
 
     def identity(self) -> dict[str, Any]:
         file = Path(self.scores) / "score.npy"
@@ -118,21 +106,14 @@ class ByScore(Mixture):
 
 @dataclass(frozen=True)
 class ByUid(Mixture):
-    """A weight for each uid, from a Parquet file; read batch by batch.
+    """A weight for each uid, from a Parquet file; read batch by batch."""
 
-    Args:
-        column: Of the weights; the uids stand in `uid`.
-        otherwise: Weight of a kept sample that the file does not name; null refuses it.
-        file: The Parquet file; its content enters the key.
-    """
-
-    column: str
-    otherwise: float | None
-    file: str = runtime("")
+    column: str  # of the weights; the uids stand in `uid`
+    otherwise: float | None  # weight of a kept sample that the file does not name; null refuses it
+    file: str = runtime("")  # the Parquet file; its content enters the key
 
     def identity(self) -> dict[str, Any]:
-        must = "a Parquet file that is there"
-        require(Path(self.file).is_file(), "mixture.file", self.file, must)
+        require(Path(self.file).is_file(), "mixture.file", self.file, "a Parquet file that is there")
         return {"file": file_digest(self.file, "mixture.file")}
 
     def weights(self, pool: Pool, rows: Int[np.ndarray, " m"]) -> Float32[np.ndarray, " m"]:
@@ -153,8 +134,8 @@ class ByUid(Mixture):
             last = np.searchsorted(ordered, named, side="right")
             inside = np.flatnonzero(last > first)
             at, counts = first[inside], (last - first)[inside]
-            if seen[at].any() or len(np.unique(at)) != len(at):
-                twice = inside[seen[at]] if seen[at].any() else inside[_repeated(at)]
+            repeated = np.setdiff1d(np.arange(len(at)), np.unique(at, return_index=True)[1])
+            if len(twice := np.r_[inside[seen[at]], inside[repeated]]):
                 raise WorldError(
                     f"mixture.file={self.file}: uid {uids[int(twice[0])].as_py()!r} stands "
                     "there more than once. Name each uid once."
@@ -162,21 +143,18 @@ class ByUid(Mixture):
             seen[at] = True
             places = np.repeat(at - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
             found[places] = np.repeat(weights[inside], counts)
-            is_null = np.isnan(weights[inside])
-            if is_null.any():
-                uid = uids[int(inside[is_null][0])].as_py()
+            if len(null := inside[np.isnan(weights[inside])]):
+                uid = uids[int(null[0])].as_py()
                 raise WorldError(f"mixture.file={self.file}: uid {uid!r} has no weight. Give a number.")
         is_missing = np.isnan(found)
         if is_missing.any() and self.otherwise is None:
-            row = rows[order[np.flatnonzero(is_missing)[0] :][:1]]
+            row = rows[order[is_missing][:1]]
             raise ConfigError(
-                f"mixture.file={self.file} does not name {int(is_missing.sum()):,} of "
-                f"{len(rows):,} kept samples, such as {pool.uids(row)[0]!r}. Name them, or give "
-                "their weight as mixture.otherwise."
+                f"mixture.file={self.file} does not name {int(is_missing.sum()):,} of {len(rows):,} kept samples, "
+                f"such as {pool.uids(row)[0]!r}. Name them, or give their weight as mixture.otherwise."
             )
-        found[is_missing] = np.nan if self.otherwise is None else self.otherwise
         weights = np.empty_like(found)
-        weights[order] = found
+        weights[order] = np.where(is_missing, np.float32(self.otherwise or 0), found)
         return weights
 
     def _batches(self) -> Any:
@@ -191,9 +169,3 @@ class ByUid(Mixture):
         for batch in file.iter_batches(1 << 18, columns=["uid", self.column]):
             weights = batch.column(self.column).cast(pa.float32())
             yield texts_of(batch.column("uid")), weights.to_numpy(zero_copy_only=False)
-
-
-def _repeated(values: np.ndarray) -> np.ndarray:
-    """Which values stand there for a second time."""
-    _, first = np.unique(values, return_index=True)
-    return np.setdiff1d(np.arange(len(values)), first)

@@ -28,24 +28,15 @@ class Checkpoint:
 
     Laws: `open_clip.create_model("local-dir:FOLDER")` and, where open_clip knows the model,
     `open_clip.create_model(name, pretrained=weights)` give the trained model.
-
-    Args:
-        folder: Where it lies.
-        name: The model's name.
-        samples_seen: Pairs that went through the model, repeats counted.
-        digest: SHA-256 of `weights.pt`.
-        key: Of the run.
-        subset: Keys of the pool and of the keep list.
-        settings: Parameters of the run, as they entered its key.
     """
 
     folder: Path
     name: str
-    samples_seen: int
-    digest: str
+    samples_seen: int  # pairs that went through the model, repeats counted
+    digest: str  # SHA-256 of `weights.pt`
     key: str
-    subset: dict[str, str]
-    settings: dict[str, Any]
+    subset: dict[str, str]  # keys of the pool and of the keep list
+    settings: dict[str, Any]  # parameters of the run, as they entered its key
 
     @property
     def weights(self) -> Path:
@@ -87,10 +78,7 @@ def save_checkpoint(folder: Path, model: Any, name: str, config: dict[str, Any],
     """Write a model as plain open_clip reads it.
 
     Args:
-        folder: Of the artifact.
         model: open_clip's model, not wrapped in anything: its parameters' names are stored.
-        name: The model's name.
-        config: Its config, as open_clip's JSON has it.
         epoch: Whole passes over the kept set; open_clip's own files have the field.
 
     Returns:

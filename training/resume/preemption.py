@@ -11,12 +11,15 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import Callback, Trainer
+from torch.distributed import all_reduce
 
 from dbp.errors import WorldError
 from training.account.horizon import Horizon
@@ -31,6 +34,7 @@ class Preempted(WorldError):
     """The run was asked to leave; its checkpoint is saved."""
 
 
+@dataclass(eq=False)
 class Guard(Callback):
     """Saves at sample marks and every so many minutes; saves and leaves when a signal came.
 
@@ -38,16 +42,13 @@ class Guard(Callback):
     act on them after the same step, and no step waits for them.
     """
 
-    def __init__(
-        self,
-        horizon: Horizon,
-        checkpoints: Checkpoints,
-        ranks: Ranks,
-        every_steps: int | None,
-        every_minutes: float | None,
-    ) -> None:
-        self.horizon, self.checkpoints, self.ranks = horizon, checkpoints, ranks
-        self.every_steps, self.every_minutes = every_steps, every_minutes
+    horizon: Horizon
+    checkpoints: Checkpoints
+    ranks: Ranks
+    every_samples: int | None
+    every_minutes: float | None
+
+    def __post_init__(self) -> None:
         self.received: int | None = None  # the signal, once one came
         self.handlers: dict[int, Any] = {}
         self.saved_at = time.monotonic()
@@ -69,16 +70,14 @@ class Guard(Callback):
     def _note(self, number: int, frame: Any) -> None:
         self.received = number
 
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         step, minutes = trainer.global_step, (time.monotonic() - self.saved_at) / 60
         # The first rank's clock is that of all.
         is_late = self.ranks.is_first and minutes > (self.every_minutes or math.inf)
         leave, late = self._agree(self.received is not None, is_late)
         if step == self.horizon.steps:
             return  # nothing is left to resume
-        marked = self.every_steps is not None and step % self.every_steps == 0
+        marked = self.every_samples is not None and step % self.horizon.steps_for(self.every_samples) == 0
         if leave or late or marked:
             samples = step * self.horizon.batch_size
             is_saved = self.checkpoints.save(trainer, samples, self.ranks.is_first)
@@ -86,10 +85,7 @@ class Guard(Callback):
             if leave:
                 self._leave(step, is_saved)
 
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self._settle()
-
-    def _settle(self) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Wait for the wishes that are on their way: all ranks have sent theirs."""
         if self.pending:
             self.pending[0].wait()
@@ -99,9 +95,6 @@ class Guard(Callback):
         """Whether any rank wished so: now on a single rank, else a step ago."""
         if self.ranks.size == 1:
             return list(wishes)
-        import torch
-        from torch.distributed import all_reduce
-
         past, agreed = self.pending, [False] * len(wishes)
         if past:
             past[0].wait()
@@ -111,10 +104,10 @@ class Guard(Callback):
         return agreed
 
     def _leave(self, step: int, is_saved: bool) -> None:
-        self._settle()
+        self.on_train_end()
         # Whichever rank it came to: the first one asks for the requeue.
         number = next(n for n in self.ranks.gather(self.received) if n is not None)
-        before: Callable[..., Any] | Any = self.handlers.get(number)
+        before: Any = self.handlers.get(number)
         how = "Run again: it goes on from there."
         if self.ranks.is_first and callable(before) and before is not signal.default_int_handler:
             before(number, None)  # submitit's: requeues the job, and may exit
@@ -123,17 +116,15 @@ class Guard(Callback):
             how = requeue() or how
         state = "a checkpoint is saved" if is_saved else "NO checkpoint could be saved"
         raise Preempted(
-            f"training left after step {step:,} of {self.horizon.steps:,} on "
-            f"{signal.Signals(number).name}; {state} in "
-            f"{self.checkpoints.folder}. {how}"
+            f"training left after step {step:,} of {self.horizon.steps:,} on {signal.Signals(number).name}; "
+            f"{state} in {self.checkpoints.folder}. {how}"
         )
 
 
 def requeue() -> str:
     """Ask SLURM to start this job again; what was done, or nothing outside of a job."""
-    if "SLURM_JOB_ID" not in os.environ:
+    if (job := os.environ.get("SLURM_JOB_ID")) is None:
         return ""
-    job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:

@@ -17,10 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Shaped
-
-from dbp.engine.disk import write_json
+from dbp.engine.disk import replace_json
 from dbp.errors import ConfigError, WorldError
 
 PATIENCE = timedelta(minutes=30)  # for a rank that does not answer within a step
@@ -32,37 +29,18 @@ class Ranks:
 
     Collectives go over the CPU (gloo) and never make a GPU wait; each rank must call them in the
     same order. On a single rank they give back what they were given.
-
-    Args:
-        rank: Of this process, from 0.
-        size: How many there are.
-        local_rank: Of this process among those of its machine: the GPU that it takes.
-        store: Where the ranks meet; none on a single rank.
-        words: How many messages of the first rank have passed.
     """
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
-    store: Any = field(default=None, repr=False)
-    words: int = 0
+    local_rank: int = 0  # of this process among those of its machine: the GPU that it takes
+    store: Any = field(default=None, repr=False)  # where the ranks meet; none on a single rank
+    words: int = 0  # how many messages of the first rank have passed
 
     @property
     def is_first(self) -> bool:
         """Whether this process writes what is written once."""
         return self.rank == 0
-
-    def sum(self, numbers: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
-        """Sums over ranks, number by number; integers wrap at 64 bits."""
-        if self.size == 1:
-            return numbers
-        import torch
-        from torch.distributed import all_reduce
-
-        kind = np.int64 if np.issubdtype(numbers.dtype, np.integer) else np.float64
-        total = torch.from_numpy(np.array(numbers).astype(kind))
-        all_reduce(total)
-        return total.numpy().astype(numbers.dtype)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, in rank order, on each of them; plain values only."""
@@ -103,11 +81,7 @@ class Ranks:
 
     @contextmanager
     def together(self, device: str) -> Iterator[None]:
-        """Hold torch's process group while the block runs: gloo for the CPU, NCCL for GPUs.
-
-        Args:
-            device: Where this rank trains: `cpu` or `cuda:N`.
-        """
+        """Hold torch's process group while the block runs: gloo for the CPU, NCCL for GPUs."""
         if self.size == 1:
             yield
             return
@@ -205,8 +179,7 @@ def _meet(ranks: Ranks, folder: Path) -> Any:
     told = folder / ".ranks" / "-".join(os.environ.get(name, "0") for name in names)
     if ranks.is_first:
         store = serve("0.0.0.0", 0)
-        told.parent.mkdir(parents=True, exist_ok=True)
-        write_json(told, {"hosts": _addresses(), "port": store.port})
+        replace_json(told, {"hosts": _addresses(), "port": store.port})
         return store
     until = time.monotonic() + PATIENCE.total_seconds()
     while time.monotonic() < until:

@@ -1,9 +1,9 @@
 """The checkpoints that a run resumes from: whole or not there, checked before they are trusted.
 
     .partial/train-KEY/checkpoint-000000051200.ckpt    what Lightning saves: weights, moments, counts
-    .partial/train-KEY/checkpoint-000000051200.json    its step, size, sha256 and run; written last
+    .partial/train-KEY/checkpoint-000000051200.json    its step, size, sha256 and run
 
-A checkpoint without a record that fits it is passed over for the one before, aloud.
+A checkpoint without a record that fits it is skipped with a warning; the run falls back to the one before.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from dbp.engine.disk import sync_folder
+from dbp.engine.disk import replace_json, sync_folder
 from dbp.errors import ConfigError
 
 log = logging.getLogger("dbp")
@@ -48,22 +48,12 @@ class Disk(CheckpointIO):
 
 @dataclass
 class Checkpoints:
-    """Writes and finds the checkpoints of one run.
+    """Writes and finds the checkpoints of one run."""
 
-    Args:
-        folder: Where they lie; nothing else writes there.
-        run: What must be equal for a checkpoint to be of this run: its key, model and budget.
-        keep: How many of the last ones stay.
-    """
-
-    folder: Path
-    run: dict[str, Any]
-    keep: int
+    folder: Path  # where they lie; nothing else writes there
+    run: dict[str, Any]  # what must be equal for a checkpoint to be of this run: its key, model and budget
+    keep: int  # how many of the last ones stay
     disk: Disk = field(default_factory=Disk)
-
-    def path(self, samples: int) -> Path:
-        """The file after so many samples."""
-        return self.folder / f"checkpoint-{samples:012d}.ckpt"
 
     def save(self, trainer: Any, samples: int, is_first: bool) -> bool:
         """Save the state of a run after so many samples; all ranks call it, the first one writes.
@@ -73,7 +63,7 @@ class Checkpoints:
         Returns:
             Whether it is on disk; the first rank knows.
         """
-        path = self.path(samples)
+        path = self.folder / f"checkpoint-{samples:012d}.ckpt"
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             if is_first:
@@ -101,16 +91,8 @@ class Checkpoints:
         with open(beside, "rb") as handle:
             os.fsync(handle.fileno())
         record = {"step": step, "samples_seen": samples, "run": self.run} | _measure(beside)
-        told, told_beside = path.with_suffix(".json"), beside.with_suffix(".json")
-        try:
-            with open(told_beside, "w") as handle:
-                json.dump(record, handle, indent=1)
-                handle.flush()
-                os.fsync(handle.fileno())
-            beside.rename(path)
-            told_beside.rename(told)
-        finally:
-            told_beside.unlink(missing_ok=True)
+        replace_json(path.with_suffix(".json"), record)
+        beside.rename(path)
         sync_folder(self.folder)
         for old in self._all()[self.keep :]:
             old.with_suffix(".json").unlink(missing_ok=True)
@@ -129,18 +111,12 @@ class Checkpoints:
         for path in self._all():
             try:
                 record = json.loads(path.with_suffix(".json").read_text())
-                step, other = int(record["step"]), record["run"]
-                problem = (
-                    ""
-                    if _measure(path) == {k: record[k] for k in ("bytes", "sha256")}
-                    else (
-                        f"it has {path.stat().st_size:,} bytes, or others than the {record['bytes']:,} "
-                        "that were written"
-                    )
-                )
+                step, other, size = int(record["step"]), record["run"], f"{record['bytes']:,}"
+                is_sound = _measure(path) == {k: record[k] for k in ("bytes", "sha256")}
+                problem = f"it has {path.stat().st_size:,} bytes, or others than the {size} that were written"
             except (OSError, ValueError, KeyError, TypeError) as error:
-                step, other, problem = 0, self.run, f"its record cannot be read ({error})"
-            if problem:
+                step, other, is_sound, problem = 0, {}, False, f"its record cannot be read ({error})"
+            if not is_sound:
                 log.warning("%s is damaged: %s. The one before it is tried.", path, problem)
                 continue
             if other != self.run:

@@ -7,7 +7,6 @@ SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
 def ignore_signals(_worker: int = 0) -> None:
-    """For loader workers: SLURM signals every process of a step, and theirs must live until the run
-    has saved."""
+    """For loader workers: SLURM signals every process of a step, and theirs must live until the run has saved."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

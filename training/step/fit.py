@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader
 
 from dbp.encoders.openclip import LoadedClip, load_openclip
 from dbp.errors import ConfigError, WorldError
 from training.config import Model
-from training.feed.data import PairData
 from training.resume.preemption import Guard
 from training.resume.ranks import Ranks
 from training.resume.resumable import Disk
-
-log = logging.getLogger("dbp")
 
 
 def fresh_model(model: Model, seed: int) -> LoadedClip:
@@ -50,7 +49,7 @@ def fresh_model(model: Model, seed: int) -> LoadedClip:
 
 def fit(
     module: LightningModule,
-    data: PairData,
+    loader: DataLoader,
     callbacks: list[Callback],
     guard: Guard,
     folder: Path,
@@ -61,15 +60,8 @@ def fit(
     """Make all steps of a run, from where an earlier try of it stopped.
 
     Args:
-        module: The model and its training step.
-        data: Batches as a function of the step.
-        callbacks: What looks on, the guard among them: behind what counts, so that its checkpoints
-            hold the counts.
-        guard: Saves, and leaves when it is asked to.
-        folder: Where Lightning would put files; it is never the working directory.
-        device: `cpu`, `cuda` or `cuda:N`.
-        precision: `fp32`, or `bf16` for autocast over fp32 weights.
-        resume: The checkpoint to go on from.
+        loader: Its batches, from the step on that the checkpoint to go on from has made.
+        callbacks: What looks on, the guard among them: behind what counts, so that its checkpoints hold the counts.
 
     Raises:
         Diverged: The loss is not finite.
@@ -85,7 +77,7 @@ def fit(
         trainer = make_trainer(folder, steps, device, precision, callbacks, ranks, guard.checkpoints.disk)
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+            trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
         except SystemExit as stopped:  # Lightning's answer to Ctrl-C, which it switches off
             signal.signal(signal.SIGINT, on_interrupt)
             raise KeyboardInterrupt from stopped
@@ -99,31 +91,18 @@ def fit(
 class Outside(LightningEnvironment):
     """Ranks that a launcher started: each is a machine of one device to Lightning."""
 
+    creates_processes_externally = True  # type: ignore[assignment]
+
     def __init__(self, ranks: Ranks) -> None:
         super().__init__()
-        self.ranks = ranks
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-    def world_size(self) -> int:
-        return self.ranks.size
-
-    def global_rank(self) -> int:
-        return self.ranks.rank
+        self.set_world_size(ranks.size)
+        self.set_global_rank(ranks.rank)
 
     def node_rank(self) -> int:
-        return self.ranks.rank
+        return self.global_rank()
 
     def local_rank(self) -> int:
         return 0
-
-    def set_world_size(self, size: int) -> None:
-        assert size == self.ranks.size
-
-    def set_global_rank(self, rank: int) -> None:
-        assert rank == self.ranks.rank
 
 
 def make_trainer(
@@ -142,14 +121,8 @@ def make_trainer(
     Args:
         folder: Where Lightning would put files; it is never the working directory.
         steps: Optimiser steps in all, those before a resume included.
-        device: `cpu`, `cuda` or `cuda:N`.
         precision: `fp32`, or `bf16` for autocast over fp32 weights.
-        callbacks: Ours.
-        ranks: The processes that train together; one when not given.
-        disk: Writes checkpoints.
     """
-    from lightning.pytorch.strategies import DDPStrategy
-
     ranks = ranks or Ranks()
     _, _, number = device.partition(":")
     trainer = Trainer(

@@ -27,7 +27,6 @@ def clip_loss(
         scale: What cosines are multiplied by: the exponential of the logit scale.
         gather: From this rank's features to those of all ranks, in rank order, with a gradient;
             none on a single rank.
-        rank: This process.
 
     Returns:
         The mean over this rank's rows; its mean over ranks is the loss of the global batch.

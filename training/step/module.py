@@ -23,16 +23,52 @@ MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 
 
 class Diverged(WorldError):
-    """The loss is no number any more."""
+    """The loss is NaN or infinite."""
 
 
-class Contrastive(LightningModule):
+class ImageStep(LightningModule):
+    """What all training steps on batches of uint8 images share.
+
+    The step is written out (Lightning's manual optimisation), since the order of what follows the backward is
+    the recipe.
+
+    Args:
+        seed: Of what is drawn in a step, with its number.
+        mean: Of each colour channel, for images in [0, 1].
+        std: Likewise.
+    """
+
+    def __init__(
+        self, settings: Optimiser, horizon: Horizon, seed: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.settings, self.horizon, self.seed = settings, horizon, seed
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """What the model sees moves; rows stay, so that counting them makes no step wait."""
+        seen = {name: batch[name] for name in ("images", "tokens")}
+        return {**batch, **super().transfer_batch_to_device(seen, device, dataloader_idx)}
+
+    def normalise(self, images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
+        """From bytes to the model's mean and spread, on the device: fewer bytes to move."""
+        return images.float().div_(255).sub_(self.mean).div_(self.std)
+
+
+class Contrastive(ImageStep):
     """Trains both towers on batches of uint8 pictures and tokens.
 
-    Bit-identical to open_clip_train's loop when fed the same batches (fp32 and bf16, without clipping,
-    `chunk` and `trims`):
-    its decay groups, schedule, loss and clamp, in the same order of operations. The step is written
-    out (Lightning's manual optimisation), since the order of what follows the backward is the recipe.
+    Bit-identical to open_clip_train's loop when fed the same batches (fp32 and bf16, without clipping, `chunk`
+    and `trims`): its decay groups, schedule, loss and clamp, in the same order of operations.
+
+    Args:
+        chunk: Pairs of this rank that go through the model at a time; all when none is given.
+        trims: Cut captions behind the longest of their group, where the model's text tower allows.
+        average_steps: The run ends in the mean of the weights after so many last steps.
     """
 
     def __init__(
@@ -47,31 +83,12 @@ class Contrastive(LightningModule):
         trims: bool = False,
         average_steps: int = 0,
     ) -> None:
-        """Wrap a model.
-
-        Args:
-            model: open_clip's model, with random weights or those to go on from.
-            optimiser: AdamW's settings and schedule.
-            horizon: The length of the run.
-            seed: Of what the model itself draws (dropout), with the step.
-            mean: Of each colour channel, for pictures in [0, 1].
-            std: Likewise.
-            chunk: Pairs of this rank that go through the model at a time; all when none is given.
-            trims: Cut captions behind the longest of their group, where the model's text tower allows.
-            average_steps: The run ends in the mean of the weights after so many last steps.
-        """
-        super().__init__()
-        self.automatic_optimization = False
-        self.model = model.train()
-        self.settings, self.horizon, self.seed, self.chunk = optimiser, horizon, seed, chunk
+        super().__init__(optimiser, horizon, seed, mean, std)
+        self.model, self.chunk = model.train(), chunk
         self.trims = trims and can_trim(model)
         self.last = LastWeights(model, horizon.steps - average_steps) if average_steps else None
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
         self.register_buffer("gradient_norm", torch.tensor(math.nan), persistent=False)
-        self.mean: Tensor
-        self.std: Tensor
         self.first_bad_step: Tensor
         self.gradient_norm: Tensor  # before clipping, of the last step; NaN without clipping
 
@@ -79,15 +96,9 @@ class Contrastive(LightningModule):
         return make_optimiser(self.model, self.settings)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """What the model sees moves; rows stay, so that counting them makes no step wait."""
-        seen = {name: batch[name] for name in ("images", "tokens")}
         if self.trims:  # read while they are on the host
-            batch = {**batch, "lengths": lengths_of(seen["tokens"])}
-        return {**batch, **super().transfer_batch_to_device(seen, device, dataloader_idx)}
-
-    def normalise(self, images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
-        """From bytes to the model's mean and spread, on the device: fewer bytes to move."""
-        return images.float().div_(255).sub_(self.mean).div_(self.std)
+            batch = {**batch, "lengths": lengths_of(batch["tokens"])}
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def features(self, batch: dict[str, Any], part: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Unit vectors `Float[b d]` of a batch's pictures and captions, or of a part of them."""
@@ -100,15 +111,11 @@ class Contrastive(LightningModule):
     def multiplied(self, batch: dict[str, Any]) -> list[tuple[int, int]]:
         """How many captions of a batch went through the text tower at which length."""
         pairs, length = batch["tokens"].shape
-        chunks = torch.arange(pairs).split(self.chunk or pairs)
         if not self.trims:
-            return [(len(chunk), length) for chunk in chunks]
-        return [
-            (len(group.rows), group.length)
-            for chunk in chunks
-            for lengths in [batch["lengths"][chunk]]
-            for group in groups_of(lengths, self.model.context_length)
-        ]
+            return [(len(chunk), length) for chunk in torch.arange(pairs).split(self.chunk or pairs)]
+        chunks = batch["lengths"].split(self.chunk or pairs)
+        groups = [group for lengths in chunks for group in groups_of(lengths, self.model.context_length)]
+        return [(len(group.rows), group.length) for group in groups]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         step, optimiser = self.global_step, self.trainer.optimizers[0]
@@ -184,7 +191,7 @@ class Contrastive(LightningModule):
         return self.features(batch, part)
 
     def check_finite(self) -> None:
-        """Stop a run whose loss is no number any more.
+        """Stop a run whose loss is NaN or infinite.
 
         Raises:
             Diverged: The message names the first such step.

@@ -3,16 +3,14 @@
 import math
 from typing import Any
 
+import torch
+
 from training.account.horizon import Horizon
 from training.config import Optimiser
 
 
 def openclip3_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters without and with weight decay, in the model's order.
-
-    Args:
-        model: A torch module; its parameters that require a gradient are taken.
-        weight_decay: For the second group; the first has none.
+    """Parameters without and with weight decay, in the model's order; frozen ones are left out.
 
     Source: open_clip_train 3.3.0, main.py. open_clip 4 also exempts the positional embeddings: a
     silent change of the recipe, which this rule does not follow.
@@ -23,16 +21,11 @@ def openclip3_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
             continue
         exempt = parameter.ndim < 2 or any(w in name for w in ("bn", "ln", "bias", "logit_scale"))
         (bare if exempt else decayed).append(parameter)
-    return [
-        {"params": bare, "weight_decay": 0.0},
-        {"params": decayed, "weight_decay": weight_decay},
-    ]
+    return [{"params": bare, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 
 
 def make_optimiser(model: Any, settings: Optimiser) -> Any:
     """torch's AdamW over the decay groups of a model."""
-    import torch
-
     return torch.optim.AdamW(
         openclip3_groups(model, settings.weight_decay),
         lr=settings.lr,

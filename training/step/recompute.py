@@ -3,6 +3,8 @@
 from functools import partial
 from typing import Any
 
+from torch.utils.checkpoint import checkpoint
+
 from dbp.errors import ConfigError
 
 
@@ -13,7 +15,6 @@ def recompute_blocks(model: Any, share: float) -> tuple[int, int]:
     more arithmetic; a share between trades one for the other. The weights' names stay as they are.
 
     Args:
-        model: open_clip's model.
         share: Of the blocks of each tower, in [0, 1]; rounded up to whole blocks.
 
     Returns:
@@ -22,8 +23,6 @@ def recompute_blocks(model: Any, share: float) -> tuple[int, int]:
     Raises:
         ConfigError: A tower is not made of blocks that can be told apart.
     """
-    from torch.utils.checkpoint import checkpoint
-
     if share == 0:
         return 0, 0
     stacks = [m.resblocks for m in model.modules() if hasattr(m, "resblocks")]

@@ -12,21 +12,17 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.func import functional_call
 
 MULTIPLE = 8  # tensor cores like it, and few lengths are few shapes
 GROUP, MOST_GROUPS = 256, 8  # captions of a group at least: smaller ones leave a device idle
 
 
 class Group(NamedTuple):
-    """Captions that go through the text tower together.
+    """Captions that go through the text tower together."""
 
-    Args:
-        rows: Their places in the batch, on the host.
-        length: Tokens that are looked at.
-    """
-
-    rows: Int64[Tensor, " g"]
-    length: int
+    rows: Int64[Tensor, " g"]  # their places in the batch, on the host
+    length: int  # tokens that are looked at
 
 
 def can_trim(model: Any) -> bool:
@@ -61,8 +57,6 @@ def groups_of(lengths: Int64[Tensor, " b"], context_length: int) -> list[Group]:
 
 def run_short(model: Any, images: Tensor | None, tokens: Int64[Tensor, "b t"]) -> Any:
     """What the model makes of pictures and captions whose length may be below its own."""
-    from torch.func import functional_call
-
     length = tokens.shape[1]
     if length == model.context_length:
         return model(images, tokens)

@@ -1,37 +1,45 @@
 """The contrastive loss, and recall at 1, on pairs that no arm trains on."""
 
 import math
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from dbp.data.images import Undecodable
+from dbp.data.pool import Pool
 from training.resume.signals import ignore_signals
 from training.step.loss import clip_loss
 from training.watching.watched import Watched
 
 
+@dataclass(frozen=True)
 class HeldOutLoss:
     """Loss and recall on fixed batches of held-out pairs, each batch computed whole on one rank.
 
-    So the numbers do not depend on ranks or workers, to the last bit. Pictures come as evaluation
+    So the numbers do not depend on ranks or workers, to the last bit. Images come as evaluation
     prepares them, without augmentation. A pair that cannot be decoded is left out of its batch.
     """
 
-    def __init__(self, run: Watched, batches: Int64[np.ndarray, "k b"], num_workers: int) -> None:
-        self.run, self.batches, self.num_workers = run, batches, num_workers
+    run: Watched
+    batches: Int64[np.ndarray, "k b"]
+    num_workers: int
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
         ranks = self.run.ranks
         mine = range(ranks.rank, len(self.batches), ranks.size)
         loader = DataLoader(
-            _Batches(self.run, self.batches),
+            self.batches,  # type: ignore[arg-type]
             batch_size=None,
             sampler=mine,
+            collate_fn=partial(_prepared, self.run.pool, self.run.preprocess, self.run.tokenizer),  # type: ignore[arg-type]
             num_workers=min(self.num_workers, len(mine)),
             worker_init_fn=ignore_signals,
         )
@@ -65,24 +73,13 @@ def num_hits(scores: Float[np.ndarray, "b b"]) -> int:
     return int((scores.argmax(axis=1) == np.arange(len(scores))).sum())
 
 
-class _Batches(Dataset):
-    """Batches of held-out pairs by number."""
-
-    def __init__(self, run: Watched, batches: Int[np.ndarray, "k b"]) -> None:
-        self.pool, self.batches = run.pool, batches
-        self.preprocess, self.tokenizer = run.preprocess, run.tokenizer
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        pictures, rows = [], []
-        for row in self.batches[number].tolist():
-            try:
-                pictures.append(self.preprocess(self.pool.image(row)))
-                rows.append(row)
-            except Undecodable:
-                continue
-        if not rows:
-            return torch.zeros(0), torch.zeros(0, dtype=torch.long)
-        return torch.stack(pictures), self.tokenizer(self.pool.captions(np.array(rows)))
+def _prepared(pool: Pool, preprocess: Any, tokenizer: Any, batch: Int[np.ndarray, " b"]) -> tuple[Tensor, Tensor]:
+    """Images and tokens of those pairs of a batch that can be decoded."""
+    images, rows = [], []
+    for row in batch.tolist():
+        with suppress(Undecodable):
+            images.append(preprocess(pool.image(row)))
+            rows.append(row)
+    if not rows:
+        return torch.zeros(0), torch.zeros(0, dtype=torch.long)
+    return torch.stack(images), tokenizer(pool.captions(np.array(rows)))

@@ -21,9 +21,16 @@ EVALUATIONS = "evaluations.jsonl"
 class Validation(Callback):
     """Measures the model at marks of samples seen, and at the end.
 
-    Put it behind the callback that saves checkpoints, so that a signal need not wait for it. A run
-    that is killed while it measures resumes at that very step, where `on_train_start` makes up for
-    the row that is missing.
+    Put it behind the callback that saves checkpoints, so that a signal need not wait for it. A run that is killed
+    while it measures resumes at that very step, where `on_train_start` makes up for the row that is missing.
+
+    Args:
+        writers: Take each row; called on the first rank alone.
+        past: The rows of an earlier try, up to where this one goes on; read on the first rank.
+        check: Called on all ranks before each evaluation; raises where the run has diverged.
+
+    Raises:
+        ConfigError: An evaluator cannot measure this run.
     """
 
     def __init__(
@@ -35,19 +42,6 @@ class Validation(Callback):
         past: Sequence[Row] = (),
         check: Callable[[], object] = lambda: None,
     ) -> None:
-        """Prepare the evaluators.
-
-        Args:
-            watch: When, and by what.
-            run: What is watched.
-            horizon: The run's length.
-            writers: Take each row; called on the first rank alone.
-            past: The rows of an earlier try, up to where this one goes on; read on the first rank.
-            check: Called on all ranks before each evaluation; raises where the run has diverged.
-
-        Raises:
-            ConfigError: An evaluator cannot measure this run.
-        """
         self.run, self.horizon, self.writers, self.check = run, horizon, writers, check
         self.measures = [evaluator.open(run) for evaluator in watch.evaluators]
         self.every_steps = watch.every_samples and horizon.steps_for(watch.every_samples)
@@ -56,14 +50,10 @@ class Validation(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.global_step > 0:
-            self._measure_if_due(trainer)
+            self.on_train_batch_end(trainer)
 
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._measure_if_due(trainer)
-
-    def _measure_if_due(self, trainer: Trainer) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Measure, if it is time to."""
         step = trainer.global_step
         is_mark = self.every_steps is not None and step % self.every_steps == 0
         samples = step * self.horizon.batch_size
@@ -97,11 +87,8 @@ def observing(model: Any, device: str) -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     try:
-        with (
-            torch.random.fork_rng([] if kind == "cpu" else [device]),
-            torch.no_grad(),
-            torch.autocast(kind, enabled=False),
-        ):
+        own = torch.random.fork_rng([] if kind == "cpu" else [device])
+        with own, torch.no_grad(), torch.autocast(kind, enabled=False):
             yield
     finally:
         for part, is_training in modes:

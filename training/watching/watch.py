@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from dbp.config import require
 from dbp.engine.stage import runtime
 from dbp.errors import ConfigError
-from training.watching.watched import Measure, Watched, held_out_rows
+from training.feed.subset import held_out_rows
+from training.watching.watched import Measure, Watched
 
 
 @dataclass(frozen=True)
@@ -32,24 +33,14 @@ class Evaluator(ABC):
 
 @dataclass(frozen=True)
 class Watch:
-    """When a run is measured, and by what. It never changes the weights.
+    """When a run is measured, and by what. It never changes the weights."""
 
-    Args:
-        every_samples: Pairs between two evaluations, rounded up to whole steps; null for the end
-            alone.
-        evaluators: What measures; none for no evaluation at all.
-    """
-
-    every_samples: int | None
-    evaluators: tuple[Evaluator, ...]
+    every_samples: int | None  # pairs between two evaluations, rounded up to whole steps; null for the end alone
+    evaluators: tuple[Evaluator, ...]  # what measures; none for no evaluation at all
 
     def __post_init__(self) -> None:
-        require(
-            self.every_samples is None or self.every_samples > 0,
-            "every_samples",
-            self.every_samples,
-            "above 0, or null for the end alone",
-        )
+        every = self.every_samples
+        require(every is None or every > 0, "every_samples", every, "above 0, or null for the end alone")
         titles = [title for evaluator in self.evaluators for title in evaluator.titles()]
         if twice := sorted({title for title in titles if titles.count(title) > 1}):
             raise ConfigError(
@@ -63,16 +54,11 @@ class HeldOut(Evaluator):
     """The contrastive loss, and recall at 1 both ways, on pairs of the pool that no arm trains on.
 
     Both depend on how many pairs compete, so `batch_size` is fixed, whatever the run's own batch.
-
-    Args:
-        batch_size: Pairs in one batch; each is a candidate for all others.
-        num_samples: Most pairs to measure on; whole batches of them are taken.
-        num_workers: Processes that decode.
     """
 
-    batch_size: int
-    num_samples: int
-    num_workers: int = runtime(0)
+    batch_size: int  # pairs in one batch; each is a candidate for all others
+    num_samples: int  # most pairs to measure on; whole batches of them are taken
+    num_workers: int = runtime(0)  # processes that decode
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2, for negatives")
