@@ -596,7 +596,7 @@ def test_the_image_based_filter_keeps_what_shares_its_best_centroid_with_a_targe
     found, keep = house.kept(both, image=image)
     assert found == expected & top
     reasons = set(keep.counts())
-    assert {"filter: score below the limit", "filter: far from ImageNet"} <= reasons
+    assert {f"filter: {L14} below the limit", "filter: far from ImageNet"} <= reasons
     for wrong, said in (
         ((None, files[1]), r"filter\.centroids is not set"),
         ((files[0], None), r"filter\.targets is not set"),
