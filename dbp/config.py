@@ -214,7 +214,7 @@ def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = Non
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -227,6 +227,8 @@ def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = Non
     try:
         with initialize_config_dir(str(config_folder().absolute()), version_base="1.3"):
             config = hydra_compose(verb, overrides=overrides + extra)
+            with open_dict(config):
+                config.tasks = {**_own_tasks(config_dirs or []), **config.get("tasks", {})}
             if resolve:
                 OmegaConf.resolve(config)
             return config
@@ -234,6 +236,14 @@ def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = Non
         raise ConfigError(_what_was_meant(verb, overrides, error)) from error
     except YAMLError as error:
         raise ConfigError(f"a config cannot be read as YAML: {' '.join(str(error).split())}") from error
+
+
+def _own_tasks(config_dirs: list[str]) -> dict[str, Any]:
+    """What the YAML files in the folders `task` of config folders say, by the name of the file."""
+    from omegaconf import OmegaConf
+
+    folders = [config_folder(), *map(Path, config_dirs)]
+    return {file.stem: OmegaConf.load(file) for folder in folders for file in sorted(folder.glob("task/*.yaml"))}
 
 
 def _what_was_meant(verb: str, overrides: list[str], error: Exception) -> str:

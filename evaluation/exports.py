@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dbp.engine.disk import replacing
 from dbp.errors import ConfigError, WorldError
-from evaluation.kinds.registry import KINDS
+from evaluation.kinds.registry import find_kind
 from evaluation.metrics import fine
 from evaluation.results import Result
 from evaluation.tasks import find_task, load_tasks
@@ -79,7 +79,7 @@ def export_clip_benchmark(folder: Path, results: Sequence[Result]) -> tuple[str,
         )
     for key in found.keys() - set(left_out):
         task, result = find_task(key), found[key]
-        name, known = KINDS[task.kind].clip_benchmark or ("", ())
+        name, known = find_kind(task.kind).clip_benchmark or ("", ())
         model, pretrained = result.model, result.checkpoint
         if pretrained is None:  # published weights: their tag is part of the name
             model, _, pretrained = result.model.rpartition(":")

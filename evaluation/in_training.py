@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -26,6 +26,7 @@ from evaluation.running.prepare import Asked, Prepared, prepare
 from evaluation.sets.data import EvaluationSet
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.suites import resolve_suite
+from evaluation.tasks import own_facts, register
 from training.resume.ranks import Ranks
 from training.watching.watch import Evaluator
 from training.watching.watched import Measure, Watched
@@ -39,6 +40,7 @@ class Suite(Evaluator):
 
     Args:
         suite: A suite, a task, or a list of them.
+        tasks: Tasks of the user by key, as `evaluation.tasks.OwnTask` describes them.
         root: The folder that holds the sets in DataComp's layout; `glyphs` renders them.
         protocol: `corrected`, or `datacomp` bug for bug.
         limit: Only so many samples of each set, chosen at random; null for all.
@@ -56,11 +58,13 @@ class Suite(Evaluator):
     seed: int
     precision: Literal["fp32", "bf16"]
     plan: GlyphPlan | None = None
+    tasks: dict[str, Any] = field(default_factory=dict)
     batch_size: int = runtime(128)
     num_workers: int = runtime(0)
 
     def __post_init__(self) -> None:
-        resolve_suite(self.suite)
+        register(self.tasks)
+        object.__setattr__(self, "tasks", own_facts(task.key for task in resolve_suite(self.suite)))
         require(self.limit is None or self.limit > 0, "limit", self.limit, "above 0, or null for all")
         require(self.batch_size > 0, "batch_size", self.batch_size, "above 0")
         require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")

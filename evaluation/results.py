@@ -11,11 +11,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dbp.engine.disk import replacing
 from dbp.errors import WorldError
+from evaluation.tasks import register
 
 # What makes two results the same measurement.
 IDENTITY = (
@@ -44,6 +46,7 @@ class Result:
         config_digest: Of the model's config: the same weights under another are another model.
         index_digest: Of the files that the set lay in, with their times: what a rerun compares before
             it takes a result as done.
+        own_task: The facts of a task of the user, so that tables need no config; none for others.
         outcomes: Per-sample outcomes by name; in memory and beside the file, not in its lines.
     """
 
@@ -62,6 +65,7 @@ class Result:
     seed: int
     config_digest: str = ""
     index_digest: str = ""
+    own_task: Mapping[str, Any] | None = None
     outcomes: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -72,7 +76,8 @@ class Result:
 
     def line(self) -> str:
         """Write it as one line of JSON, without the outcomes."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "outcomes"}
+        left_out = {"outcomes", *(() if self.own_task else ("own_task",))}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         # A NaN token is not JSON; it is written as null.
         return json.dumps(without_nan(values), allow_nan=False)
 
@@ -118,6 +123,7 @@ def load_results(path: Path, *, with_outcomes: bool = True) -> list[Result]:
             values = json.loads(line)
             intervals = {name: (low, high) for name, (low, high) in values["intervals"].items()}
             result = Result(**(values | {"intervals": intervals}))
+            register({result.task: result.own_task} if result.own_task else {})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise WorldError(
                 f"Line {number} of {path} is not a result of ours ({error}). Move the file away, "

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from dbp.engine.store import Store
 from dbp.engine.work import Work
 from dbp.errors import ConfigError
 from dbp.names import name_of
+from evaluation.kinds.registry import find_kind
 from evaluation.results import Failure, Result, load_results, save_results
 from evaluation.running.devices import list_devices
 from evaluation.running.encode import Towers
@@ -22,6 +23,7 @@ from evaluation.running.prepare import VERSION, Asked
 from evaluation.running.runner import Encoding, encode_for, evaluate_checkpoints
 from evaluation.sets.folders import set_files
 from evaluation.suites import resolve_suite
+from evaluation.tasks import own_facts, register
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Evaluate(Stage):
 
     Args:
         suite: A suite, a task, or a list of them.
+        tasks: Tasks of the user by key, as `evaluation.tasks.OwnTask` describes them.
         limit: Only so many samples of each set; null for all.
         seed: Of the bootstrap.
         precision: `fp32`, `bf16` for autocast, or `reference`: half precision on a GPU where DataComp
@@ -109,6 +112,7 @@ class Evaluate(Stage):
     seed: int
     precision: Literal["fp32", "bf16", "reference"]
     max_templates: int | None = None
+    tasks: dict[str, Any] = field(default_factory=dict)
     protocol: Literal["corrected", "datacomp"] = runtime("corrected")
     batch_size: int = runtime(128)
     num_workers: int | Literal["auto"] = runtime("auto")
@@ -119,7 +123,12 @@ class Evaluate(Stage):
     vectors: str | None = runtime(None)
 
     def __post_init__(self) -> None:
-        resolve_suite(self.suite)
+        register(self.tasks)
+        # What the suite does not hold is not part of the key.
+        suite = resolve_suite(self.suite)
+        object.__setattr__(self, "tasks", own_facts(task.key for task in suite))
+        for task in suite:
+            find_kind(task.kind, f"tasks.{task.key}.kind")
         for name, holds, must in (
             ("limit", self.limit is None or self.limit > 0, "above 0, or null for all"),
             (
@@ -226,6 +235,7 @@ def sets_node(config: Any) -> Node:
     Raises:
         ConfigError: No folder is named.
     """
+    register({str(key): dict(facts) for key, facts in (config.get("tasks") or {}).items()})
     if config.root == "glyphs":
         from dbp.pools.glyph_pool import GlyphPool, RenderTasks
         from dbp.pools.glyphs import GlyphPlan

@@ -1,15 +1,18 @@
 """The tasks that can be evaluated: DataComp's 40, a few of CLIP_benchmark's, the glyphs pool's.
 
 The facts stand in `tasks.csv`. A task with a main metric and `in_average` is one of DataComp's 38;
-FairFace and UTKFace have no main metric, so they run and are in no average.
+FairFace and UTKFace have no main metric, so they run and are in no average. Tasks of the user are YAML files in
+the folder `task` of a config folder; results carry their facts, so that tables need no config.
 """
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dbp.config import build
 from dbp.errors import ConfigError, nearest
 
 
@@ -51,9 +54,63 @@ class Task:
     chance: float | None
 
 
-@cache
+@dataclass(frozen=True)
+class OwnTask:
+    """What a YAML file says of a task of the user; the key is the file's name.
+
+    Args:
+        kind: How it is scored: a name of `evaluation/kinds/registry.py`, or the dotted path of a `Kind`.
+        main_metric: The metric in tables and means, such as `acc1` or `mean_recall@1`.
+        name: In tables; the key if null.
+        folder: Under `root`, in DataComp's layout; `wds_KEY_test` if null.
+        num_classes: Classes; says the level of chance of `acc1` and `mean_per_class_recall`.
+        chance: Expected value of the main metric for a random guess, in [0, 1]; null if not known.
+    """
+
+    kind: str
+    main_metric: str
+    name: str | None = None
+    folder: str | None = None
+    num_classes: int | None = None
+    chance: float | None = None
+
+
+_own: dict[str, Task] = {}  # by key: those of the user that this process has met
+_facts: dict[str, dict[str, Any]] = {}  # their YAML
+
+
+def register(tasks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Make tasks of the user known in this process.
+
+    Args:
+        tasks: Key -> what its YAML file says, as `OwnTask` describes it.
+
+    Raises:
+        ConfigError: A field is wrong, or a key names another task already.
+    """
+    for key, facts in tasks.items():
+        own = build(facts, OwnTask, f"tasks.{key}")
+        values = {**asdict(own), "key": key, "name": own.name or key, "folder": own.folder or f"wds_{key}_test"}
+        blank = dict.fromkeys(field.name for field in fields(Task))
+        task = _with_chance({**blank, "in_average": False, "in_datacomp": False, **values})
+        if key in _published() or _own.get(key, task) != task:
+            raise ConfigError(f"tasks.{key}: there is another task of this key. Give the YAML file another name.")
+        _own[key], _facts[key] = task, dict(facts)
+
+
+def own_facts(keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What `register` was given for those of some keys that are tasks of the user."""
+    return {key: _facts[key] for key in keys if key in _facts}
+
+
 def load_tasks() -> dict[str, Task]:
-    """Read the table of tasks, by key, in the order of DataComp's list.
+    """Every task by key: the published ones in the order of DataComp's list, then the user's."""
+    return {**_published(), **_own}
+
+
+@cache
+def _published() -> dict[str, Task]:
+    """Read the table of tasks.
 
     Source:
         DataComp's `tasklist.yml` for keys, names, sizes and main metrics; `DATASET_GROUPS` of its
@@ -70,10 +127,10 @@ def find_task(key: str) -> Task:
     Raises:
         ConfigError: There is no such task; names the nearest one.
     """
-    tasks = load_tasks()
-    if key not in tasks:
-        raise ConfigError(f"There is no task '{key}'. {nearest(key, tasks)}")
-    return tasks[key]
+    found = _published().get(key) or _own.get(key)
+    if found is None:
+        raise ConfigError(f"There is no task '{key}'. {nearest(key, load_tasks())}")
+    return found
 
 
 def _parse(row: dict[str, str]) -> Task:
@@ -83,9 +140,17 @@ def _parse(row: dict[str, str]) -> Task:
         values[column] = values[column] and int(values[column])
     for column in ("in_average", "in_datacomp"):
         values[column] = values[column] == "yes"
-    if values["chance"]:
-        values["chance"] = float(values["chance"])
-    elif values["main_metric"] in ("acc1", "mean_per_class_recall") and values["num_classes"]:
+    values["chance"] = values["chance"] and float(values["chance"])
+    return _with_chance(values)
+
+
+def _with_chance(values: dict[str, Any]) -> Task:
+    """A task, with the level of chance that its number of classes implies where none is given."""
+    if (
+        values["chance"] is None
+        and values["main_metric"] in ("acc1", "mean_per_class_recall")
+        and values["num_classes"]
+    ):
         values["chance"] = 1 / values["num_classes"]  # what a uniform guess reaches
     return Task(**values)
 

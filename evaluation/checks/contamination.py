@@ -17,7 +17,7 @@ from dbp.config import require
 from dbp.data.embeddings import Embeddings
 from dbp.data.vectors import in_blocks
 from evaluation.kinds.base import Kind, Outcomes
-from evaluation.kinds.registry import KINDS
+from evaluation.kinds.registry import find_kind
 from evaluation.metrics.measures import metric_replicates, on_draws
 from evaluation.results import Result
 from evaluation.sets.tar_index import EvaluationDataError
@@ -222,7 +222,7 @@ def with_and_without(result: Result, is_flagged: Bool[np.ndarray, " n"]) -> list
             "evaluated, with the outcomes beside the results file."
         )
     task, found = find_task(result.task), []
-    kept = only(KINDS[task.kind], result.outcomes, ~is_flagged)
+    kept = only(find_kind(task.kind), result.outcomes, ~is_flagged)
     num_flagged = int(is_flagged.sum())
     for metric, value in result.metrics.items():
         if value is None or ":" in metric or metric.startswith("count_"):

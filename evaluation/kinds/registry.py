@@ -1,5 +1,8 @@
-"""The kinds of tasks by name. A new kind is one module with a `Kind`, and its name here."""
+"""The kinds of tasks by name. A new kind is one module with a `Kind`, and its name here or its path in a YAML."""
 
+import importlib
+
+from dbp.errors import ConfigError, nearest
 from evaluation.kinds.base import Kind
 from evaluation.kinds.classification import Classification
 from evaluation.kinds.fairness import DollarStreet, Faces, GeoDE
@@ -14,3 +17,23 @@ KINDS: dict[str, type[Kind]] = {
         Classification, Retrieval, Winogavil, MultiLabel, IWildCam, Camelyon17, FMoW, DollarStreet, GeoDE, Faces,
     )
 }  # fmt: skip
+
+
+def find_kind(name: str, setting: str = "kind") -> type[Kind]:
+    """A kind by its name, or by the dotted path of a class of the user.
+
+    Raises:
+        ConfigError: There is no such kind.
+    """
+    if name in KINDS:
+        return KINDS[name]
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{setting}={name!r}: {nearest(name, KINDS)} Or the dotted path of a Kind ({error})."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Kind)):
+        raise ConfigError(f"{setting}={name!r} is not a Kind (evaluation/kinds/base.py).")
+    return found

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evaluation.kinds.base import Outcomes
-from evaluation.kinds.registry import KINDS
+from evaluation.kinds.registry import find_kind
 from evaluation.metrics import fine
 from evaluation.results import Result
 from evaluation.statistics.significance import NUM_RESAMPLES, percentile_interval, picture_draws
@@ -26,12 +26,12 @@ def metric_replicates(
         size = len(outcomes[metric])
         blocks = picture_draws(size, num_resamples=num_resamples, generator=generator)
         return np.concatenate([fine.on_draws(outcomes, metric, drawn) for drawn in blocks])
-    return KINDS[task.kind].replicates(outcomes, metric, num_resamples=num_resamples, generator=generator)
+    return find_kind(task.kind).replicates(outcomes, metric, num_resamples=num_resamples, generator=generator)
 
 
 def on_draws(task: Task, metric: str) -> Callable[..., Float[np.ndarray, " r"]]:
     """The function of outcomes, metric and draws that computes a metric of a task on given draws."""
-    return fine.on_draws if metric in fine.NAMES else KINDS[task.kind].on_draws
+    return fine.on_draws if metric in fine.NAMES else find_kind(task.kind).on_draws
 
 
 def paired_replicates(

@@ -12,7 +12,7 @@ import numpy as np
 
 from dbp.errors import ConfigError
 from evaluation.kinds.base import Kind
-from evaluation.kinds.registry import KINDS
+from evaluation.kinds.registry import find_kind
 from evaluation.metrics import zero_shot
 from evaluation.results import Failure
 from evaluation.sets.data import EvaluationSet
@@ -84,7 +84,7 @@ def prepare(tasks: Sequence[Task], root: Path, asked: Asked, failures: list[Fail
     """Index the sets of tasks under a root and read their annotations; what cannot be used goes to `failures`."""
     found: list[Prepared] = []
     for task in tasks:
-        kind = KINDS[task.kind]
+        kind = find_kind(task.kind)
         try:
             opened = kind.open(find_set(root, task))
             scorer = kind(opened, limit=asked.limit, seed=asked.seed, max_templates=asked.max_templates)

@@ -29,6 +29,7 @@ from evaluation.sets.data import set_digest
 from evaluation.sets.pixels import Pictures, Transform
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.suites import resolve_suite
+from evaluation.tasks import own_facts
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")
 
@@ -296,6 +297,7 @@ class SuiteRun:
             seed=self.asked.seed,
             config_digest=model.config_digest,
             index_digest=this.digest,
+            own_task=own_facts([this.task.key]).get(this.task.key),
         )
 
 

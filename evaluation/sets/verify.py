@@ -18,7 +18,7 @@ import numpy as np
 
 from dbp.engine.disk import replace_json
 from dbp.errors import WorldError
-from evaluation.kinds.registry import KINDS
+from evaluation.kinds.registry import find_kind
 from evaluation.metrics import zero_shot
 from evaluation.running.encode import require_whole
 from evaluation.running.runner import ShowProgress
@@ -116,7 +116,7 @@ def verify_set(
     task: Task, folder: Path, *, num_decoded: int = NUM_DECODED, progress: ShowProgress | None = None
 ) -> Checked:
     """Check the set of one task; `num_decoded` of its pictures, chosen at random, are decoded whole."""
-    kind, problems, notes = KINDS[task.kind], list[str](), list[str]()
+    kind, problems, notes = find_kind(task.kind), list[str](), list[str]()
     try:
         opened = kind.open(folder)
         _check_names(task, opened.class_names, problems, notes)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from evaluation.kinds.registry import KINDS
+from evaluation.kinds.registry import find_kind
 from evaluation.metrics.measures import on_draws, paired_replicates
 from evaluation.results import Result
 from evaluation.statistics.significance import (
@@ -123,7 +123,7 @@ def why_not_comparable(first: Result, second: Result) -> str | None:
             return f"the {words} differ: {_short(mine)} and {_short(other)}"
     if not first.outcomes or not second.outcomes:
         return "the outcomes of its samples are not beside the results file"
-    for name in KINDS[find_task(first.task).kind].truth:
+    for name in find_kind(find_task(first.task).kind).truth:
         if name in first.outcomes and not np.array_equal(first.outcomes[name], second.outcomes.get(name, ())):
             return f"the samples are not the same: their outcomes differ in {name}"
     return None
@@ -172,7 +172,7 @@ def pair(
     compute = on_draws(task, metric)
     observed, exchanged = exchanged_differences(
         first.outcomes, second.outcomes, lambda outcomes, drawn: compute(outcomes, metric, drawn),
-        first.num_samples, owner=KINDS[task.kind].owner, num_exchanges=num_exchanges, generator=generator,
+        first.num_samples, owner=find_kind(task.kind).owner, num_exchanges=num_exchanges, generator=generator,
     )  # fmt: skip
     return Paired(mine, other, both[1] - both[0], exchanged, exchange_p(observed, exchanged))
 

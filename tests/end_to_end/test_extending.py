@@ -1,6 +1,7 @@
 """The examples of docs/extending.md, run as a reader would: in a folder of their own, and inside the repository."""
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forty import write_model
+from miniature import write_classification
 from PIL import Image
 
 from dbp.engine.store import Store
@@ -110,6 +113,44 @@ def test_the_examples_of_extensions_work_from_a_folder_outside(
     assert "select" in dbp(["curate", *words, "dry_run=true"], tmp_path, path)
     assert "kept 50 of 240 rows" in dbp(["curate", *words], tmp_path, path)
     check(Store(tmp_path / "store", tmp_path / "store-runs"), photos)
+
+
+def test_a_task_of_ones_own_is_evaluated_and_compared_under_its_name(tmp_path: Path) -> None:
+    home = tmp_path / "mine"
+    write(home)
+    write_model(tmp_path)
+    sets = tmp_path / "SETS"
+    write_classification(sets / "wds_cats_test", class_names=["cat", "dog"], num_samples=20, seed=0)
+    weights = [
+        f"checkpoint={tmp_path}/tiny.pt",
+        f"model.config={tmp_path}/tiny.json",
+        f"paths.runs={tmp_path}/runs",
+    ]
+    words = ["evaluate", "--config-dir", str(home / "configs"), *weights, "suite=[cats]", f"root={sets}"]
+    for name in ("A", "B"):
+        said = dbp([*words, f"name={name}", "evaluate.num_workers=0"], tmp_path, ROOT)
+        assert "Cats or dogs" in said
+    files = [str(tmp_path / "runs" / "evaluations" / name / "results.jsonl") for name in ("A", "B")]
+    line = json.loads(Path(files[0]).read_text().splitlines()[0])
+    assert line["task"] == "cats"
+    assert line["own_task"]["main_metric"] == "acc1"
+    assert "Cats or dogs" in dbp(["compare", *files], tmp_path, ROOT), "without the config folder"
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "said"),
+    [
+        ("cifar10", "kind: classification\nmain_metric: acc1", "tasks.cifar10"),
+        ("mine", "kind: clasification\nmain_metric: acc1", "classification"),
+        ("mine", "kind: classification\nmain_metrik: acc1", "main_metric"),
+    ],
+)
+def test_a_task_that_is_wrong_is_refused_before_any_work(name: str, facts: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / f"{name}.yaml").write_text(facts)
+    words = ["--config-dir", str(tmp_path), f"suite=[{name}]", "checkpoint=none.pt", f"root={tmp_path}"]
+    with pytest.raises(AssertionError, match=f"ConfigError.*{said}"):
+        dbp(["evaluate", *words], tmp_path, ROOT)
 
 
 @pytest.mark.slow
