@@ -83,11 +83,7 @@ class Encode(Parted):
         return {"rows": len(rows), **Counter(failed.values())}
 
     def finish(  # type: ignore[override]
-        self,
-        work: Work,
-        counts: Mapping[str, dict[str, Any]],
-        pool: Pool,
-        captioner: Captioner,
+        self, work: Work, counts: Mapping[str, dict[str, Any]], pool: Pool, captioner: Captioner
     ) -> dict[str, Any]:
         use = opened(captioner, self.device)
         np.save(work.folder / CODEBOOK, use.codebook())

@@ -72,13 +72,7 @@ class Refine(Parted):
         ]
 
     def make(  # type: ignore[override]
-        self,
-        part: Part,
-        folder: Path,
-        pool: Pool,
-        rows: KeepList,
-        codes: Codes,
-        captioner: Captioner,
+        self, part: Part, folder: Path, pool: Pool, rows: KeepList, codes: Codes, captioner: Captioner
     ) -> dict[str, Any]:
         own, found = codes.part(part.number)
         at = np.flatnonzero(rows.mask[own])
@@ -155,10 +149,7 @@ def uniform(uid_hashes: UInt64[np.ndarray, " b"], seed: int, step: int) -> Float
 
 
 def drawn(
-    probabilities: Float64[np.ndarray, "b v"],
-    numbers: Float64[np.ndarray, " b"],
-    temperature: float,
-    top_p: float,
+    probabilities: Float64[np.ndarray, "b v"], numbers: Float64[np.ndarray, " b"], temperature: float, top_p: float
 ) -> np.ndarray:
     """The words at which the running sums of probabilities, likeliest first, pass the numbers.
 

@@ -110,10 +110,7 @@ def read_measure(path: str | None, num_clusters: int, option: str, script: str) 
 
 
 def exact_shares(
-    sizes: Int[np.ndarray, " k"],
-    inter: Float[np.ndarray, " k"],
-    intra: Float[np.ndarray, " k"],
-    temperature: float,
+    sizes: Int[np.ndarray, " k"], inter: Float[np.ndarray, " k"], intra: Float[np.ndarray, " k"], temperature: float
 ) -> Float64[np.ndarray, " k"]:
     """The share of the target for each cluster: softmax of d_inter * d_intra over the clusters with rows.
 

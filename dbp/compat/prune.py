@@ -12,12 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from dbp.compat.distances import (
-    equal_or_sized_shares,
-    exact_shares,
-    read_measure,
-    save_npy,
-)
+from dbp.compat.distances import equal_or_sized_shares, exact_shares, read_measure, save_npy
 from dbp.compat.quotas import Quotas, exact_quotas, reference_quotas
 from dbp.engine.progress import progress
 from dbp.errors import ConfigError, WorldError
@@ -170,10 +165,7 @@ class Prune:
         settings |= {"save_dir": out, "name": out.name}
         lines = [f"{name}: {value}\n" for name, value in settings.items()]
         (beside / "params.txt").write_text("".join(lines), encoding="utf-8")
-        save_npy(
-            beside / f"number_of_points_to_keep_per_cluster_density_{self.density}.npy",
-            quotas.counts,
-        )
+        save_npy(beside / f"number_of_points_to_keep_per_cluster_density_{self.density}.npy", quotas.counts)
         stats = np.full((2, clusters.num_clusters), np.nan)
         with ExitStack() as stack:
             keys = trie = None
@@ -203,10 +195,7 @@ class Prune:
                 print(f"{merged:,} kept rows repeat another's key, so the trie holds {len(trie):,}")  # type: ignore[arg-type]
 
     def _chosen(
-        self,
-        clusters: SortedClusters,
-        counts: Int64[np.ndarray, " k"],
-        stats: Float64[np.ndarray, "2 k"],
+        self, clusters: SortedClusters, counts: Int64[np.ndarray, " k"], stats: Float64[np.ndarray, "2 k"]
     ) -> Iterator[tuple[int, list[str]]]:
         """For each cluster the keys that stay, in the script's order; mean distances into `stats`.
 

@@ -29,11 +29,7 @@ class Quotas:
 
 
 def exact_quotas(
-    sizes: Int[np.ndarray, " k"],
-    shares: Float[np.ndarray, " k"],
-    keep_ratio: float,
-    total: int,
-    balance: float,
+    sizes: Int[np.ndarray, " k"], shares: Float[np.ndarray, " k"], keep_ratio: float, total: int, balance: float
 ) -> Quotas:
     """Quotas that sum to T, within their bounds, nearest to T times the shares.
 
@@ -118,11 +114,7 @@ def reference_shares(complexity: Float[np.ndarray, " k"], temperature: float) ->
 
 
 def _check(
-    target: int,
-    lower: Int[np.ndarray, " k"],
-    upper: Int[np.ndarray, " k"],
-    keep_ratio: float,
-    total: int,
+    target: int, lower: Int[np.ndarray, " k"], upper: Int[np.ndarray, " k"], keep_ratio: float, total: int
 ) -> None:
     said = f"--prune-ratio={keep_ratio} (kept) of {total:,} rows"
     if target < 1:

@@ -183,10 +183,7 @@ class Embeddings:
 
 
 def save_part(
-    folder: Path,
-    rows: Int[np.ndarray, " n"],
-    vectors: Float[np.ndarray, "n d"],
-    failed: dict[int, str],
+    folder: Path, rows: Int[np.ndarray, " n"], vectors: Float[np.ndarray, "n d"], failed: dict[int, str]
 ) -> dict[str, int]:
     """Write one part: unit length in fp32, then rounded to fp16, both norms beside.
 

@@ -60,10 +60,7 @@ class Missing:
         reason = pa.DictionaryArray.from_arrays(
             pa.array(self.codes.astype(np.int32)), pa.array(list(self.texts), pa.string())
         )
-        pq.write_table(
-            pa.table({"row": self.rows, "reason": reason.cast(pa.string())}),
-            folder / "missing.parquet",
-        )
+        pq.write_table(pa.table({"row": self.rows, "reason": reason.cast(pa.string())}), folder / "missing.parquet")
 
     @classmethod
     def load(cls, folder: Path) -> "Missing":

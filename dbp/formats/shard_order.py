@@ -45,9 +45,7 @@ def arrange(
 
 
 def set_apart(
-    order: Int[np.ndarray, " e"],
-    key_hashes: UInt64[np.ndarray, " m"],
-    edges: Int[np.ndarray, " s1"],
+    order: Int[np.ndarray, " e"], key_hashes: UInt64[np.ndarray, " m"], edges: Int[np.ndarray, " s1"]
 ) -> Int[np.ndarray, " e"]:
     """Move a few samples within their shard, so that no neighbours there have one key.
 

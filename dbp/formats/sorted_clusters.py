@@ -22,10 +22,7 @@ from dbp.errors import ConfigError, WorldError
 BLOCK = 65_536  # rows read at once
 CENTROIDS = "kmeans_centroids.npy"  # SemDeDup's name
 NAME = re.compile(r"cluster_(0|[1-9]\d*)\.npy")
-HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 @dataclass(frozen=True)

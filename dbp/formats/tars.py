@@ -119,10 +119,7 @@ def samples(
     current: TarSample | None = None
     last = None
     try:
-        with (
-            open_shard(shard) as handle,
-            tarfile.open(fileobj=handle, mode="r|", tarinfo=_StrictInfo) as tar,
-        ):
+        with open_shard(shard) as handle, tarfile.open(fileobj=handle, mode="r|", tarinfo=_StrictInfo) as tar:
             for info in tar:
                 if not info.isfile():
                     continue

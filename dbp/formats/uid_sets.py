@@ -11,9 +11,7 @@ from dbp.formats.uid_pairs import order_pairs
 CHUNK = 1 << 20  # uids of the longest list that are looked at together
 
 
-def merged(
-    lists: Sequence[np.ndarray],
-) -> Iterator[tuple[np.ndarray, Int[np.ndarray, "u k"]]]:
+def merged(lists: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Int[np.ndarray, "u k"]]]:
     """Walk through sorted lists side by side: the uids that any holds, and how often each list does.
 
     Memory does not grow with the lists: a chunk holds about a million uids of the longest.

@@ -193,13 +193,7 @@ def _locate_one(task: tuple[str, np.ndarray, np.ndarray, list[str]]) -> Extents:
 
 
 def _write_all(
-    pool: Pool,
-    samples: Located,
-    out: Path,
-    order: np.ndarray,
-    edges: np.ndarray,
-    workers: int,
-    verify: bool,
+    pool: Pool, samples: Located, out: Path, order: np.ndarray, edges: np.ndarray, workers: int, verify: bool
 ) -> dict[str, Any]:
     num_shards = len(edges) - 1
     counts = {"samples": len(order), "shards": num_shards, "bytes": 0, "shards found finished": 0}

@@ -109,12 +109,7 @@ class Matching(Parted):
         return {"rows": len(own), "matched": int(np.count_nonzero(sizes)), "matches": len(numbers)}
 
     def finish(  # type: ignore[override]
-        self,
-        work: Work,
-        counts: Mapping[str, dict[str, Any]],
-        rows: KeepList,
-        pool: Pool,
-        entries: Entries,
+        self, work: Work, counts: Mapping[str, dict[str, Any]], rows: KeepList, pool: Pool, entries: Entries
     ) -> dict[str, Any]:
         totals = np.zeros(len(entries), np.int64)
         for name in counts:

@@ -14,16 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dbp.errors import ConfigError, StoreError
-from dbp.pools.glyph_fonts import (
-    CAPTIONS,
-    Glyph,
-    all_glyphs,
-    base_letter,
-    caption_of,
-    encode,
-    hashed,
-    name_of,
-)
+from dbp.pools.glyph_fonts import CAPTIONS, Glyph, all_glyphs, base_letter, caption_of, encode, hashed, name_of
 from dbp.pools.glyphs import GlyphPlan, Split, split_glyphs, write_tar
 
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
@@ -62,13 +53,7 @@ _FACES = ("dejavu sans", "dejavu serif bold", "dejavu sans mono")
 SHARD_SIZE = 1_000
 # A class of a handful of pictures would move the mean per class by whole points.
 MIN_CLASS_SIZE = 10
-TASKS = (
-    "glyphs/letters",
-    "glyphs/scripts",
-    "glyphs/letters_shift",
-    "glyphs/scripts_shift",
-    "glyphs/retrieval",
-)
+TASKS = ("glyphs/letters", "glyphs/scripts", "glyphs/letters_shift", "glyphs/scripts_shift", "glyphs/retrieval")
 
 
 class _Picture(NamedTuple):

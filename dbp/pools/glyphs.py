@@ -24,16 +24,7 @@ from typing import NamedTuple
 
 from dbp.config import require
 from dbp.errors import ConfigError, StoreError, nearest
-from dbp.pools.glyph_fonts import (
-    Glyph,
-    all_glyphs,
-    base_letter,
-    caption_of,
-    encode,
-    hashed,
-    look_alikes,
-    reencode,
-)
+from dbp.pools.glyph_fonts import Glyph, all_glyphs, base_letter, caption_of, encode, hashed, look_alikes, reencode
 
 # Shares kept for the tests: Latin letters enough for 2,000 pictures, the rest for every script.
 RESERVED_LETTERS = 0.25
@@ -66,11 +57,7 @@ class GlyphPlan:
     swapped_captions: float = 0.20
     image_size: int = 32
     samples_per_shard: int = 2_000
-    held_out_faces: tuple[str, ...] = (
-        "DejaVu Sans Mono Oblique",
-        "DejaVu Serif Bold Italic",
-        "STIX General",
-    )
+    held_out_faces: tuple[str, ...] = ("DejaVu Sans Mono Oblique", "DejaVu Serif Bold Italic", "STIX General")
     task_pictures: int = 2_000
     seed: int = 0
 

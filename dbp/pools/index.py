@@ -134,10 +134,7 @@ class Index(Parted):
         return self.finish(work, counts, folder=folder)
 
     def finish(
-        self,
-        work: Work,
-        counts: Mapping[str, dict[str, Any]],
-        folder: ShardFolder | None = None,
+        self, work: Work, counts: Mapping[str, dict[str, Any]], folder: ShardFolder | None = None
     ) -> dict[str, Any]:
         shards = self.paths(folder)
         reasons: Counter[str] = Counter()

@@ -151,10 +151,7 @@ def export_clusters(store: Store, key: str, form: str, out: Path, settings: dict
         if form == "parquet":
             np.save(beside / "centroids.npy", found.centroids)
             rows = np.flatnonzero(found.is_clustered)
-            _write_tables(
-                beside / "assignment.parquet",
-                _blocks(rows, lambda block: _assigned(pool, found, block)),
-            )
+            _write_tables(beside / "assignment.parquet", _blocks(rows, lambda block: _assigned(pool, found, block)))
         else:
             np.save(beside / "kmeans_centroids.npy", found.centroids)
             for cluster in range(found.num_clusters):
@@ -189,10 +186,7 @@ def _named(pool: Pool, rows: np.ndarray) -> pa.Table:
 
 
 def _assigned(pool: Pool, clusters: Clusters, rows: np.ndarray) -> pa.Table:
-    columns = {
-        "cluster": clusters.assignment[rows],
-        "distance": clusters.distance_to_centroid[rows],
-    }
+    columns = {"cluster": clusters.assignment[rows], "distance": clusters.distance_to_centroid[rows]}
     return pa.table({"row": rows, "uid": pool.index.at("uid", rows), **columns})
 
 

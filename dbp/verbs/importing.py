@@ -38,10 +38,7 @@ def main(verb: str, arguments: list[str]) -> None:
 
 def keep(path: str, rest: list[str]) -> None:
     """Make a keep list of the pool from another tool's list."""
-    _curate(
-        [*_unless(rest, "dedup=none", "filter=none"), "select=imported", f"select.file={path}"],
-        rest,
-    )
+    _curate([*_unless(rest, "dedup=none", "filter=none"), "select=imported", f"select.file={path}"], rest)
 
 
 def clusters(path: str, rest: list[str]) -> None:

@@ -303,8 +303,5 @@ def cost(out: Path, stores: dict[str, str]) -> list[str]:
             run(config)
     except (DbpError, ImportError, OSError) as error:
         why = str(error).splitlines()[0]
-        return [
-            f"What curating costs is not known yet: {why}",
-            "Weights are fetched by dbp prefetch.",
-        ]
+        return [f"What curating costs is not known yet: {why}", "Weights are fetched by dbp prefetch."]
     return ["What curating would cost here:", *said.getvalue().splitlines()]

@@ -20,13 +20,7 @@ from dbp.errors import PoolError
 from dbp.formats.tars import SAMPLE_FORMATS, image_of, samples
 
 PATIENCE = 15.0  # seconds that reading may take
-FIELDS = (
-    "caption",
-    "text",
-    "alt",
-    "title",
-    "description",
-)  # of a json, in this order, else the longest
+FIELDS = ("caption", "text", "alt", "title", "description")  # of a json, in this order, else the longest
 MAX_PIXELS = 178_956_970
 RECORD = 512  # bytes that a tar's size is a multiple of
 
@@ -171,11 +165,7 @@ def _spread(shards: Sequence[Path]) -> list[Path]:
 
 
 def _read(
-    found: Look,
-    shard: Path,
-    keys: set[str],
-    fields: Counter[str],
-    texts: list[tuple[str | None, bytes | None]],
+    found: Look, shard: Path, keys: set[str], fields: Counter[str], texts: list[tuple[str | None, bytes | None]]
 ) -> None:
     """Add a shard to what was found."""
     damage: list[str] = []
@@ -220,10 +210,7 @@ def _text_fields(content: bytes) -> list[str]:
 
 
 def _captions(
-    found: Look,
-    folder: Path,
-    fields: Counter[str],
-    texts: Sequence[tuple[str | None, bytes | None]],
+    found: Look, folder: Path, fields: Counter[str], texts: Sequence[tuple[str | None, bytes | None]]
 ) -> None:
     """Choose where captions stand, and measure them."""
     choices = ["txt", *(f"json:{name}" for name in FIELDS if name in fields)]

@@ -46,10 +46,7 @@ def main(verb: str, arguments: list[str]) -> None:
         ls(store, settings.get("stage"))
     else:
         require(
-            settings.get("delete", "false") in ("true", "false"),
-            "delete",
-            settings.get("delete"),
-            "true or false",
+            settings.get("delete", "false") in ("true", "false"), "delete", settings.get("delete"), "true or false"
         )
         gc(store, settings.get("delete") == "true", settings.get("keep"))
 

@@ -179,11 +179,7 @@ def by_clustering(store: Store, stage: Density, inputs: dict[str, Any], keys: di
 
 
 def _trial(
-    stage: Density,
-    inputs: dict[str, Any],
-    value: float | int,
-    is_own: bool,
-    before: Bool[np.ndarray, " n"] | None,
+    stage: Density, inputs: dict[str, Any], value: float | int, is_own: bool, before: Bool[np.ndarray, " n"] | None
 ) -> tuple[Trial, Bool[np.ndarray, " n"]]:
     rows: KeepList = inputs["rows"]
     clusters: Clusters = inputs["clusters"]

@@ -24,15 +24,7 @@ from dbp.config import require
 from dbp.engine.store import Store
 from dbp.errors import ConfigError, WorldError, nearest
 from dbp.formats.exchange import kind_of, read_texts, read_uid_file, writing_uids
-from dbp.formats.uid_pairs import (
-    Texts,
-    bytes_to_pairs,
-    digests,
-    hex_bytes,
-    match_pairs,
-    pairs_to_texts,
-    sort_pairs,
-)
+from dbp.formats.uid_pairs import Texts, bytes_to_pairs, digests, hex_bytes, match_pairs, pairs_to_texts, sort_pairs
 from dbp.formats.uid_sets import CHUNK, combined, merged
 from dbp.lineage import open_keep_list, open_pool_of
 from dbp.verbs.show import read_arguments

@@ -91,11 +91,7 @@ def scan_tar(path: Path, shard: int) -> list[Sample]:
 
 
 def _sample(
-    path: Path,
-    shard: int,
-    key: str,
-    pictures: dict[str, tuple[int, int]],
-    annotations: dict[str, bytes],
+    path: Path, shard: int, key: str, pictures: dict[str, tuple[int, int]], annotations: dict[str, bytes]
 ) -> Sample:
     for extension in PICTURE_EXTENSIONS:
         if extension in pictures:
