@@ -27,7 +27,7 @@ from dbp.engine.progress import log
 from dbp.engine.stage import Node, runtime
 from dbp.engine.work import Part, Work
 from dbp.errors import PoolError
-from dbp.formats.tars import SAMPLE_FORMATS, Member, TarSample, image_of, samples
+from dbp.formats.tars import Member, TarSample, image_format, samples
 
 DOTTED = "pictures not read: a dot in the key"
 DAMAGED = "damaged shards"
@@ -182,17 +182,15 @@ class Index(Parted):
         reasons: Counter[str] = Counter()
         content = hashlib.sha256()
 
-        def wanted(extension: str) -> bool:
-            if "." in extension and extension.rpartition(".")[2] in IMAGE_FORMATS:
-                reasons[DOTTED] += 1
-            return extension in SAMPLE_FORMATS
+        def count_dotted(extension: str) -> None:
+            reasons[DOTTED] += "." in extension and extension.rpartition(".")[2] in IMAGE_FORMATS
 
         def count_damage(message: str) -> None:
             log.warning("%s", message)
             reasons[DAMAGED] += 1
 
         keep = self.broken_shards == "keep_readable"
-        for sample in samples(shard, wanted, count_damage if keep else None):
+        for sample in samples(shard, count_damage if keep else None, count_dotted):
             row = self._row(sample, shard, number)
             if row["reason"]:
                 reasons[row["reason"]] += 1
@@ -213,7 +211,8 @@ class Index(Parted):
         return {"rows": len(rows), "reasons": dict(reasons), "digest": content.hexdigest()}
 
     def _row(self, sample: TarSample, shard: str, number: int) -> dict[str, Any]:
-        extension, image = image_of(sample)
+        extension = image_format(sample.members)
+        image = sample.members.get(extension)
         caption = sample.members.get("json" if self.caption.startswith("json:") else "txt")
         uid = self._uid(sample, shard)
         row: dict[str, Any] = {

@@ -17,7 +17,7 @@ from dbp.data.images import Undecodable, header
 from dbp.data.pool import caption_from
 from dbp.engine.progress import progress
 from dbp.errors import PoolError
-from dbp.formats.tars import SAMPLE_FORMATS, image_of, samples
+from dbp.formats.tars import image_format, samples
 
 PATIENCE = 15.0  # seconds that reading may take
 FIELDS = ("caption", "text", "alt", "title", "description")  # of a json, in this order, else the longest
@@ -169,15 +169,14 @@ def _read(
 ) -> None:
     """Add a shard to what was found."""
     damage: list[str] = []
-    for sample in samples(str(shard), SAMPLE_FORMATS.__contains__, damage.append):
+    for sample in samples(str(shard), damage.append):
         found.num_samples += 1
         found.repeated_keys += sample.key in keys
         keys.add(sample.key)
-        kind, picture = image_of(sample)
-        if picture is None:
-            found.problems["no picture"] += 1
+        if kind := image_format(sample.members):
+            _picture(found, kind, sample.members[kind].content)
         else:
-            _picture(found, kind, picture.content)
+            found.problems["no picture"] += 1
         text, described = sample.members.get("txt"), sample.members.get("json")
         fields.update(_text_fields(described.content) if described else ())
         texts.append(
