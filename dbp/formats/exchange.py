@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dbp.engine.disk import replacing
 from dbp.errors import ConfigError, WorldError, nearest
 from dbp.formats.uid_pairs import BLOCK, UID_DTYPE, Texts, sort_pairs, uids_to_pairs
 
@@ -111,8 +112,6 @@ def read_texts(path: Path | str, column: str = "uid") -> pa.ChunkedArray:
 @contextmanager
 def writing_uids(path: Path | str) -> Iterator[Callable[[np.ndarray], None]]:
     """Write a DataComp uid file block by block: hand sorted pairs to what this gives."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.tmp")
     total = 0
 
     def write_header(count: int) -> int:
@@ -125,16 +124,11 @@ def writing_uids(path: Path | str) -> Iterator[Callable[[np.ndarray], None]]:
         handle.write(np.ascontiguousarray(pairs).tobytes())
         total += len(pairs)
 
-    try:
-        with open(beside, "wb") as handle:
-            start = write_header(0)
-            yield append
-            handle.seek(0)
-            assert write_header(total) == start, "numpy leaves room for any count"
-        beside.rename(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    with replacing(Path(path)) as handle:
+        start = write_header(0)
+        yield append
+        handle.seek(0)
+        assert write_header(total) == start, "numpy leaves room for any count"
 
 
 def write_uid_file(path: Path | str, uids: list[str] | Texts) -> int:

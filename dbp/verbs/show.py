@@ -19,18 +19,19 @@ from dbp.engine.store import Store
 from dbp.errors import ConfigError, nearest
 from dbp.lineage import lineage, open_keep_list, open_pool_of
 
+STORES = {"paths.store": "./store", "paths.runs": "./runs"}
 SETTINGS = {
-    "show": ("paths.store", "paths.runs"),
-    "why": ("keep", "paths.store", "paths.runs"),
-    "ls": ("stage", "paths.store", "paths.runs"),
-    "gc": ("delete", "keep", "paths.store", "paths.runs"),
+    "show": (*STORES,),
+    "why": ("keep", *STORES),
+    "ls": ("stage", *STORES),
+    "gc": ("delete", "keep", *STORES),
 }
 
 
 def main(verb: str, arguments: list[str]) -> None:
     """Run one of the verbs show, why, ls, gc."""
     settings, words = read_arguments(arguments, SETTINGS[verb])
-    store = Store(settings.get("paths.store", "./store"), settings.get("paths.runs", "./runs"))
+    store = Store(settings["paths.store"], settings["paths.runs"])
     if verb in ("ls", "gc") and words:
         name = words[0].partition("=")[0]
         raise ConfigError(f"{name} is not a setting of dbp {verb}. {nearest(name, SETTINGS[verb])}")
@@ -52,8 +53,11 @@ def main(verb: str, arguments: list[str]) -> None:
 
 
 def read_arguments(arguments: list[str], known: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """Divide `key=value` settings from plain words; a word with an unknown key is a word."""
-    settings: dict[str, str] = {}
+    """Divide `key=value` settings from plain words; a word with an unknown key is a word.
+
+    `paths.store` and `paths.runs` have the defaults of the config.
+    """
+    settings = {name: value for name, value in STORES.items() if name in known}
     words: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=")

@@ -40,7 +40,8 @@ KNOWS_ALL = {"dbp/curate.py", "dbp/settings.py", "dbp/planning/efforts.py"}
 # Verbs stay short: a reviewer reads them from top to bottom.
 VERBS = {
     "dbp/curate.py",
-    "dbp/verbs/show.py",
+    *(f"dbp/verbs/{verb}.py" for verb in ("export", "importing", "init", "parts", "prefetch", "rehearse")),
+    *(f"dbp/verbs/{verb}.py" for verb in ("show", "tune", "uids")),
     "training/train.py",
     "evaluation/verbs/evaluate.py",
     "evaluation/verbs/report.py",
