@@ -18,8 +18,7 @@ class Quotas:
 
     Args:
         target: Rows to keep in all, T.
-        counts: Of each cluster. In reference mode their sum may miss T, and a cluster without rows may
-            have -1.
+        counts: Of each cluster. In reference mode their sum may miss T, and a cluster without rows may have -1.
         floor: Rows that each cluster keeps at least, if it has them, m.
     """
 

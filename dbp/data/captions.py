@@ -4,9 +4,8 @@
     texts.bin      all texts in row order, UTF-8
     captions.json  the pool, and how many rows have a text
 
-Two mapped files and not Parquet, since training asks for rows in random order: a text is one slice,
-the workers of a loader share the pages, and nothing is decompressed again and again. Parquet is what
-they are imported from.
+Two mapped files and not Parquet, since training asks for rows in random order: a text is one slice, the workers of
+a loader share the pages, and nothing is decompressed again and again. Parquet is what they are imported from.
 """
 
 import json

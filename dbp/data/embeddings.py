@@ -24,9 +24,8 @@ SCHEMA = pa.schema(
 class Embeddings:
     """Vectors of rows, and the rows that have none.
 
-    A part per run of shards, `vectors.npy` in fp16 and `rows.parquet` beside it, in one order, rows
-    ascending. Rows that could not be decoded or whose vector was zero or not finite are listed with the
-    reason, never guessed.
+    A part per run of shards, `vectors.npy` in fp16 and `rows.parquet` beside it, in one order, rows ascending. Rows
+    that could not be decoded or whose vector was zero or not finite are listed with the reason, never guessed.
     """
 
     parts: list[Path]

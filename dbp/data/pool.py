@@ -58,10 +58,9 @@ class ShardFolder:
 class Pool:
     """The whole candidate set: rows 0..n-1 in shard order.
 
-    Laws: each sample of each shard is one row, in order; equal content has an equal digest wherever
-    the shards lie; a row's bytes are read at its offsets and checked against their recorded length.
-    Columns of the index are read when they are asked for. A pool of metadata alone has a column `text`
-    and no shards.
+    Laws: each sample of each shard is one row, in order; equal content has an equal digest wherever the shards lie;
+    a row's bytes are read at its offsets and checked against their recorded length. Columns of the index are read
+    when they are asked for. A pool of metadata alone has a column `text` and no shards.
     """
 
     index: Columns

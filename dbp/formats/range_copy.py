@@ -1,8 +1,7 @@
 """Samples of a tar as byte ranges: found by reading headers alone, copied without being opened.
 
-A sample is copied whole, with every member that has its key, headers and padding as they lie in the tar.
-The kernel moves the bytes; rates beside Python's tarfile are printed by
-`tests/benchmarks/bench_shards.py`.
+A sample is copied whole, with every member that has its key, headers and padding as they lie in the tar. The kernel
+moves the bytes; rates beside Python's tarfile are printed by `tests/benchmarks/bench_shards.py`.
 """
 
 import errno
@@ -206,9 +205,8 @@ def open_to_read(shard: str) -> int:
     """
     if is_remote(shard):
         raise PoolError(
-            f"shard {shard} is streamed, and byte ranges cannot be copied from a stream. Copy the shards "
-            "to a file system and give their paths in pool.shards, or filter while loading "
-            "(docs/loaders.md)."
+            f"shard {shard} is streamed, and byte ranges cannot be copied from a stream. Copy the shards to a "
+            "file system and give their paths in pool.shards, or filter while loading (docs/loaders.md)."
         )
     try:
         return os.open(shard, os.O_RDONLY)

@@ -61,8 +61,7 @@ def set_apart(
         if counts.max() > (len(part) + 1) // 2:
             raise ConfigError(
                 f"{shard:08d}.tar would hold {counts.max():,} samples of one key among {len(part):,}, and "
-                "webdataset takes neighbours with one key for one sample. Raise shard_size, or lower "
-                "repeats."
+                "webdataset takes neighbours with one key for one sample. Raise shard_size, or lower repeats."
             )
         places = _swapped(group.tolist())
         part[:] = part[_alternating(group, counts) if places is None else places]

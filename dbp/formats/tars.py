@@ -71,9 +71,8 @@ def samples(
 ) -> Iterator[TarSample]:
     """The samples of a shard in order: neighbouring members with one key are one sample.
 
-    A key that comes again after another one, or an extension that comes again under one key, begins
-    a new sample, so nothing is overwritten. Folders, links and names without a key (`.jpg`) are not
-    members, as in webdataset.
+    A key that comes again after another one, or an extension that comes again under one key, begins a new sample,
+    so nothing is overwritten. Folders, links and names without a key (`.jpg`) are not members, as in webdataset.
 
     Args:
         shard: Path, URL or pipe.

@@ -73,9 +73,8 @@ class Tars(Index):
 class Metadata(Parted):
     """Read the metadata once and write the pool's index.
 
-    The pool's digest covers all that later stages can read of it: uids, captions, content hashes, sizes,
-    scores and further columns. Memory: a batch of rows; with tars, 16 bytes for each of their samples in
-    each process.
+    The pool's digest covers all that later stages can read of it: uids, captions, content hashes, sizes, scores and
+    further columns. Memory: a batch of rows; with tars, 16 bytes for each of their samples in each process.
 
     Args:
         caption: Where the tars hold captions, `txt` or `json:FIELD`; read only with `shards`.

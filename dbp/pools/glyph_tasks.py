@@ -64,10 +64,9 @@ class _Picture(NamedTuple):
 def render_tasks(plan: GlyphPlan, folder: Path) -> dict[str, int]:
     """Write each task to its `task_folder`.
 
-    Classification: `classnames.txt`, `zeroshot_classification_templates.txt`, `test/nshards.txt`,
-    and `test/0.tar ...` with sNNNNNNN.png and sNNNNNNN.cls. Retrieval: `dataset_type.txt`, and .txt
-    with the caption in place of .cls. Classes are as equal as the fonts allow; the shift tasks have
-    names of classes that no picture shows.
+    Classification: `classnames.txt`, `zeroshot_classification_templates.txt`, `test/nshards.txt`, and `test/0.tar
+    ...` with sNNNNNNN.png and sNNNNNNN.cls. Retrieval: `dataset_type.txt`, and .txt with the caption in place of
+    .cls. Classes are as equal as the fonts allow; the shift tasks have names of classes that no picture shows.
 
     Args:
         plan: Of its fields only image_size, held_out_faces, task_pictures and seed play a part.

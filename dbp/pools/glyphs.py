@@ -202,9 +202,8 @@ def _plan_rows(plan: GlyphPlan) -> list[_Row]:
     glyphs = split_glyphs(plan).pool
     if num_originals > len(glyphs):
         raise ConfigError(
-            f"num_pairs={plan.num_pairs:,} needs {num_originals:,} different glyphs: "
-            f"{len(glyphs):,} are left beside held_out_faces and the tests. Lower num_pairs, or "
-            "raise exact_copies or reencoded_copies."
+            f"num_pairs={plan.num_pairs:,} needs {num_originals:,} different glyphs: {len(glyphs):,} are left "
+            "beside held_out_faces and the tests. Lower num_pairs, or raise exact_copies or reencoded_copies."
         )
     glyphs.sort(key=lambda glyph: hashed(plan.seed, "take", glyph.face, glyph.character))
     copies = ["exact"] * num_exact + ["reencoded"] * num_reencoded

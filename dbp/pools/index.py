@@ -154,11 +154,10 @@ class Index(Parted):
             )
         if rows == reasons["no caption"] + reasons["no image"]:
             raise PoolError(
-                f"none of the {rows:,} samples, the first in {shards[0]}, has both an image and a "
-                f"caption (pool.caption={self.caption}; without image: {reasons['no image']:,}, "
-                f"without caption: {reasons['no caption']:,}). Set pool.caption=json:FIELD if the "
-                "captions lie in a field of the json; an image and its caption must stand side by side "
-                "in the tar, under one key."
+                f"none of the {rows:,} samples, the first in {shards[0]}, has both an image and a caption "
+                f"(pool.caption={self.caption}; without image: {reasons['no image']:,}, without caption: "
+                f"{reasons['no caption']:,}). Set pool.caption=json:FIELD if the captions lie in a field of the "
+                "json; an image and its caption must stand side by side in the tar, under one key."
             )
         hashes = np.concatenate(seen)
         hashes.sort()
