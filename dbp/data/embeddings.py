@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ class Embeddings:
 
     def _places(self, rows: np.ndarray):  # type: ignore[no-untyped-def]
         """For each part that holds some of the rows: where they stand in `rows`, and in the part."""
-        if len(rows) and not len(self._first):
+        if len(rows) and not self._first:
             raise KeyError(f"row {rows[0]} has no embedding")
         order: slice | np.ndarray = slice(None)
         ascending = rows
@@ -131,35 +132,21 @@ class Embeddings:
 
     def _spans(self, rows: np.ndarray):  # type: ignore[no-untyped-def]
         """The parts that may hold ascending rows, each with its slice of them."""
-        if len(rows) == 0 or len(self._first) == 0:
+        if len(rows) == 0 or not self._first:
             return
-        part = np.maximum(np.searchsorted(self._first, rows[[0, -1]], side="right") - 1, 0)
-        ends = np.searchsorted(rows, self._first[part[0] + 1 : part[1] + 1])
-        start = 0
-        for number, stop in zip(range(part[0], part[1] + 1), [*ends, len(rows)], strict=True):
+        first, parts = np.array(list(self._first.values())), list(self._first)
+        low, high = np.maximum(np.searchsorted(first, rows[[0, -1]], side="right") - 1, 0).tolist()
+        edges = [0, *np.searchsorted(rows, first[low + 1 : high + 1]).tolist(), len(rows)]
+        for part, (start, stop) in zip(parts[low : high + 1], pairwise(edges), strict=True):
             if stop > start:
-                yield int(self._filled[number]), slice(start, int(stop))
-            start = int(stop)
+                yield part, slice(start, stop)
 
     @cached_property
-    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        filled = []
-        for number, part in enumerate(self.parts):
-            about = pq.read_metadata(part / "rows.parquet")
-            if about.num_rows:  # rows ascend, so the least is the first
-                filled.append((number, about.row_group(0).column(0).statistics.min))
-        return (
-            np.array([number for number, _ in filled], np.int64),
-            np.array([row for _, row in filled], np.int64),
-        )
-
-    @property
-    def _filled(self) -> np.ndarray:
-        return self._bounds[0]
-
-    @property
-    def _first(self) -> np.ndarray:
-        return self._bounds[1]
+    def _first(self) -> dict[int, int]:
+        """The first row of each part that has rows."""
+        about = {number: pq.read_metadata(part / "rows.parquet") for number, part in enumerate(self.parts)}
+        # Rows ascend, so the least is the first.
+        return {n: found.row_group(0).column(0).statistics.min for n, found in about.items() if found.num_rows}
 
     def _part(self, part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows, lengths and mapped vectors of a part; a few parts stay open."""

@@ -13,6 +13,8 @@ import json
 import shutil
 from typing import Any
 
+import numpy as np
+
 from dbp.config import require
 from dbp.decisions import explained
 from dbp.engine.store import Store
@@ -46,10 +48,9 @@ def main(verb: str, arguments: list[str]) -> None:
     elif verb == "ls":
         ls(store, settings.get("stage"))
     else:
-        require(
-            settings.get("delete", "false") in ("true", "false"), "delete", settings.get("delete"), "true or false"
-        )
-        gc(store, settings.get("delete") == "true", settings.get("keep"))
+        delete = settings.get("delete", "false")
+        require(delete in ("true", "false"), "delete", delete, "true or false")
+        gc(store, delete == "true", settings.get("keep"))
 
 
 def read_arguments(arguments: list[str], known: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
@@ -91,7 +92,7 @@ def why(store: Store, uid: str, keep: str) -> None:
     print(f"{uid} (row {row:,}) {verdict} at {found['stage']}: {found['reason']}")
     twin = found["related_row"]
     if twin is not None and found["stage"] == "dedup":
-        name = pool.uids(_one(twin))[0]
+        name = pool.uids(np.array([twin]))[0]
         similar = f" at similarity {found['value']:.6f}, above {found['limit']:.6f}" if found["value"] else ""
         print(
             f"  duplicate of {name} (row {twin:,}){similar}"
@@ -106,12 +107,6 @@ def why(store: Store, uid: str, keep: str) -> None:
         print(f"  cluster {found['cluster']}, rank {found['rank']:,} (0 is taken first), quota {found['quota']:,}")
     elif found["rank"] is not None:
         print(f"  rank {found['rank']:,} (0 is taken first), {found['quota']:,} kept")
-
-
-def _one(row: int) -> Any:
-    import numpy as np
-
-    return np.array([row])
 
 
 def ls(store: Store, stage: str | None) -> None:
