@@ -101,11 +101,7 @@ class Encode(Parted):
 
 
 def perplexity(times: Int[np.ndarray, " k"]) -> float:
-    """How many codes are in use, weighed by how often: the exponential of their entropy, from 1 to k.
-
-    Args:
-        times: How often each code was used; 1 is returned where none was.
-    """
+    """How many codes are in use, weighed by how often: the exponential of their entropy, 1 to k; 1 of none."""
     shares = times[times > 0] / max(int(times.sum()), 1)
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
@@ -161,13 +157,7 @@ class CodeVectors(Parted):
 def code_vectors(
     codes: Integer[np.ndarray, "m t"], codebook: Float32[np.ndarray, "k d"], kind: Kind
 ) -> Float32[np.ndarray, "m w"]:
-    """The vectors of pictures from their codes; not of unit length yet.
-
-    Args:
-        codes: Of the pictures, place by place.
-        codebook: The codes' vectors.
-        kind: As `CodeVectors` says.
-    """
+    """The vectors of pictures from their codes; not of unit length yet."""
     if kind == "published":
         return codes.astype(np.float32)
     if kind == "mean":  # in float64: the sum of a picture's codes must not depend on their order

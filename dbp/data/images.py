@@ -19,11 +19,7 @@ class Undecodable(ValueError):
 
 
 def header(content: bytes, max_pixels: int) -> tuple[str, int, int, int]:
-    """Read an image's header without decoding it.
-
-    Args:
-        content: The file as it lies in the shard.
-        max_pixels: Images with more pixels are refused: a small file can expand to gigabytes.
+    """Read an image's header without decoding it; more than `max_pixels` are refused: a small file can expand.
 
     Returns:
         Format (lower case), width, height in pixels as stored, EXIF orientation (1 is upright).

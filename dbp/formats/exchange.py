@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from dbp.engine.disk import replacing
 from dbp.errors import ConfigError, WorldError, nearest
-from dbp.formats.uid_pairs import BLOCK, UID_DTYPE, Texts, sort_pairs, uids_to_pairs
+from dbp.formats.contains import repeats_in
+from dbp.formats.uid_pairs import UID_DTYPE, Texts, sort_pairs, uids_to_pairs
 
 
 def digest_of(path: str, setting: str) -> str:
@@ -132,11 +133,7 @@ def writing_uids(path: Path | str) -> Iterator[Callable[[np.ndarray], None]]:
 
 
 def write_uid_file(path: Path | str, uids: list[str] | Texts) -> int:
-    """Write a DataComp uid file: `.npy`, `<u8,u8`, sorted. Repeated uids stay repeated.
-
-    Returns:
-        The number of uids written.
-    """
+    """Write a DataComp uid file: `.npy`, `<u8,u8`, sorted. Repeated uids stay repeated; return their number."""
     pairs = sort_pairs(uids_to_pairs(uids))
     with writing_uids(path) as append:
         append(pairs)
@@ -165,18 +162,10 @@ def read_uid_file(path: Path | str, allow_repeats: bool = False) -> np.ndarray:
             raise WorldError(
                 f"{path} holds {pairs.dtype} of shape {pairs.shape}, not DataComp's (f0 <u8, f1 <u8) pairs"
             )
-    repeats = 0
-    for start in range(0, len(pairs), BLOCK):
-        block = pairs[start : start + BLOCK + 1]
-        high, low = block["f0"], block["f1"]
-        same = high[1:] == high[:-1]
-        ascending = (high[1:] > high[:-1]) | (same & (low[1:] >= low[:-1]))
-        if not ascending.all():
-            raise WorldError(
-                f"{path} is not sorted (at entry {start + int(np.argmin(ascending)) + 1:,}); a binary "
-                "search in it would keep wrong samples. Sort it by (f0, f1)."
-            )
-        repeats += int((same & (low[1:] == low[:-1])).sum())
+    try:
+        repeats = repeats_in(path, pairs["f0"], pairs["f1"])
+    except ValueError as error:
+        raise WorldError(str(error)) from error
     if repeats and not allow_repeats:
         raise WorldError(
             f"{path} repeats {repeats:,} uids, which means repeated samples in DataComp. Say "

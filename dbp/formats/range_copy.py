@@ -124,14 +124,11 @@ def locate(shard: str, offsets: Int[np.ndarray, " m"], sizes: Int[np.ndarray, " 
 
 
 def write_tar(plan: TarPlan, verify: bool = True, sync: bool = True) -> bool:
-    """Write a tar beside its place, check it, and rename it; one that stands there whole stays.
+    """Write a tar beside its place, check it, and rename it; false where one stands there whole already.
 
     Args:
         verify: Read the headers again and compare with the plan; false trusts sizes alone.
         sync: Wait for the disk before renaming.
-
-    Returns:
-        Whether it was written; false where it stood there.
 
     Raises:
         PoolError: A source shard is missing or has become shorter.

@@ -36,15 +36,10 @@ class Members:
 
 @dataclass(frozen=True)
 class SortedClusters:
-    """A folder of sorted cluster files whose headers were read and whose sizes are right.
+    """A folder of sorted cluster files whose headers were read and whose sizes are right."""
 
-    Args:
-        folder: Where they lie.
-        sizes: Rows of each cluster, from the headers.
-    """
-
-    folder: Path
-    sizes: Int64[np.ndarray, " k"]
+    folder: Path  # where they lie
+    sizes: Int64[np.ndarray, " k"]  # rows of each cluster, from the headers
 
     @classmethod
     def open(cls, folder: Path | str, num_clusters: int | None = None, setting: str = "path") -> "SortedClusters":

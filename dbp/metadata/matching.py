@@ -26,12 +26,7 @@ CAPTIONS = 4096  # captions held at once
 
 
 class Finder:
-    """All entries as one automaton.
-
-    Args:
-        entries: Texts.
-        rule: When a caption holds an entry.
-    """
+    """All entries as one automaton."""
 
     def __init__(self, entries: Entries, rule: Rule) -> None:
         import ahocorasick

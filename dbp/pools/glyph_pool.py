@@ -67,15 +67,10 @@ class RenderTasks(Stage):
 
 @dataclass(frozen=True)
 class GlyphPool:
-    """The embedded pool, as a config names it.
-
-    Args:
-        plan: What to render.
-        max_samples: Index only so many samples, from the front; null for all.
-    """
+    """The embedded pool, as a config names it."""
 
     plan: GlyphPlan
-    max_samples: int | None = None
+    max_samples: int | None = None  # index only so many samples, from the front; null for all
 
     def node(self) -> Node:
         """The index of the rendered shards."""

@@ -62,18 +62,12 @@ class _Picture(NamedTuple):
 
 
 def render_tasks(plan: GlyphPlan, folder: Path) -> dict[str, int]:
-    """Write each task to its `task_folder`.
+    """Write each task to its `task_folder`; return the images of each.
 
     Classification: `classnames.txt`, `zeroshot_classification_templates.txt`, `test/nshards.txt`, and `test/0.tar
     ...` with sNNNNNNN.png and sNNNNNNN.cls. Retrieval: `dataset_type.txt`, and .txt with the caption in place of
-    .cls. Classes are as equal as the fonts allow; the shift tasks have names of classes that no picture shows.
-
-    Args:
-        plan: Of its fields only image_size, held_out_faces, task_pictures and seed play a part.
-        folder: Made if missing; may not hold these tasks yet.
-
-    Returns:
-        Pictures per task.
+    .cls. Classes are as equal as the fonts allow; the shift tasks have names of classes that no image shows. Of the
+    plan only image_size, held_out_faces, task_pictures and seed play a part.
 
     Raises:
         ConfigError: A task has fewer pictures than `task_pictures`, or a held-out face is unknown.

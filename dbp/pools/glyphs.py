@@ -108,13 +108,6 @@ def render_pool(plan: GlyphPlan, folder: Path) -> dict[str, int]:
     `true_caption`, `character` (code point), `face`, and two group numbers: `same_picture` (equal
     renderings; a copy has its original's) and `same_character` (one character in any face).
 
-    Args:
-        plan: What to render.
-        folder: Made if missing; may not hold shards yet.
-
-    Returns:
-        Counts: pairs, original, exact, reencoded, swapped, characters, faces, pictures, shards.
-
     Raises:
         ConfigError: The fonts have too few glyphs for the plan, or too few rows to swap captions.
         StoreError: The folder already holds shards.

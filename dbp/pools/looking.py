@@ -32,20 +32,22 @@ class Look:
     Args:
         shards: All tars, in order.
         total_bytes: Of them.
-        broken: What is wrong, by shard; of shards that were not read only what their size tells.
+        broken: What is wrong, by shard; if unread, from its size.
         num_read: Shards that were read.
         read_bytes: Of those.
         num_samples: In those.
         captions: `txt`, `json:FIELD`, or none.
         words: Words of each caption that was read.
         characters: Characters of each.
-        formats: How many images of each format; other members go by their extension.
+        formats: Images of each format; undecodable ones by extension.
         problems: Samples that cannot be used, by reason.
         short_sides: Shorter side of each image, in pixels.
         picture_bytes: Size of each image.
         repeated_keys: Samples whose key came before.
         has_uids: Whether each json has a `uid` of its own.
-        keys, fields, texts: Keys, counts of the json's text fields, `txt` and json of each sample.
+        keys: Of samples.
+        fields: How often the json has each text field.
+        texts: The `txt` and json of each sample.
     """
 
     shards: list[Path]
@@ -116,11 +118,7 @@ def find_tars(folder: Path) -> list[Path]:
 
 
 def look(folder: Path, patience: float = PATIENCE) -> Look:
-    """Look at a folder of tars.
-
-    Args:
-        folder: That holds them.
-        patience: Seconds after which no further shard is begun.
+    """Scan a folder of tars; no further shard is begun after `patience` seconds.
 
     Raises:
         PoolError: No tar is there, none can be read, or no sample has a picture or a caption.

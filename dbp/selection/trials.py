@@ -18,27 +18,16 @@ HEAD = ("entropy", "effective clusters", "kept whole", "at their floor", "kept r
 
 @dataclass(frozen=True)
 class Trial:
-    """A keep list that another temperature or clustering would make.
+    """A keep list that another temperature or clustering would make."""
 
-    Args:
-        value: The temperature, or k.
-        is_own: Whether it is that of the list itself.
-        entropy: Of P, in nats; at most the logarithm of the filled clusters.
-        effective: Its exponential: so many equally large shares have this entropy.
-        at_cap: Clusters whose quota is their size.
-        at_floor: Clusters whose quota is their floor, those that are no larger included.
-        num_kept: Rows of the list: the budget.
-        overlap: Rows shared with the trial before over the rows in either; None for the first.
-    """
-
-    value: float | int
-    is_own: bool
-    entropy: float
-    effective: float
-    at_cap: int
-    at_floor: int
-    num_kept: int
-    overlap: float | None
+    value: float | int  # the temperature, or k
+    is_own: bool  # whether it is that of the list itself
+    entropy: float  # of P, in nats; at most the logarithm of the filled clusters
+    effective: float  # its exponential: so many equally large shares have this entropy
+    at_cap: int  # clusters whose quota is their size
+    at_floor: int  # clusters whose quota is their floor, those that are no larger included
+    num_kept: int  # rows of the list: the budget
+    overlap: float | None  # rows shared with the trial before over the rows in either; None for the first
 
 
 def open_selection(store: Store, key: str) -> tuple[Density, dict[str, Any]]:

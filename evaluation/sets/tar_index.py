@@ -25,23 +25,14 @@ class EvaluationDataError(WorldError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image in a tar with what is said about it.
+    """One image in a tar with what is said about it."""
 
-    Args:
-        key: Its name, unique in the set; data, never a path.
-        shard: Number of the tar.
-        extension: Of the picture, one of `IMAGE_FORMATS`; of several, the first there.
-        offset: First byte of the picture in the tar.
-        length: Bytes of the picture.
-        annotations: Content of its small members by extension, as `{"cls": b"7"}`.
-    """
-
-    key: str
-    shard: int
-    extension: str
-    offset: int
-    length: int
-    annotations: Mapping[str, bytes]
+    key: str  # its name, unique in the set; data, never a path
+    shard: int  # number of the tar
+    extension: str  # of the image, one of `IMAGE_FORMATS`; of several, the first there
+    offset: int  # first byte of the image in the tar
+    length: int  # bytes of the image
+    annotations: Mapping[str, bytes]  # content of its small members by extension, as `{"cls": b"7"}`
 
 
 def scan_tar(path: Path, shard: int) -> list[Sample]:
