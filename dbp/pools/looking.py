@@ -27,47 +27,26 @@ RECORD = 512  # bytes that a tar's size is a multiple of
 
 @dataclass
 class Look:
-    """What was found in a folder.
+    """What was found in a folder."""
 
-    Args:
-        shards: All tars, in order.
-        total_bytes: Of them.
-        broken: What is wrong, by shard; if unread, from its size.
-        num_read: Shards that were read.
-        read_bytes: Of those.
-        num_samples: In those.
-        captions: `txt`, `json:FIELD`, or none.
-        words: Words of each caption that was read.
-        characters: Characters of each.
-        formats: Images of each format; undecodable ones by extension.
-        problems: Samples that cannot be used, by reason.
-        short_sides: Shorter side of each image, in pixels.
-        picture_bytes: Size of each image.
-        repeated_keys: Samples whose key came before.
-        has_uids: Whether each json has a `uid` of its own.
-        keys: Of samples.
-        fields: How often the json has each text field.
-        texts: The `txt` and json of each sample.
-    """
-
-    shards: list[Path]
+    shards: list[Path]  # all tars, in order
     total_bytes: int
-    broken: dict[Path, str] = field(default_factory=dict)
-    num_read: int = 0
+    broken: dict[Path, str] = field(default_factory=dict)  # what is wrong; of unread shards, by size
+    num_read: int = 0  # shards that were read
     read_bytes: int = 0
-    num_samples: int = 0
-    captions: str | None = None
-    words: list[int] = field(default_factory=list)
+    num_samples: int = 0  # in those
+    captions: str | None = None  # `txt`, `json:FIELD`, or none
+    words: list[int] = field(default_factory=list)  # of each caption that was read
     characters: list[int] = field(default_factory=list)
-    formats: Counter[str] = field(default_factory=Counter)
-    problems: Counter[str] = field(default_factory=Counter)
-    short_sides: list[int] = field(default_factory=list)
+    formats: Counter[str] = field(default_factory=Counter)  # of images; undecodable ones by extension
+    problems: Counter[str] = field(default_factory=Counter)  # samples that cannot be used, by reason
+    short_sides: list[int] = field(default_factory=list)  # of each image, in pixels
     picture_bytes: list[int] = field(default_factory=list)
-    repeated_keys: int = 0
-    has_uids: bool = False
+    repeated_keys: int = 0  # samples whose key came before
+    has_uids: bool = False  # whether each json has a `uid` of its own
     keys: set[str] = field(default_factory=set, repr=False)
-    fields: Counter[str] = field(default_factory=Counter, repr=False)
-    texts: list[tuple[str | None, bytes | None]] = field(default_factory=list, repr=False)
+    fields: Counter[str] = field(default_factory=Counter, repr=False)  # text fields of the json
+    texts: list[tuple[str | None, bytes | None]] = field(default_factory=list, repr=False)  # `txt` and json
 
     @property
     def is_whole(self) -> bool:
