@@ -88,9 +88,7 @@ class Encode(Parted):
         use = opened(captioner, self.device)
         np.save(work.folder / CODEBOOK, use.codebook())
         close()
-        totals: Counter[str] = Counter({"rows": 0})
-        for found in counts.values():
-            totals.update(found)
+        totals = total(counts)
         k = captioner.network.num_codes
         times = np.zeros(k, np.int64)
         for name in counts:
@@ -98,6 +96,14 @@ class Encode(Parted):
             times += np.bincount(part.ravel(), minlength=k)
         return {**totals, "codes": k, "codes used": int((times > 0).sum()),
                 "perplexity": round(perplexity(times), 2)}  # fmt: skip
+
+
+def total(counts: Mapping[str, dict[str, Any]]) -> Counter[str]:
+    """What the parts of a stage counted, added up."""
+    totals: Counter[str] = Counter({"rows": 0})
+    for found in counts.values():
+        totals.update(found)
+    return totals
 
 
 def perplexity(times: Int[np.ndarray, " k"]) -> float:
@@ -148,10 +154,7 @@ class CodeVectors(Parted):
     def finish(  # type: ignore[override]
         self, work: Work, counts: Mapping[str, dict[str, Any]], codes: Codes
     ) -> dict[str, Any]:
-        totals: Counter[str] = Counter({"rows": 0})
-        for found in counts.values():
-            totals.update(found)
-        return dict(totals)
+        return dict(total(counts))
 
 
 def code_vectors(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64, UInt64
 
 from dbp.captioning.captioner import Captioner, close, opened
+from dbp.captioning.codes import total
 from dbp.config import require
 from dbp.data.captions import Captions, write_captions
 from dbp.data.codes import Codes
@@ -112,16 +113,11 @@ class Refine(Parted):
                     at = row + 1
             yield from (None for _ in range(pool.num_rows - at))
 
-        totals: Counter[str] = Counter({"rows": 0, "refined": 0})
-        for found in counts.values():
-            totals.update(found)
+        totals = total(counts)
         write_captions(work.folder, pool.digest, in_order())
-        originals = rows.num_kept - totals["refined"]
-        if originals:
-            log.info(
-                "captions: %s of %s kept rows keep their original caption alone",
-                f"{originals:,}", f"{rows.num_kept:,}",
-            )  # fmt: skip
+        if originals := rows.num_kept - totals["refined"]:
+            share = f"{originals:,} of {rows.num_kept:,}"
+            log.info("captions: %s kept rows keep their original caption alone", share)
         return {**totals, "original alone": originals}
 
     def _choose(self, uid_hashes: UInt64[np.ndarray, " b"]) -> Any:

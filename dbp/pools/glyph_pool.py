@@ -56,13 +56,7 @@ class RenderTasks(Stage):
         return cls(plan.image_size, plan.held_out_faces, plan.task_pictures, plan.seed)
 
     def run(self, work: Work) -> dict[str, Any]:
-        plan = GlyphPlan(
-            image_size=self.image_size,
-            held_out_faces=self.held_out_faces,
-            task_pictures=self.task_pictures,
-            seed=self.seed,
-        )
-        return dict(render_tasks(plan, work.folder))
+        return dict(render_tasks(GlyphPlan(**vars(self)), work.folder))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Uid files and lists of names, held against Python's own integers, sorting and binary search."""
 
-import bisect
 import pickle
 
 import numpy as np
@@ -25,7 +24,6 @@ from dbp.formats.uid_pairs import (
     order_pairs,
     pairs_to_texts,
     pairs_to_uids,
-    places,
     sort_pairs,
     uids_to_pairs,
 )
@@ -99,13 +97,10 @@ def test_many_runs_of_equal_high_halves_are_sorted_too():
 
 
 @given(st.lists(NUMBERS, max_size=30), st.lists(NUMBERS, max_size=30))
-def test_places_are_those_of_a_binary_search(numbers, wanted):
+def test_uids_are_found_at_their_first_place(numbers, wanted):
     held = sort_pairs(pairs_of(numbers))
     high, low = held["f0"].copy(), held["f1"].copy()
     numbers = sorted(numbers)
-    for side, search in (("left", bisect.bisect_left), ("right", bisect.bisect_right)):
-        found = places(high, low, pairs_of(wanted), side)
-        assert found.tolist() == [search(numbers, number) for number in wanted]
     spelt, _ = hex_bytes(pa.array([spell(n) for n in wanted], pa.string()))
     found = match_pairs(high, low, spelt)
     assert found.tolist() == [numbers.index(n) if n in numbers else -1 for n in wanted]
