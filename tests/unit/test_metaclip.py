@@ -18,8 +18,8 @@ from dbp.engine.work import Work
 from dbp.errors import BudgetError, ConfigError
 from dbp.exact.balancing import keyed_number
 from dbp.exact.order import keyed_hash
-from dbp.metadata.given import Given
 from dbp.metadata.matching import Finder
+from dbp.metadata.sources import Given
 from dbp.selection import balance
 from dbp.selection.budget import Budget
 from dbp.selection.metadata import MetaClip, MetaClipThreshold
