@@ -15,6 +15,7 @@ from dbp.pools.looking import Look
 MOST_CLUSTERS = 500
 # DataComp's batch; smaller where the kept set would fill it less than four times.
 MOST_BATCH = 4096
+TEMPLATE = Path(__file__).with_name("suggestion.yaml")  # of `dbp init`, filled by `str.format`
 
 
 @dataclass(frozen=True)
@@ -83,52 +84,12 @@ def experiment(suggested: Suggestion, out: Path, folder: Path, lines: Sequence[s
     said += [f"Train and compare: {command(out).replace('dbp curate', 'dbp sweep')} root=SETS"]
     said += ["", *(tried or ["What temperatures do: dbp tune keep=KEY, once a keep list is made."])]
     head = "\n".join(f"# {line}".rstrip() for text in said for line in (text.splitlines() or [""]))
+    why = "no GPU here: dinov2_l14, DBP's encoder, costs 18 times as much a picture"
+    if s.cluster_encoder == "dinov2_l14":
+        why = "DBP's encoder (Abbas et al. 2024)"
     # In a config `${` begins an interpolation, in a path it may be a name.
     shards = json.dumps(s.shards.replace("${", "\\${"), ensure_ascii=False)
-    share = "one pass over the pool; every arm sees as many, so a smaller set is repeated"
-    why = (
-        "DBP's encoder (Abbas et al. 2024)"
-        if s.cluster_encoder == "dinov2_l14"
-        else "no GPU here: dinov2_l14, DBP's encoder, costs 18 times as much a picture"
-    )
-    return f"""# @package _global_
-{head}
-defaults:
-  - override /pool: webdataset
-  - override /encoder@encoder.dedup: openclip_b32
-  - override /encoder@encoder.cluster: {s.cluster_encoder}   # {why}
-  - override /encoder@encoder.score: openclip_b32
-  - override /dedup: semdedup
-  - override /score: clip_score
-  - override /select: dbp
-  - override /model: vit_b32
-  - override /train: datacomp_small
-pool:
-  shards: {shards}
-  caption: {json.dumps(s.caption)}
-  uid: {json.dumps(s.uid)}              # key | json:FIELD | hash (where keys repeat)
-  broken_shards: {s.broken_shards}      # keep_readable: the samples before the damage are used
-# dedup.epsilon is 0.05: a row goes above cosine 0.95 to an earlier one; look at the pairs, then change it.
-# Its clusters are sqrt(0.75 n), {s.num_dedup_clusters:,} of about {s.rows:,} usable rows. Settings of a method
-# stand in an arm or on the command line (dedup.epsilon=0.03): an arm without the method has none.
-cluster:
-  num_clusters: {s.num_clusters}   # sqrt(0.75 n), at most {MOST_CLUSTERS}, which DBP took for 280 M
-budget:
-  keep_fraction: {s.keep_fraction:g}     # of what dedup leaves
-  of: dedup
-train:
-  batch_size: {s.batch_size}
-  samples_seen: {s.samples_seen}    # {share}
-  optimiser:
-    warmup_samples: {min(2_048_000, max(s.samples_seen // 10, 1))}   # a tenth, or DataComp's 500 steps
-sweep:
-  name: {out.stem}
-  arms:
-    unpruned: {{dedup: none, select: none}}
-    uniform: {{select: uniform}}
-    clip score: {{select: top_score}}
-    ssp: {{select: ssp}}
-    dbp: {{select: dbp}}   # temperature 0.1; sweep.select.temperature=[0.05,0.1,0.2] tries several
-  axes:
-    seed: [0, 1, 2]        # fewer than three tell checkpoints apart, and no methods
-"""
+    values = {**vars(s), "shards": shards, "caption": json.dumps(s.caption), "uid": json.dumps(s.uid)}
+    warmup = min(2_048_000, max(s.samples_seen // 10, 1))
+    text = TEMPLATE.read_text(encoding="utf-8")
+    return text.format(head=head, why=why, name=out.stem, warmup=warmup, most_clusters=MOST_CLUSTERS, **values)
