@@ -66,8 +66,7 @@ class Embeddings:
         found = np.zeros(len(rows), bool)
         for part, span in self._spans(rows):
             own = self.part_rows(part)
-            at = np.minimum(np.searchsorted(own, rows[span]), max(len(own) - 1, 0))
-            found[span] = own[at] == rows[span] if len(own) else False
+            found[span] = own[np.minimum(np.searchsorted(own, rows[span]), len(own) - 1)] == rows[span]
         return found
 
     def gather(self, rows: Int[np.ndarray, " m"]) -> Float16[np.ndarray, "m d"]:
@@ -112,23 +111,15 @@ class Embeddings:
             ascending = rows[order]
         for part, span in self._spans(ascending):
             own, wanted = self.part_rows(part), ascending[span]
-            first, last = int(wanted[0]), int(wanted[-1])
-            begin = int(np.searchsorted(own, first))
-            whole = slice(begin, begin + len(wanted))
-            is_run = (
-                isinstance(order, slice)
-                and whole.stop <= len(own)
-                and own[begin] == first
-                and own[whole.stop - 1] == last
-                and last - first == len(wanted) - 1
-            )
-            at: slice | np.ndarray = whole
-            if not is_run:
-                at = np.minimum(np.searchsorted(own, wanted), max(len(own) - 1, 0))
-                absent = own[at] != wanted if len(own) else np.ones(len(wanted), bool)
-                if absent.any():
-                    raise KeyError(f"row {wanted[absent][0]} has no embedding")
-            yield (span if isinstance(order, slice) else order[span]), part, at
+            at = np.minimum(np.searchsorted(own, wanted), len(own) - 1)
+            if (absent := own[at] != wanted).any():
+                raise KeyError(f"row {wanted[absent][0]} has no embedding")
+            if not isinstance(order, slice):
+                yield order[span], part, at
+            elif at[-1] - at[0] == len(at) - 1:  # rows that lie side by side
+                yield span, part, slice(int(at[0]), int(at[-1]) + 1)
+            else:
+                yield span, part, at
 
     def _spans(self, rows: np.ndarray):  # type: ignore[no-untyped-def]
         """The parts that may hold ascending rows, each with its slice of them."""
@@ -199,7 +190,5 @@ def save_part(
     missing = Missing.of({**failed, **no_direction})
     missing.save(folder)
     (folder / "missing.parquet").rename(folder / "failed.parquet")
-    counts: dict[str, int] = {"rows": int(good.sum())}
-    for code, text in enumerate(missing.texts):
-        counts[text] = int((missing.codes == code).sum())
-    return counts
+    counts = {text: int((missing.codes == code).sum()) for code, text in enumerate(missing.texts)}
+    return {"rows": int(good.sum()), **counts}
