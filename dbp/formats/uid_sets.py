@@ -14,6 +14,7 @@ from jaxtyping import Int, UInt8
 from dbp.engine.disk import replacing
 from dbp.engine.store import Store
 from dbp.errors import ConfigError, WorldError
+from dbp.formats.contains import repeats_in
 from dbp.formats.exchange import kind_of, read_texts, read_uid_file, writing_uids
 from dbp.formats.uid_pairs import (
     UID_DTYPE,
@@ -88,11 +89,7 @@ class Listed:
     @property
     def num_repeats(self) -> int:
         """Uids that stand there already."""
-        total = 0
-        for start in range(0, len(self.pairs), CHUNK):
-            block = np.asarray(self.pairs[start : start + CHUNK + 1])
-            total += int(np.count_nonzero(block[1:] == block[:-1]))
-        return total
+        return repeats_in(Path(self.label), self.pairs["f0"], self.pairs["f1"])
 
 
 def open_lists(store: Store, names: Sequence[str]) -> tuple[list[Listed], bool]:

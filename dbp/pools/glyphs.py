@@ -22,6 +22,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow
+import pyarrow.parquet
+
 from dbp.config import require
 from dbp.errors import ConfigError, StoreError, nearest
 from dbp.pools.glyph_fonts import Glyph, all_glyphs, base_letter, caption_of, encode, hashed, look_alikes, reencode
@@ -256,9 +259,6 @@ def _sample(plan: GlyphPlan, uid: str, row: _Row, told: Glyph) -> Iterator[tuple
 
 
 def _write_truth(plan: GlyphPlan, path: Path, rows: list[_Row], uids: list[str], donors: dict[int, int]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
     pictures: dict[int, int] = {}
     characters: dict[int, int] = {}
     sources = [None if row.source is None else uids[row.source] for row in rows]

@@ -104,8 +104,9 @@ class Index(Parted):
         return {"shards": hashlib.sha256(json.dumps(described).encode()).hexdigest()}
 
     def parts(self, folder: ShardFolder | None = None) -> list[Part]:
-        """One for each shard."""
-        return [Part(part_name(n), n, _size(s)) for n, s in enumerate(self.paths(folder))]
+        """One for each shard; reading its bytes is what it costs."""
+        sizes = (1.0 if is_remote(s) else float(Path(s).stat().st_size) for s in self.paths(folder))
+        return [Part(part_name(n), n, size) for n, size in enumerate(sizes)]
 
     def make(  # type: ignore[override]
         self, part: Part, home: Path, /, folder: ShardFolder | None = None
@@ -136,10 +137,11 @@ class Index(Parted):
             reasons.update(found["reasons"])
         rows = sum(found["rows"] for found in counts.values())
         if rows == 0:
+            said = "".join(f" {reason}: {count:,}." for reason, count in sorted(reasons.items()))
             raise PoolError(
                 f"no sample in {len(shards)} shards, the first being {shards[0]}. A sample is an image "
                 f"({', '.join(IMAGE_FORMATS)}) beside its caption under one key, which ends at the "
-                f"name's first dot.{_said(reasons)}"
+                f"name's first dot.{said}"
             )
         if rows == reasons["no caption"] + reasons["no image"]:
             raise PoolError(
@@ -256,15 +258,6 @@ def joined(work: Work, counts: Mapping[str, dict[str, Any]]) -> tuple[str, UInt6
     return content.hexdigest(), np.unique(np.concatenate(hashes))
 
 
-def _size(shard: str) -> float:
-    """Bytes of a shard: what reading it costs."""
-    return 1.0 if is_remote(shard) else float(Path(shard).stat().st_size)
-
-
 def part_name(shard: int) -> str:
     """The name of a shard's part; seven digits, so that names sort as numbers."""
     return f"part-{shard:07d}"
-
-
-def _said(reasons: Counter[str]) -> str:
-    return "".join(f" {reason}: {count:,}." for reason, count in sorted(reasons.items()))
