@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt64
 
-from dbp.data.pool import hash_64
+from dbp.data.pool import hash_64, open_known
 from dbp.engine.disk import write_json
 from dbp.engine.paths import is_remote
 from dbp.errors import PoolError, WorldError
@@ -205,13 +205,7 @@ def open_to_read(shard: str) -> int:
             f"shard {shard} is streamed, and byte ranges cannot be copied from a stream. Copy the shards to a "
             "file system and give their paths in pool.shards, or filter while loading (docs/loaders.md)."
         )
-    try:
-        return os.open(shard, os.O_RDONLY)
-    except OSError as error:
-        raise PoolError(
-            f"shard {shard} cannot be opened ({error.strerror}) although the index knows it. Restore the "
-            "shard, or correct pool.shards."
-        ) from error
+    return open_known(shard)
 
 
 def copy_ranges(

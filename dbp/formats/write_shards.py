@@ -106,13 +106,8 @@ def write_shards(
         raise ConfigError(f"out={str(out)!r} is a file. Give a folder for the shards.")
     samples = _locate_all(pool, keep, workers)
     times = None if repeats is None else repeats[np.searchsorted(keep.rows, samples.rows)]
-    order, edges = arrange(
-        samples.uid_hashes,
-        samples.key_hashes,
-        shard_size,
-        partial(keyed_hash, seed=seed) if shuffle else None,
-        times,
-    )
+    shuffled = partial(keyed_hash, seed=seed) if shuffle else None
+    order, edges = arrange(samples.uid_hashes, samples.key_hashes, shard_size, shuffled, times)
     once = np.bincount(order, minlength=keep.num_kept)
     assert np.array_equal(once, np.ones_like(once) if times is None else times), "each as often as said"
     about = {
