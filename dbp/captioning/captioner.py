@@ -145,11 +145,7 @@ def save_captioner(
     num_tokens: int,
     token_width: int,
 ) -> str:
-    """Write a captioner into an artifact's folder, with the image network's own file where it has one.
-
-    Returns:
-        SHA-256 of the trained weights.
-    """
+    """Write a captioner, with the image network's own file where it has one; return SHA-256 of its weights."""
     import torch
 
     torch.save({name: tensor.cpu() for name, tensor in weights.items()}, folder / WEIGHTS)

@@ -83,18 +83,12 @@ class Encode(Parted):
         return {"rows": len(rows), **Counter(failed.values())}
 
     def finish(  # type: ignore[override]
-        self,
-        work: Work,
-        counts: Mapping[str, dict[str, Any]],
-        pool: Pool,
-        captioner: Captioner,
+        self, work: Work, counts: Mapping[str, dict[str, Any]], pool: Pool, captioner: Captioner
     ) -> dict[str, Any]:
         use = opened(captioner, self.device)
         np.save(work.folder / CODEBOOK, use.codebook())
         close()
-        totals: Counter[str] = Counter({"rows": 0})
-        for found in counts.values():
-            totals.update(found)
+        totals = total(counts)
         k = captioner.network.num_codes
         times = np.zeros(k, np.int64)
         for name in counts:
@@ -104,12 +98,16 @@ class Encode(Parted):
                 "perplexity": round(perplexity(times), 2)}  # fmt: skip
 
 
-def perplexity(times: Int[np.ndarray, " k"]) -> float:
-    """How many codes are in use, weighed by how often: the exponential of their entropy, from 1 to k.
+def total(counts: Mapping[str, dict[str, Any]]) -> Counter[str]:
+    """What the parts of a stage counted, added up."""
+    totals: Counter[str] = Counter({"rows": 0})
+    for found in counts.values():
+        totals.update(found)
+    return totals
 
-    Args:
-        times: How often each code was used; 1 is returned where none was.
-    """
+
+def perplexity(times: Int[np.ndarray, " k"]) -> float:
+    """How many codes are in use, weighed by how often: the exponential of their entropy, 1 to k; 1 of none."""
     shares = times[times > 0] / max(int(times.sum()), 1)
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
@@ -156,22 +154,13 @@ class CodeVectors(Parted):
     def finish(  # type: ignore[override]
         self, work: Work, counts: Mapping[str, dict[str, Any]], codes: Codes
     ) -> dict[str, Any]:
-        totals: Counter[str] = Counter({"rows": 0})
-        for found in counts.values():
-            totals.update(found)
-        return dict(totals)
+        return dict(total(counts))
 
 
 def code_vectors(
     codes: Integer[np.ndarray, "m t"], codebook: Float32[np.ndarray, "k d"], kind: Kind
 ) -> Float32[np.ndarray, "m w"]:
-    """The vectors of pictures from their codes; not of unit length yet.
-
-    Args:
-        codes: Of the pictures, place by place.
-        codebook: The codes' vectors.
-        kind: As `CodeVectors` says.
-    """
+    """The vectors of pictures from their codes; not of unit length yet."""
     if kind == "published":
         return codes.astype(np.float32)
     if kind == "mean":  # in float64: the sum of a picture's codes must not depend on their order

@@ -80,13 +80,10 @@ class Codebook(nn.Module):
     def update(
         self, tokens: Float[Tensor, "b t d"], codes: Int[Tensor, "b t"], generator: torch.Generator
     ) -> Int[Tensor, ""]:
-        """Move the codes to the moving averages of their tokens; revive the dead ones.
+        """Move the codes to the moving averages of their tokens; revive the dead ones, and count these.
 
         A code is dead when its moving count falls below `revive_below` of the mean count. It becomes a random
         token of the batch, and has the mean count to begin with.
-
-        Returns:
-            The number of revived codes.
         """
         flat, decay = tokens.detach().float().flatten(0, 1), self.network.decay
         # A product and not a scatter: its order of adding up is fixed on a GPU, too.
@@ -110,14 +107,7 @@ class Captioning(nn.Module):
     """From tokens of the frozen network to codes, and from codes to words."""
 
     def __init__(self, network: Network, token_width: int, num_tokens: int, vocabulary_size: int) -> None:
-        """Make a network with random weights.
-
-        Args:
-            network: Its settings.
-            token_width: Of the frozen network's tokens.
-            num_tokens: Of a picture.
-            vocabulary_size: Words, with pad, begin and end.
-        """
+        """Make a network with random weights."""
         super().__init__()
         width, length = network.decoder_width, network.length - 1
         self.project = nn.Sequential(nn.LayerNorm(token_width), nn.Linear(token_width, network.code_width))
@@ -157,12 +147,7 @@ class Captioning(nn.Module):
 
     @torch.no_grad()
     def write(self, codes: Int[Tensor, "b t"], choose: Choose) -> Int[Tensor, "b l"]:
-        """Captions, word by word, each until its end or the longest caption of training.
-
-        Args:
-            codes: Of the pictures.
-            choose: Takes the next word of each caption.
-        """
+        """Captions, word by word, each until its end or the longest caption of training."""
         told = Told(self.decoder, self.memory(self.codebook.vectors[codes]))
         words = torch.full((len(codes), 1), BEGIN, device=codes.device)
         is_over = torch.zeros(len(codes), dtype=torch.bool, device=codes.device)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64, UInt64
 
 from dbp.captioning.captioner import Captioner, close, opened
+from dbp.captioning.codes import total
 from dbp.config import require
 from dbp.data.captions import Captions, write_captions
 from dbp.data.codes import Codes
@@ -72,13 +73,7 @@ class Refine(Parted):
         ]
 
     def make(  # type: ignore[override]
-        self,
-        part: Part,
-        folder: Path,
-        pool: Pool,
-        rows: KeepList,
-        codes: Codes,
-        captioner: Captioner,
+        self, part: Part, folder: Path, pool: Pool, rows: KeepList, codes: Codes, captioner: Captioner
     ) -> dict[str, Any]:
         own, found = codes.part(part.number)
         at = np.flatnonzero(rows.mask[own])
@@ -118,16 +113,11 @@ class Refine(Parted):
                     at = row + 1
             yield from (None for _ in range(pool.num_rows - at))
 
-        totals: Counter[str] = Counter({"rows": 0, "refined": 0})
-        for found in counts.values():
-            totals.update(found)
+        totals = total(counts)
         write_captions(work.folder, pool.digest, in_order())
-        originals = rows.num_kept - totals["refined"]
-        if originals:
-            log.info(
-                "captions: %s of %s kept rows keep their original caption alone",
-                f"{originals:,}", f"{rows.num_kept:,}",
-            )  # fmt: skip
+        if originals := rows.num_kept - totals["refined"]:
+            share = f"{originals:,} of {rows.num_kept:,}"
+            log.info("captions: %s kept rows keep their original caption alone", share)
         return {**totals, "original alone": originals}
 
     def _choose(self, uid_hashes: UInt64[np.ndarray, " b"]) -> Any:
@@ -155,10 +145,7 @@ def uniform(uid_hashes: UInt64[np.ndarray, " b"], seed: int, step: int) -> Float
 
 
 def drawn(
-    probabilities: Float64[np.ndarray, "b v"],
-    numbers: Float64[np.ndarray, " b"],
-    temperature: float,
-    top_p: float,
+    probabilities: Float64[np.ndarray, "b v"], numbers: Float64[np.ndarray, " b"], temperature: float, top_p: float
 ) -> np.ndarray:
     """The words at which the running sums of probabilities, likeliest first, pass the numbers.
 

@@ -18,15 +18,10 @@ FIRST = 3
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens of CLIP's tokenizer, numbered anew behind pad, begin and end.
+    """Tokens of CLIP's tokenizer, numbered anew behind pad, begin and end."""
 
-    Args:
-        tokens: CLIP's numbers, most frequent first.
-        length: Of a tokenised caption, begin and end included.
-    """
-
-    tokens: tuple[int, ...]
-    length: int
+    tokens: tuple[int, ...]  # CLIP's numbers, most frequent first
+    length: int  # of a tokenised caption, begin and end included
 
     @property
     def size(self) -> int:
@@ -34,13 +29,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, captions: Iterable[str], length: int, most: int | None) -> "Vocabulary":
-        """The tokens of some captions, the most frequent first, of equal ones the lower number.
-
-        Args:
-            captions: What is counted.
-            length: Of a tokenised caption.
-            most: So many tokens at most; all when none is given.
-        """
+        """The tokens of captions, `most` at most: most frequent first, of equal ones the lower number."""
         encode = _tokenizer().encode
         counts = Counter(token for caption in captions for token in encode(caption))
         ordered = sorted(counts, key=lambda token: (-counts[token], token))

@@ -79,9 +79,9 @@ def main(verb: str, arguments: list[str]) -> None:
         raise ConfigError(f"{said} {nearest(script, SCRIPTS)}")
     values, given = read_options(script, arguments[1:], SCRIPTS[script])
     if script == "prune":
-        from dbp.compat.prune import Prune
+        from dbp.compat.prune import prune
 
-        Prune(**values, given=frozenset(given)).run()
+        prune(given, **values)
     else:
         from dbp.compat import distances
 

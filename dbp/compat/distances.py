@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
-from dbp.clustering.geometry import complexity, d_inter, d_intra, softmax
+from dbp.clustering.geometry import complexity, d_inter, d_intra
 from dbp.engine.disk import replacing
 from dbp.engine.progress import progress
 from dbp.errors import ConfigError, WorldError
@@ -89,7 +89,7 @@ def read_measure(path: str | None, num_clusters: int, option: str, script: str) 
         ConfigError: No path is given, or no such file exists.
         WorldError: The file holds something else than `num_clusters` numbers, or an infinite one.
     """
-    way = f"Write it with dbp compat {script}."
+    option, way = f"--{option.replace('_', '-')}", f"Write it with dbp compat {script}."
     file = _with_suffix(Path(path)) if path else None
     if file is None or not file.is_file():
         raise ConfigError(f"{option}={path or ''!r} is no file, and --density needs it. {way}")
@@ -109,22 +109,10 @@ def read_measure(path: str | None, num_clusters: int, option: str, script: str) 
     return found
 
 
-def exact_shares(
-    sizes: Int[np.ndarray, " k"],
-    inter: Float[np.ndarray, " k"],
-    intra: Float[np.ndarray, " k"],
-    temperature: float,
+def exact_complexity(
+    sizes: Int[np.ndarray, " k"], inter: Float[np.ndarray, " k"], intra: Float[np.ndarray, " k"]
 ) -> Float64[np.ndarray, " k"]:
-    """The share of the target for each cluster: softmax of d_inter * d_intra over the clusters with rows.
-
-    Args:
-        sizes: Rows of each cluster; an empty one has no share, whatever its measures.
-        inter: d_inter.
-        intra: d_intra.
-        temperature: Divides the product in the softmax; above 0.
-
-    Returns:
-        Shares in float64 that sum to 1.
+    """d_inter * d_intra of the clusters with rows; an empty one has 0, whatever its measures.
 
     Raises:
         WorldError: A measure of a cluster with rows is NaN or below zero.
@@ -138,20 +126,9 @@ def exact_shares(
                 "distance lies between 0 and 2. Compute the file again from these clusters, with "
                 "embeddings of unit length; --reference takes up to nine values below zero."
             )
-    shares = np.zeros(len(sizes))
-    shares[filled] = softmax(complexity(inter[filled], intra[filled]), temperature)
-    return shares
-
-
-def equal_or_sized_shares(
-    sizes: Int[np.ndarray, " k"], density: str, temperature: float
-) -> Float64[np.ndarray, " k"]:
-    """The shares of `uniform` (the same for each cluster with rows) and `clustersize` (by softmax)."""
-    filled = sizes > 0
-    measure = sizes / sizes.sum() if density == "clustersize" else np.ones(len(sizes))
-    shares = np.zeros(len(sizes))
-    shares[filled] = softmax(measure[filled], temperature)
-    return shares
+    found = np.zeros(len(sizes))
+    found[filled] = complexity(inter[filled], intra[filled])
+    return found
 
 
 def save_npy(path: Path, values: Any) -> None:

@@ -10,26 +10,16 @@ from dbp.errors import ConfigError, nearest
 
 @dataclass(frozen=True)
 class Option:
-    """One option: how its text is read, and what it is where it is not given.
+    """One option: how its text is read, and what it is where it is not given."""
 
-    Args:
-        kind: `int`, `float`, `str`, or `bool` (alone or with true or false).
-        default: Where it is not given; `needed` stops instead.
-        choices: What it can be; empty for anything.
-        needed: Whether it must be given.
-    """
-
-    kind: type
-    default: Any = None
-    choices: tuple[str, ...] = ()
-    needed: bool = False
+    kind: type  # `int`, `float`, `str`, or `bool` (alone or with true or false)
+    default: Any = None  # where it is not given; `needed` stops instead
+    choices: tuple[str, ...] = ()  # what it can be; empty for anything
+    needed: bool = False  # whether it must be given
 
 
 def read_options(script: str, words: list[str], known: Mapping[str, Option]) -> tuple[dict[str, Any], set[str]]:
-    """Read `--name value` and `--name=value`, dashes and underscores in names being the same.
-
-    Returns:
-        Every option's value by its name with underscores, and the names of those given.
+    """Read `--name value` and `--name=value`, dashes and underscores in names being the same; and the names given.
 
     Raises:
         ConfigError: An option does not exist, is given twice or without a value, or has a wrong one.

@@ -18,8 +18,7 @@ class Quotas:
 
     Args:
         target: Rows to keep in all, T.
-        counts: Of each cluster. In reference mode their sum may miss T, and a cluster without rows may
-            have -1.
+        counts: Of each cluster. In reference mode their sum may miss T, and a cluster without rows may have -1.
         floor: Rows that each cluster keeps at least, if it has them, m.
     """
 
@@ -29,11 +28,7 @@ class Quotas:
 
 
 def exact_quotas(
-    sizes: Int[np.ndarray, " k"],
-    shares: Float[np.ndarray, " k"],
-    keep_ratio: float,
-    total: int,
-    balance: float,
+    sizes: Int[np.ndarray, " k"], shares: Float[np.ndarray, " k"], keep_ratio: float, total: int, balance: float
 ) -> Quotas:
     """Quotas that sum to T, within their bounds, nearest to T times the shares.
 
@@ -118,11 +113,7 @@ def reference_shares(complexity: Float[np.ndarray, " k"], temperature: float) ->
 
 
 def _check(
-    target: int,
-    lower: Int[np.ndarray, " k"],
-    upper: Int[np.ndarray, " k"],
-    keep_ratio: float,
-    total: int,
+    target: int, lower: Int[np.ndarray, " k"], upper: Int[np.ndarray, " k"], keep_ratio: float, total: int
 ) -> None:
     said = f"--prune-ratio={keep_ratio} (kept) of {total:,} rows"
     if target < 1:

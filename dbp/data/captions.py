@@ -4,9 +4,8 @@
     texts.bin      all texts in row order, UTF-8
     captions.json  the pool, and how many rows have a text
 
-Two mapped files and not Parquet, since training asks for rows in random order: a text is one slice,
-the workers of a loader share the pages, and nothing is decompressed again and again. Parquet is what
-they are imported from.
+Two mapped files and not Parquet, since training asks for rows in random order: a text is one slice, the workers of
+a loader share the pages, and nothing is decompressed again and again. Parquet is what they are imported from.
 """
 
 import json
@@ -33,19 +32,12 @@ BLOCK = 1 << 16  # rows of the Parquet file at a time
 
 @dataclass(frozen=True)
 class Captions:
-    """A refined caption for each row of one pool, or none. The original stays with `pool.captions`.
+    """A refined caption for each row of one pool, or none. The original stays with `pool.captions`."""
 
-    Args:
-        folder: Where the files lie; a pickle holds nothing else.
-        pool_digest: Of the pool whose rows these are.
-        ends: Of each row's text among all bytes.
-        texts: All bytes.
-    """
-
-    folder: Path
-    pool_digest: str
-    ends: Int64[np.ndarray, " n"]
-    texts: UInt8[np.ndarray, " b"]
+    folder: Path  # where the files lie; a pickle holds nothing else
+    pool_digest: str  # of the pool whose rows these are
+    ends: Int64[np.ndarray, " n"]  # of each row's text among all bytes
+    texts: UInt8[np.ndarray, " b"]  # all bytes
 
     @property
     def num_rows(self) -> int:
@@ -103,12 +95,6 @@ def import_captions(folder: Path, pool: Pool, file: str, column: str) -> Caption
 
     Reads the file twice, block by block: lengths, then texts. 24 bytes of memory a row of the pool.
     Uids of other pools are passed over; rows that share a uid share its caption.
-
-    Args:
-        folder: Where to write; it exists.
-        pool: Whose rows they become.
-        file: Parquet with `uid` and the captions.
-        column: Of the captions.
 
     Raises:
         ConfigError: A column is missing, or no uid is of this pool.

@@ -78,10 +78,7 @@ class Clusters:
 
     def save(self, folder: Path) -> None:
         write_columns(
-            folder,
-            centroids=self.centroids,
-            assignment=self.assignment,
-            distance=self.distance_to_centroid,
+            folder, centroids=self.centroids, assignment=self.assignment, distance=self.distance_to_centroid
         )
         self.missing.save(folder)
 

@@ -63,15 +63,7 @@ class Columns:
         texts: list[str] = []
         found = []
         for part in range(max(len(self._files), 1)):
-            column = self._arrow(part, name).combine_chunks()
-            encoded = column.fill_null("").dictionary_encode()
-            encoded = encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
-            for text in encoded.dictionary.to_pylist():
-                if text not in texts:
-                    texts.append(text)
-            new = np.array([texts.index(t) for t in encoded.dictionary.to_pylist()], np.uint8)
-            at = encoded.indices.to_numpy(zero_copy_only=False)
-            found.append(new[at] if len(at) else np.zeros(0, np.uint8))
+            found.append(numbered(self._arrow(part, name).fill_null(""), texts))
         assert len(texts) <= 256, f"{name} has few values"
         return np.concatenate(found), texts
 
@@ -83,8 +75,7 @@ class Columns:
         for part, (start, stop) in enumerate(pairwise(ends)):
             if stop == start:
                 continue
-            column = self._arrow(part, name).combine_chunks()
-            column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+            column = one_chunk(self._arrow(part, name))
             plain = np.frombuffer(column.buffers()[-1], "<u8", 2 * len(column), 16 * column.offset)
             found[start:stop] = plain.reshape(-1, 2)[rows[start:stop] - edges[part]]
         return found
@@ -120,6 +111,22 @@ class Columns:
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_recent": {}, "_cached": {}}
+
+
+def one_chunk(column: Any) -> Any:
+    """A column as one contiguous array."""
+    whole = column.combine_chunks()
+    return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+
+
+def numbered(column: pa.ChunkedArray, texts: list[str]) -> UInt8[np.ndarray, " n"]:
+    """A column's texts as places in a list, which new ones are added to."""
+    encoded = one_chunk(column if pa.types.is_dictionary(column.type) else column.dictionary_encode())
+    own = encoded.dictionary.to_pylist()
+    texts += [text for text in own if text not in texts]
+    new = np.array([texts.index(text) for text in own], np.uint8)
+    at = encoded.indices.to_numpy(zero_copy_only=False)
+    return new[at] if len(at) else np.zeros(0, np.uint8)
 
 
 def write_columns(folder: Path, **columns: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,8 @@ SCHEMA = pa.schema(
 class Embeddings:
     """Vectors of rows, and the rows that have none.
 
-    A part per run of shards, `vectors.npy` in fp16 and `rows.parquet` beside it, in one order, rows
-    ascending. Rows that could not be decoded or whose vector was zero or not finite are listed with the
-    reason, never guessed.
+    A part per run of shards, `vectors.npy` in fp16 and `rows.parquet` beside it, in one order, rows ascending. Rows
+    that could not be decoded or whose vector was zero or not finite are listed with the reason, never guessed.
     """
 
     parts: list[Path]
@@ -66,8 +66,7 @@ class Embeddings:
         found = np.zeros(len(rows), bool)
         for part, span in self._spans(rows):
             own = self.part_rows(part)
-            at = np.minimum(np.searchsorted(own, rows[span]), max(len(own) - 1, 0))
-            found[span] = own[at] == rows[span] if len(own) else False
+            found[span] = own[np.minimum(np.searchsorted(own, rows[span]), len(own) - 1)] == rows[span]
         return found
 
     def gather(self, rows: Int[np.ndarray, " m"]) -> Float16[np.ndarray, "m d"]:
@@ -103,7 +102,7 @@ class Embeddings:
 
     def _places(self, rows: np.ndarray):  # type: ignore[no-untyped-def]
         """For each part that holds some of the rows: where they stand in `rows`, and in the part."""
-        if len(rows) and not len(self._first):
+        if len(rows) and not self._first:
             raise KeyError(f"row {rows[0]} has no embedding")
         order: slice | np.ndarray = slice(None)
         ascending = rows
@@ -112,55 +111,33 @@ class Embeddings:
             ascending = rows[order]
         for part, span in self._spans(ascending):
             own, wanted = self.part_rows(part), ascending[span]
-            first, last = int(wanted[0]), int(wanted[-1])
-            begin = int(np.searchsorted(own, first))
-            whole = slice(begin, begin + len(wanted))
-            is_run = (
-                isinstance(order, slice)
-                and whole.stop <= len(own)
-                and own[begin] == first
-                and own[whole.stop - 1] == last
-                and last - first == len(wanted) - 1
-            )
-            at: slice | np.ndarray = whole
-            if not is_run:
-                at = np.minimum(np.searchsorted(own, wanted), max(len(own) - 1, 0))
-                absent = own[at] != wanted if len(own) else np.ones(len(wanted), bool)
-                if absent.any():
-                    raise KeyError(f"row {wanted[absent][0]} has no embedding")
-            yield (span if isinstance(order, slice) else order[span]), part, at
+            at = np.minimum(np.searchsorted(own, wanted), len(own) - 1)
+            if (absent := own[at] != wanted).any():
+                raise KeyError(f"row {wanted[absent][0]} has no embedding")
+            if not isinstance(order, slice):
+                yield order[span], part, at
+            elif at[-1] - at[0] == len(at) - 1:  # rows that lie side by side
+                yield span, part, slice(int(at[0]), int(at[-1]) + 1)
+            else:
+                yield span, part, at
 
     def _spans(self, rows: np.ndarray):  # type: ignore[no-untyped-def]
         """The parts that may hold ascending rows, each with its slice of them."""
-        if len(rows) == 0 or len(self._first) == 0:
+        if len(rows) == 0 or not self._first:
             return
-        part = np.maximum(np.searchsorted(self._first, rows[[0, -1]], side="right") - 1, 0)
-        ends = np.searchsorted(rows, self._first[part[0] + 1 : part[1] + 1])
-        start = 0
-        for number, stop in zip(range(part[0], part[1] + 1), [*ends, len(rows)], strict=True):
+        first, parts = np.array(list(self._first.values())), list(self._first)
+        low, high = np.maximum(np.searchsorted(first, rows[[0, -1]], side="right") - 1, 0).tolist()
+        edges = [0, *np.searchsorted(rows, first[low + 1 : high + 1]).tolist(), len(rows)]
+        for part, (start, stop) in zip(parts[low : high + 1], pairwise(edges), strict=True):
             if stop > start:
-                yield int(self._filled[number]), slice(start, int(stop))
-            start = int(stop)
+                yield part, slice(start, stop)
 
     @cached_property
-    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        filled = []
-        for number, part in enumerate(self.parts):
-            about = pq.read_metadata(part / "rows.parquet")
-            if about.num_rows:  # rows ascend, so the least is the first
-                filled.append((number, about.row_group(0).column(0).statistics.min))
-        return (
-            np.array([number for number, _ in filled], np.int64),
-            np.array([row for _, row in filled], np.int64),
-        )
-
-    @property
-    def _filled(self) -> np.ndarray:
-        return self._bounds[0]
-
-    @property
-    def _first(self) -> np.ndarray:
-        return self._bounds[1]
+    def _first(self) -> dict[int, int]:
+        """The first row of each part that has rows."""
+        about = {number: pq.read_metadata(part / "rows.parquet") for number, part in enumerate(self.parts)}
+        # Rows ascend, so the least is the first.
+        return {n: found.row_group(0).column(0).statistics.min for n, found in about.items() if found.num_rows}
 
     def _part(self, part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows, lengths and mapped vectors of a part; a few parts stay open."""
@@ -183,10 +160,7 @@ class Embeddings:
 
 
 def save_part(
-    folder: Path,
-    rows: Int[np.ndarray, " n"],
-    vectors: Float[np.ndarray, "n d"],
-    failed: dict[int, str],
+    folder: Path, rows: Int[np.ndarray, " n"], vectors: Float[np.ndarray, "n d"], failed: dict[int, str]
 ) -> dict[str, int]:
     """Write one part: unit length in fp32, then rounded to fp16, both norms beside.
 
@@ -216,7 +190,5 @@ def save_part(
     missing = Missing.of({**failed, **no_direction})
     missing.save(folder)
     (folder / "missing.parquet").rename(folder / "failed.parquet")
-    counts: dict[str, int] = {"rows": int(good.sum())}
-    for code, text in enumerate(missing.texts):
-        counts[text] = int((missing.codes == code).sum())
-    return counts
+    counts = {text: int((missing.codes == code).sum()) for code, text in enumerate(missing.texts)}
+    return {"rows": int(good.sum()), **counts}

@@ -246,12 +246,7 @@ class KeepList:
         mask = np.unpackbits(bits, count=about["rows"]).view(bool)
         codes = pq.ParquetFile(folder / "reason.parquet")
         layers = tuple(
-            Layer(
-                layer["stage"],
-                tuple(layer["texts"]),
-                codes.read(columns=[str(at)])[str(at)].to_numpy(),
-                {},
-            )
+            Layer(layer["stage"], tuple(layer["texts"]), codes.read(columns=[str(at)])[str(at)].to_numpy(), {})
             for at, layer in enumerate(about["layers"])
         )
         return cls(about["pool"], mask, layers)

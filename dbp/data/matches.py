@@ -23,17 +23,11 @@ from dbp.data.entries import Entries
 
 @dataclass(frozen=True)
 class MatchedRows:
-    """The entries of some rows that follow one another.
+    """The entries of some rows that follow one another."""
 
-    Args:
-        start: The first row.
-        ends: Row `start + i` has `numbers[ends[i] : ends[i + 1]]`.
-        numbers: Of entries.
-    """
-
-    start: int
-    ends: Int64[np.ndarray, " r"]
-    numbers: UInt32[np.ndarray, " m"]
+    start: int  # the first row
+    ends: Int64[np.ndarray, " r"]  # row `start + i` has `numbers[ends[i] : ends[i + 1]]`
+    numbers: UInt32[np.ndarray, " m"]  # of entries
 
     @property
     def num_rows(self) -> int:

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int, UInt8
 
+from dbp.data.columns import numbered
+
 
 @dataclass(frozen=True)
 class Missing:
@@ -26,14 +28,8 @@ class Missing:
             if pq.read_metadata(file).num_rows == 0:
                 continue
             table = pq.read_table(file, read_dictionary=["reason"])
-            reason = table["reason"].combine_chunks()
-            reason = reason.chunk(0) if isinstance(reason, pa.ChunkedArray) else reason
-            for text in reason.dictionary.to_pylist():
-                if text not in texts:
-                    texts.append(text)
-            new = np.array([texts.index(t) for t in reason.dictionary.to_pylist()], np.uint8)
             rows.append(table["row"].to_numpy())
-            codes.append(new[reason.indices.to_numpy()])
+            codes.append(numbered(table["reason"], texts))
         row = np.concatenate(rows)
         order = np.argsort(row, kind="stable")
         return cls(row[order], np.concatenate(codes)[order], tuple(texts))
@@ -60,10 +56,7 @@ class Missing:
         reason = pa.DictionaryArray.from_arrays(
             pa.array(self.codes.astype(np.int32)), pa.array(list(self.texts), pa.string())
         )
-        pq.write_table(
-            pa.table({"row": self.rows, "reason": reason.cast(pa.string())}),
-            folder / "missing.parquet",
-        )
+        pq.write_table(pa.table({"row": self.rows, "reason": reason.cast(pa.string())}), folder / "missing.parquet")
 
     @classmethod
     def load(cls, folder: Path) -> "Missing":

@@ -58,10 +58,9 @@ class ShardFolder:
 class Pool:
     """The whole candidate set: rows 0..n-1 in shard order.
 
-    Laws: each sample of each shard is one row, in order; equal content has an equal digest wherever
-    the shards lie; a row's bytes are read at its offsets and checked against their recorded length.
-    Columns of the index are read when they are asked for. A pool of metadata alone has a column `text`
-    and no shards.
+    Laws: each sample of each shard is one row, in order; equal content has an equal digest wherever the shards lie;
+    a row's bytes are read at its offsets and checked against their recorded length. Columns of the index are read
+    when they are asked for. A pool of metadata alone has a column `text` and no shards.
     """
 
     index: Columns
@@ -214,19 +213,28 @@ class Pool:
             if len(self._handles) > 256:
                 for number in [n for n in self._handles if n >= 0][:128]:
                     os.close(self._handles.pop(number))
-            try:
-                self._handles[shard] = os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise PoolError(
-                    f"shard {path} cannot be opened ({error.strerror}) although the index "
-                    "knows it. Restore the shard, or correct pool.shards."
-                ) from error
+            self._handles[shard] = open_known(path)
         return self._handles[shard]
 
     def __getstate__(self) -> dict:
         state = dict(self.__dict__)
         state["_handles"] = {}
         return state
+
+
+def open_known(shard: str) -> int:
+    """Open a shard that the index knows.
+
+    Raises:
+        PoolError: It is missing, or may not be read.
+    """
+    try:
+        return os.open(shard, os.O_RDONLY)
+    except OSError as error:
+        raise PoolError(
+            f"shard {shard} cannot be opened ({error.strerror}) although the index knows it. Restore the "
+            "shard, or correct pool.shards."
+        ) from error
 
 
 def hash_64(content: bytes) -> int:

@@ -6,6 +6,8 @@ the lengths after, so that no second rounding enters.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
 import numpy as np
 from jaxtyping import Bool, Float16, Float64, Int
@@ -37,10 +39,7 @@ class Vectors:
     @property
     def missing(self) -> Missing:
         """Rows without a vector on some side, with the first side's reason."""
-        found = self.sides[0].missing
-        for side in self.sides[1:]:
-            found = found | side.missing
-        return found
+        return reduce(or_, (side.missing for side in self.sides))
 
     @property
     def num_parts(self) -> int:
@@ -68,10 +67,9 @@ class Vectors:
 
     def norms(self, rows: Int[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
         """The lengths of the stored vectors: 1 but for rounding, or the root of 2 with both sides."""
-        squares = np.zeros(len(rows))
-        for side in self.sides:
-            squares += side.norms(rows) ** 2
-        return self.sides[0].norms(rows) if len(self.sides) == 1 else np.sqrt(squares)
+        if len(self.sides) == 1:
+            return self.sides[0].norms(rows)
+        return np.sqrt(np.sum([side.norms(rows) ** 2 for side in self.sides], axis=0))
 
 
 def in_blocks(rows: Int[np.ndarray, " m"], size: int) -> Iterator[tuple[int, Int[np.ndarray, " b"]]]:

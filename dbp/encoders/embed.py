@@ -17,7 +17,7 @@ from dbp.engine.paths import is_remote
 from dbp.engine.stage import runtime
 from dbp.engine.work import Part, Work
 from dbp.errors import ConfigError, PoolError
-from dbp.formats.tars import SAMPLE_FORMATS, image_of, samples
+from dbp.formats.tars import image_format, samples
 from dbp.pools.index import part_name
 
 
@@ -173,14 +173,12 @@ def contents_of(pool: Pool, shard: int, rows: np.ndarray, side: str) -> Iterator
     start = int(pool.index.starts[shard])
     needed = set(rows.tolist())
     # What was readable was decided by the index; damage behind the last row does not matter here.
-    stream = samples(pool.shards[shard], SAMPLE_FORMATS.__contains__, lambda message: None)
+    stream = samples(pool.shards[shard], lambda message: None)
     for row, sample in enumerate(stream, start):
         if row not in needed:
             continue
-        if side == "image":
-            _, member = image_of(sample)
-        else:
-            member = sample.members.get(pool.caption_field.partition(":")[0])
+        wanted = image_format(sample.members) if side == "image" else pool.caption_field.partition(":")[0]
+        member = sample.members.get(wanted)
         if member is None or sample.key != pool.column("key", np.array([row]))[0]:
             break
         needed.remove(row)

@@ -133,17 +133,7 @@ class KeptKeys(Keep):
         self.is_file = isinstance(pairs, np.memmap)
         self.pairs = np.asarray(pairs)  # the same map; slicing a memmap costs microseconds more
         self.high, self.low = (self.pairs[name] for name in pairs.dtype.fields or ())
-        repeats = 0
-        for start in range(0, len(pairs), BLOCK):
-            high, low = (half[start : start + BLOCK + 1] for half in (self.high, self.low))
-            same = high[1:] == high[:-1]
-            falls = (high[1:] < high[:-1]) | (same & (low[1:] < low[:-1]))
-            if falls.any():
-                raise ValueError(
-                    f"{opened[0]} is not sorted at entry {start + int(np.argmax(falls)) + 1:,}, and a binary "
-                    "search in it would keep wrong samples. Sort it by (f0, f1)."
-                )
-            repeats += int(np.count_nonzero(same & (low[1:] == low[:-1])))
+        repeats = repeats_in(opened[0], self.high, self.low)
         if repeats and not opened[1]:
             raise ValueError(
                 f"{opened[0]} repeats {repeats:,} of its {len(self):,} keys, which in DataComp's lists "
@@ -204,6 +194,26 @@ class KeptKeys(Keep):
                 "their uid in the json, filter by 'json:uid'."
             )
         return None
+
+
+def repeats_in(path: Path, high: np.ndarray, low: np.ndarray) -> int:
+    """How many keys of a list, as two halves, repeat the one before.
+
+    Raises:
+        ValueError: The list is not sorted.
+    """
+    repeats = 0
+    for start in range(0, len(high), BLOCK):
+        highs, lows = (half[start : start + BLOCK + 1] for half in (high, low))
+        same = highs[1:] == highs[:-1]
+        falls = (highs[1:] < highs[:-1]) | (same & (lows[1:] < lows[:-1]))
+        if falls.any():
+            raise ValueError(
+                f"{path} is not sorted at entry {start + int(np.argmax(falls)) + 1:,}, and a binary "
+                "search in it would keep wrong samples. Sort it by (f0, f1)."
+            )
+        repeats += int(np.count_nonzero(same & (lows[1:] == lows[:-1])))
+    return repeats
 
 
 class KeptRows(Keep):

@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dbp.engine.disk import replacing
 from dbp.errors import ConfigError, WorldError, nearest
-from dbp.formats.uid_pairs import BLOCK, UID_DTYPE, Texts, sort_pairs, uids_to_pairs
+from dbp.formats.contains import repeats_in
+from dbp.formats.uid_pairs import UID_DTYPE, Texts, sort_pairs, uids_to_pairs
 
 
 def digest_of(path: str, setting: str) -> str:
@@ -111,8 +113,6 @@ def read_texts(path: Path | str, column: str = "uid") -> pa.ChunkedArray:
 @contextmanager
 def writing_uids(path: Path | str) -> Iterator[Callable[[np.ndarray], None]]:
     """Write a DataComp uid file block by block: hand sorted pairs to what this gives."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.tmp")
     total = 0
 
     def write_header(count: int) -> int:
@@ -125,24 +125,15 @@ def writing_uids(path: Path | str) -> Iterator[Callable[[np.ndarray], None]]:
         handle.write(np.ascontiguousarray(pairs).tobytes())
         total += len(pairs)
 
-    try:
-        with open(beside, "wb") as handle:
-            start = write_header(0)
-            yield append
-            handle.seek(0)
-            assert write_header(total) == start, "numpy leaves room for any count"
-        beside.rename(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    with replacing(Path(path)) as handle:
+        start = write_header(0)
+        yield append
+        handle.seek(0)
+        assert write_header(total) == start, "numpy leaves room for any count"
 
 
 def write_uid_file(path: Path | str, uids: list[str] | Texts) -> int:
-    """Write a DataComp uid file: `.npy`, `<u8,u8`, sorted. Repeated uids stay repeated.
-
-    Returns:
-        The number of uids written.
-    """
+    """Write a DataComp uid file: `.npy`, `<u8,u8`, sorted. Repeated uids stay repeated; return their number."""
     pairs = sort_pairs(uids_to_pairs(uids))
     with writing_uids(path) as append:
         append(pairs)
@@ -171,18 +162,10 @@ def read_uid_file(path: Path | str, allow_repeats: bool = False) -> np.ndarray:
             raise WorldError(
                 f"{path} holds {pairs.dtype} of shape {pairs.shape}, not DataComp's (f0 <u8, f1 <u8) pairs"
             )
-    repeats = 0
-    for start in range(0, len(pairs), BLOCK):
-        block = pairs[start : start + BLOCK + 1]
-        high, low = block["f0"], block["f1"]
-        same = high[1:] == high[:-1]
-        ascending = (high[1:] > high[:-1]) | (same & (low[1:] >= low[:-1]))
-        if not ascending.all():
-            raise WorldError(
-                f"{path} is not sorted (at entry {start + int(np.argmin(ascending)) + 1:,}); a binary "
-                "search in it would keep wrong samples. Sort it by (f0, f1)."
-            )
-        repeats += int((same & (low[1:] == low[:-1])).sum())
+    try:
+        repeats = repeats_in(path, pairs["f0"], pairs["f1"])
+    except ValueError as error:
+        raise WorldError(str(error)) from error
     if repeats and not allow_repeats:
         raise WorldError(
             f"{path} repeats {repeats:,} uids, which means repeated samples in DataComp. Say "

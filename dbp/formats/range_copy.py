@@ -1,8 +1,7 @@
 """Samples of a tar as byte ranges: found by reading headers alone, copied without being opened.
 
-A sample is copied whole, with every member that has its key, headers and padding as they lie in the tar.
-The kernel moves the bytes; rates beside Python's tarfile are printed by
-`tests/benchmarks/bench_shards.py`.
+A sample is copied whole, with every member that has its key, headers and padding as they lie in the tar. The kernel
+moves the bytes; rates beside Python's tarfile are printed by `tests/benchmarks/bench_shards.py`.
 """
 
 import errno
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt64
 
-from dbp.data.pool import hash_64
+from dbp.data.pool import hash_64, open_known
 from dbp.engine.disk import write_json
 from dbp.engine.paths import is_remote
 from dbp.errors import PoolError, WorldError
@@ -125,14 +124,11 @@ def locate(shard: str, offsets: Int[np.ndarray, " m"], sizes: Int[np.ndarray, " 
 
 
 def write_tar(plan: TarPlan, verify: bool = True, sync: bool = True) -> bool:
-    """Write a tar beside its place, check it, and rename it; one that stands there whole stays.
+    """Write a tar beside its place, check it, and rename it; false where one stands there whole already.
 
     Args:
         verify: Read the headers again and compare with the plan; false trusts sizes alone.
         sync: Wait for the disk before renaming.
-
-    Returns:
-        Whether it was written; false where it stood there.
 
     Raises:
         PoolError: A source shard is missing or has become shorter.
@@ -206,17 +202,10 @@ def open_to_read(shard: str) -> int:
     """
     if is_remote(shard):
         raise PoolError(
-            f"shard {shard} is streamed, and byte ranges cannot be copied from a stream. Copy the shards "
-            "to a file system and give their paths in pool.shards, or filter while loading "
-            "(docs/loaders.md)."
+            f"shard {shard} is streamed, and byte ranges cannot be copied from a stream. Copy the shards to a "
+            "file system and give their paths in pool.shards, or filter while loading (docs/loaders.md)."
         )
-    try:
-        return os.open(shard, os.O_RDONLY)
-    except OSError as error:
-        raise PoolError(
-            f"shard {shard} cannot be opened ({error.strerror}) although the index knows it. Restore the "
-            "shard, or correct pool.shards."
-        ) from error
+    return open_known(shard)
 
 
 def copy_ranges(

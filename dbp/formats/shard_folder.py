@@ -75,10 +75,7 @@ def claim(out: Path, about: dict[str, Any]) -> None:
 
 
 def need_space(out: Path, sizes: Int[np.ndarray, " s"]) -> None:
-    """See that the shards which are not there yet fit on the disk.
-
-    Args:
-        sizes: Bytes of each shard.
+    """See that the shards which are not there yet, of so many bytes each, fit on the disk.
 
     Raises:
         WorldError: They do not.

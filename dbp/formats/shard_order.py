@@ -45,9 +45,7 @@ def arrange(
 
 
 def set_apart(
-    order: Int[np.ndarray, " e"],
-    key_hashes: UInt64[np.ndarray, " m"],
-    edges: Int[np.ndarray, " s1"],
+    order: Int[np.ndarray, " e"], key_hashes: UInt64[np.ndarray, " m"], edges: Int[np.ndarray, " s1"]
 ) -> Int[np.ndarray, " e"]:
     """Move a few samples within their shard, so that no neighbours there have one key.
 
@@ -63,8 +61,7 @@ def set_apart(
         if counts.max() > (len(part) + 1) // 2:
             raise ConfigError(
                 f"{shard:08d}.tar would hold {counts.max():,} samples of one key among {len(part):,}, and "
-                "webdataset takes neighbours with one key for one sample. Raise shard_size, or lower "
-                "repeats."
+                "webdataset takes neighbours with one key for one sample. Raise shard_size, or lower repeats."
             )
         places = _swapped(group.tolist())
         part[:] = part[_alternating(group, counts) if places is None else places]

@@ -22,10 +22,7 @@ from dbp.errors import ConfigError, WorldError
 BLOCK = 65_536  # rows read at once
 CENTROIDS = "kmeans_centroids.npy"  # SemDeDup's name
 NAME = re.compile(r"cluster_(0|[1-9]\d*)\.npy")
-HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 @dataclass(frozen=True)
@@ -39,15 +36,10 @@ class Members:
 
 @dataclass(frozen=True)
 class SortedClusters:
-    """A folder of sorted cluster files whose headers were read and whose sizes are right.
+    """A folder of sorted cluster files whose headers were read and whose sizes are right."""
 
-    Args:
-        folder: Where they lie.
-        sizes: Rows of each cluster, from the headers.
-    """
-
-    folder: Path
-    sizes: Int64[np.ndarray, " k"]
+    folder: Path  # where they lie
+    sizes: Int64[np.ndarray, " k"]  # rows of each cluster, from the headers
 
     @classmethod
     def open(cls, folder: Path | str, num_clusters: int | None = None, setting: str = "path") -> "SortedClusters":

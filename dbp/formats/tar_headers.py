@@ -4,12 +4,14 @@ Python's tarfile does the same at a fifteenth of the rate, since it builds an ob
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from tarfile import SUPPORTED_TYPES, calc_chksums  # type: ignore[attr-defined]
+from typing import Any
 from zlib import adler32
 
 BLOCK = 512
-# One read holds the headers and the few hundred bytes of a sample's json and txt; pictures are skipped.
+# One read holds the headers and the few hundred bytes of a sample's json and txt; images are skipped.
 WINDOW = 4096
 LONGEST_HEADER = 16 << 20
 
@@ -19,14 +21,32 @@ WITH_DATA = {kind for kind in range(256) if kind in REGULAR or bytes([kind]) not
 
 # name, first byte (long-name headers included), first byte of data, bytes of data, byte after the padding
 Span = tuple[bytes, int, int, int, int]
+Read = Callable[[int, int], bytes]  # so many bytes, from so far on; fewer at the end
 
 
 class Damaged(Exception):
     """A tar that cannot be read further; the message says why."""
 
 
-def spans(handle: int) -> Iterator[Span]:
-    """The regular files of a tar in order, from its headers.
+class Stream:
+    """A file or pipe that is read once, forward."""
+
+    def __init__(self, source: Any) -> None:
+        self.source, self.start, self.kept = source, 0, b""  # `kept` begins at byte `start`
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Bytes from an offset on, as `os.pread` gives them; no offset may be smaller than the one before."""
+        ahead = offset - self.start - len(self.kept)
+        self.start, self.kept = offset, self.kept[offset - self.start :]
+        while ahead > 0 and (passed := self.source.read(min(ahead, 1 << 20))):
+            ahead -= len(passed)
+        while len(self.kept) < size and (more := self.source.read(size - len(self.kept))):
+            self.kept += more
+        return self.kept[:size]
+
+
+def spans(source: int | Stream) -> Iterator[Span]:
+    """The regular files of a tar in order, from its headers; of an open file, or of a stream.
 
     Reads V7, ustar, pax (`x`, and `g` without path or size), GNU long names and base-256 sizes.
     Offsets and names are those that Python's tarfile gives.
@@ -34,14 +54,17 @@ def spans(handle: int) -> Iterator[Span]:
     Raises:
         Damaged: A header is cut, garbled or of a sparse file, or data ends before its size.
     """
-    total = os.fstat(handle).st_size
+    if isinstance(source, Stream):
+        read, total = source.read, None
+    else:
+        read, total = partial(os.pread, source), os.fstat(source).st_size
     offset, window, base = 0, b"", 0
     start = -1  # of the first header that speaks of the file to come
     long_name = long_size = None
     while True:
         at = offset - base
         if at + BLOCK > len(window):
-            window, base, at = os.pread(handle, WINDOW, offset), offset, 0
+            window, base, at = read(WINDOW, offset), offset, 0
         block = window[at : at + BLOCK]
         if len(block) < BLOCK:
             raise Damaged("it ends without the mark that ends a tar")
@@ -63,7 +86,7 @@ def spans(handle: int) -> Iterator[Span]:
         data = offset + BLOCK
         if kind in EXTENDED:
             offset = data + (size + 511) // BLOCK * BLOCK
-            name, new_size = _speaks_of(kind, handle, data, size)
+            name, new_size = _speaks_of(kind, read, data, size)
             if kind == ord("g"):
                 start = -1 if start == data - BLOCK else start  # it belongs to no sample
             long_name = name if long_name is None else long_name
@@ -78,7 +101,7 @@ def spans(handle: int) -> Iterator[Span]:
         if long_size is not None:
             size = long_size
         offset = data + (size + 511) // BLOCK * BLOCK if kind in WITH_DATA else data
-        if offset > total:
+        if total is not None and offset > total:
             raise Damaged(f"it ends within {text(name)!r}")
         if kind == ord("S"):
             raise Damaged(f"{text(name)!r} is a sparse file")
@@ -99,9 +122,9 @@ def text(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
-def _speaks_of(kind: int, handle: int, at: int, size: int) -> tuple[bytes | None, int | None]:
+def _speaks_of(kind: int, read: Read, at: int, size: int) -> tuple[bytes | None, int | None]:
     """The name and the size that a long-name or pax header gives to the file that follows."""
-    content = os.pread(handle, size, at) if size <= LONGEST_HEADER else b""
+    content = read(size, at) if size <= LONGEST_HEADER else b""
     if len(content) != size:
         raise Damaged(f"the header at byte {at - BLOCK:,} is cut, or garbled")
     if kind in b"LK":

@@ -1,11 +1,6 @@
-"""Samples inside a tar shard, found in one sequential read.
+"""Samples inside a tar shard, found in one sequential read; names are data and never become paths."""
 
-Offsets come from Python's tar reader, which understands the long names of pax and GNU; names are data
-and never become paths.
-"""
-
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -13,6 +8,7 @@ from typing import IO, Any
 from dbp.data.images import IMAGE_FORMATS
 from dbp.engine.paths import is_remote
 from dbp.errors import PoolError
+from dbp.formats.tar_headers import Damaged, Stream, spans, split, text
 
 # What begins a sample or joins one; who reads a shard again must read the same to count the same rows.
 SAMPLE_FORMATS = frozenset((*IMAGE_FORMATS, "txt", "json"))
@@ -34,28 +30,9 @@ class TarSample:
     members: dict[str, Member] = field(default_factory=dict)
 
 
-def image_of(sample: TarSample) -> tuple[str, Member | None]:
-    """A sample's picture and its extension: of several, the first in the order of `IMAGE_FORMATS`."""
-    found = next((e for e in IMAGE_FORMATS if e in sample.members), "")
-    return found, sample.members.get(found)
-
-
-class _StrictInfo(tarfile.TarInfo):
-    """A member's header; one that is cut or garbled is an error, where Python takes it for the end."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictInfo":
-        try:
-            info = super().fromtarfile(tar)
-        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
-            raise tarfile.ReadError("it ends without the mark that ends a tar") from None
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(str(error)) from error
-        if info.issparse():
-            raise tarfile.ReadError(f"member {info.name!r} is a sparse file")
-        return info
+def image_format(extensions: Collection[str]) -> str:
+    """Which member of a sample is its image: of several, the first in the order of `IMAGE_FORMATS`; "" for none."""
+    return next((e for e in IMAGE_FORMATS if e in extensions), "")
 
 
 @contextmanager
@@ -74,7 +51,7 @@ def open_shard(shard: str) -> Iterator[IO[bytes]]:
         except GeneratorExit:  # the reader has enough; its writer then dies of the closed pipe
             set_options(stream, ignore_errors=True)
             raise
-        except tarfile.TarError:
+        except Damaged:
             _drain(stream)  # the command's own failure, if any, is the better message
             raise
         _drain(stream)
@@ -87,31 +64,21 @@ def _drain(stream: Any) -> None:
         pass
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """A member's key and extension: the extension begins at the first dot of the last component.
-
-    Bytes that are not UTF-8 are spelled out with backslashes, so that a key is always valid text.
-    """
-    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    folder, slash, last = name.rpartition("/")
-    base, _, extension = last.partition(".")
-    return folder + slash + base, extension.lower()
-
-
 def samples(
-    shard: str, wanted: Callable[[str], bool], on_damage: Callable[[str], None] | None = None
+    shard: str,
+    on_damage: Callable[[str], None] | None = None,
+    on_other: Callable[[str], None] = lambda extension: None,
 ) -> Iterator[TarSample]:
     """The samples of a shard in order: neighbouring members with one key are one sample.
 
-    A key that comes again after another one, or an extension that comes again under one key, begins
-    a new sample, so nothing is overwritten. Folders, links and names without a key (`.jpg`) are no
-    members, as in webdataset.
+    A key that comes again after another one, or an extension that comes again under one key, begins a new sample,
+    so nothing is overwritten. Folders, links and names without a key (`.jpg`) are not members, as in webdataset.
 
     Args:
         shard: Path, URL or pipe.
-        wanted: Whether a member with this extension is read.
         on_damage: For a shard that is no tar or is cut short, end after the last whole sample and
             hand over the message, instead of stopping with an error.
+        on_other: Called with the extension of each member that is not read.
 
     Raises:
         PoolError: The shard is no tar, or is cut short; it names the shard and the last whole member.
@@ -119,28 +86,23 @@ def samples(
     current: TarSample | None = None
     last = None
     try:
-        with (
-            open_shard(shard) as handle,
-            tarfile.open(fileobj=handle, mode="r|", tarinfo=_StrictInfo) as tar,
-        ):
-            for info in tar:
-                if not info.isfile():
-                    continue
-                key, extension = split_name(info.name)
-                if not key.rpartition("/")[2] or not wanted(extension):
-                    last = info.name
-                    continue
-                content: Any = tar.extractfile(info)
-                content = content.read()
-                if len(content) != info.size:
-                    raise tarfile.ReadError("unexpected end of data")
-                if current is None or key != current.key or extension in current.members:
-                    if current is not None:
-                        yield current
-                    current = TarSample(key)
-                current.members[extension] = Member(info.offset_data, content)
-                last = info.name
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        with open_shard(shard) as handle:
+            stream = Stream(handle)
+            for name, _, offset, size, _ in spans(stream):
+                key, extension = (text(part) for part in split(name))
+                if extension in SAMPLE_FORMATS:
+                    content = stream.read(size, offset)
+                    if len(content) != size:
+                        raise Damaged("unexpected end of data")
+                    if current is None or key != current.key or extension in current.members:
+                        if current is not None:
+                            yield current
+                        current = TarSample(key)
+                    current.members[extension] = Member(offset, content)
+                elif extension:
+                    on_other(extension)
+                last = text(name)
+    except (Damaged, OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError) and not is_remote(shard):
             raise PoolError(f"shard {shard} is missing. Fetch it, or leave it out of pool.shards.") from error
         after = f"after member {last!r}" if last is not None else "at its first member"

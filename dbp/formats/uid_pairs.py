@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -130,44 +130,25 @@ def sort_pairs(pairs: np.ndarray) -> np.ndarray:
     return pairs[order_pairs(pairs)]
 
 
-def places(
-    high: UInt64[np.ndarray, " n"],
-    low: UInt64[np.ndarray, " n"],
-    wanted: np.ndarray,
-    side: Literal["left", "right"] = "left",
-) -> Int[np.ndarray, " m"]:
-    """Where pairs would stand among sorted ones, as `numpy.searchsorted` says for numbers.
-
-    Args:
-        high: High halves of the sorted pairs.
-        low: Their low halves.
-        wanted: Pairs in any order.
-        side: Before or behind pairs that are equal.
-    """
-    keys = np.ascontiguousarray(wanted["f0"])
-    first, last = np.searchsorted(high, keys, "left"), np.searchsorted(high, keys, "right")
-    while len(at := np.flatnonzero(first < last)):
-        middle = (first[at] + last[at]) // 2
-        found, key = low[middle], wanted["f1"][at]
-        is_before = found < key if side == "left" else found <= key
-        first[at] = np.where(is_before, middle + 1, first[at])
-        last[at] = np.where(is_before, last[at], middle)
-    return first
-
-
 def match_pairs(
     high: UInt64[np.ndarray, " n"], low: UInt64[np.ndarray, " n"], wanted: UInt8[np.ndarray, "m 16"]
 ) -> Int[np.ndarray, " m"]:
-    """The first place of 128-bit uids in any order among sorted pairs; -1 where they are not."""
+    """The first place of 128-bit uids, in any order, among sorted pairs as two halves; -1 where they are not."""
     pairs = bytes_to_pairs(wanted)
     order = np.argsort(pairs["f0"])  # neighbours are looked up together, several times faster
+    keys, lows = pairs["f0"][order], pairs["f1"][order]
+    first, last = np.searchsorted(high, keys, "left"), np.searchsorted(high, keys, "right")
+    end = last.copy()
+    while len(at := np.flatnonzero(first < last)):  # a binary search among pairs with one high half
+        middle = (first[at] + last[at]) // 2
+        is_before = low[middle] < lows[at]
+        first[at] = np.where(is_before, middle + 1, first[at])
+        last[at] = np.where(is_before, last[at], middle)
+    is_there = first < end
+    is_there[is_there] = low[first[is_there]] == lows[is_there]
     found = np.empty(len(pairs), np.int64)
-    found[order] = places(high, low, pairs[order])
-    at = np.minimum(found, max(len(high) - 1, 0))
-    is_there = np.zeros(len(pairs), bool)
-    if len(high):
-        is_there = (found < len(high)) & (high[at] == pairs["f0"]) & (low[at] == pairs["f1"])
-    return np.where(is_there, at, -1)
+    found[order] = np.where(is_there, first, -1)
+    return found
 
 
 def texts_of(column: Texts) -> Any:

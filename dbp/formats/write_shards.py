@@ -14,6 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from itertools import starmap
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +35,6 @@ from dbp.formats.shard_order import arrange
 from dbp.formats.uid_pairs import UID_DTYPE, uids_to_pairs
 
 REPEATED = "samples whose key repeats in their shard"
-Task = TypeVar("Task")
 Done = TypeVar("Done")
 
 
@@ -80,9 +80,6 @@ def write_shards(
         workers: Processes; the tars are the same for any number.
         verify: Read the headers of each tar again: every sample of the plan once, in its place.
 
-    Returns:
-        Counts: samples, shards, bytes, shards found finished, samples whose key repeats in their shard.
-
     Raises:
         ConfigError: A setting is out of range, the keep list is empty or of another pool, `out` holds
             something else, or one key fills more than half of a tar.
@@ -109,13 +106,8 @@ def write_shards(
         raise ConfigError(f"out={str(out)!r} is a file. Give a folder for the shards.")
     samples = _locate_all(pool, keep, workers)
     times = None if repeats is None else repeats[np.searchsorted(keep.rows, samples.rows)]
-    order, edges = arrange(
-        samples.uid_hashes,
-        samples.key_hashes,
-        shard_size,
-        partial(keyed_hash, seed=seed) if shuffle else None,
-        times,
-    )
+    shuffled = partial(keyed_hash, seed=seed) if shuffle else None
+    order, edges = arrange(samples.uid_hashes, samples.key_hashes, shard_size, shuffled, times)
     once = np.bincount(order, minlength=keep.num_kept)
     assert np.array_equal(once, np.ones_like(once) if times is None else times), "each as often as said"
     about = {
@@ -172,7 +164,7 @@ def _locate_all(pool: Pool, keep: KeepList, workers: int) -> Located:
 
     found: list[Extents] = []
     with progress("find", len(used), "shards") as bar:
-        for extents in _each(_locate_one, shards(), workers):
+        for extents in _each(locate, shards(), workers):
             found.append(extents)
             bar.advance()
     num_ranges = np.concatenate([extents.num_ranges for extents in found])
@@ -188,24 +180,14 @@ def _locate_all(pool: Pool, keep: KeepList, workers: int) -> Located:
     )
 
 
-def _locate_one(task: tuple[str, np.ndarray, np.ndarray, list[str]]) -> Extents:
-    return locate(*task)
-
-
 def _write_all(
-    pool: Pool,
-    samples: Located,
-    out: Path,
-    order: np.ndarray,
-    edges: np.ndarray,
-    workers: int,
-    verify: bool,
+    pool: Pool, samples: Located, out: Path, order: np.ndarray, edges: np.ndarray, workers: int, verify: bool
 ) -> dict[str, Any]:
     num_shards = len(edges) - 1
     counts = {"samples": len(order), "shards": num_shards, "bytes": 0, "shards found finished": 0}
     counts[REPEATED] = 0
 
-    def plans() -> Iterator[TarPlan]:
+    def plans() -> Iterator[tuple[TarPlan]]:
         for number in range(num_shards):
             mine = order[edges[number] : edges[number + 1]]
             num = samples.first_range[mine + 1] - samples.first_range[mine]
@@ -214,15 +196,9 @@ def _write_all(
             used, shard = np.unique(np.repeat(samples.shard[mine], num), return_inverse=True)
             keys = samples.key_hashes[mine]
             counts[REPEATED] += len(keys) - len(np.unique(keys))
-            yield TarPlan(
-                out / tar_name(number),
-                [pool.shards[int(source)] for source in used],
-                shard,
-                samples.starts[ranges],
-                samples.lengths[ranges],
-                first,
-                keys,
-            )
+            sources = [pool.shards[int(source)] for source in used]
+            starts, lengths = samples.starts[ranges], samples.lengths[ranges]
+            yield (TarPlan(out / tar_name(number), sources, shard, starts, lengths, first, keys),)
 
     sizes = np.add.reduceat(samples.lengths, samples.first_range[:-1])
     sizes = np.add.reduceat(sizes[order], edges[:-1]) + len(END_OF_TAR)
@@ -235,16 +211,16 @@ def _write_all(
     return counts
 
 
-def _each(work: Callable[[Task], Done], tasks: Iterable[Task], workers: int) -> Iterator[Done]:
+def _each(work: Callable[..., Done], tasks: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Done]:
     """What `work` makes of each task, in their order; only a few tasks are out at once."""
     if workers == 1:
-        yield from map(work, tasks)
+        yield from starmap(work, tasks)
         return
     waiting: deque[Future[Done]] = deque()
     with ProcessPoolExecutor(workers, get_context("spawn")) as executor:
         try:
             for task in tasks:
-                waiting.append(executor.submit(work, task))
+                waiting.append(executor.submit(work, *task))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:

@@ -5,7 +5,7 @@ there are. 500,000 entries take about 200 MB and 2 seconds to build, once in eac
 """
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,12 +26,7 @@ CAPTIONS = 4096  # captions held at once
 
 
 class Finder:
-    """All entries as one automaton.
-
-    Args:
-        entries: Texts.
-        rule: When a caption holds an entry.
-    """
+    """All entries as one automaton."""
 
     def __init__(self, entries: Entries, rule: Rule) -> None:
         import ahocorasick
@@ -103,18 +98,16 @@ class Matching(Parted):
         find, numbers = finder(entries, self.rule).find, array("I")
         for first in range(0, len(own), CAPTIONS):
             block = own[first : first + CAPTIONS]
-            sizes[block - start] = _append(numbers, map(find, pool.captions(block)))
+            for row, caption in zip(block - start, pool.captions(block), strict=True):
+                found = find(caption)
+                numbers.extend(found)
+                sizes[row] = len(found)
         np.save(folder / "ends.npy", np.concatenate([[0], np.cumsum(sizes)]))
-        np.save(folder / "numbers.npy", np.frombuffer(numbers, np.uint32) if numbers else _NONE)
+        np.save(folder / "numbers.npy", np.array(numbers, np.uint32))
         return {"rows": len(own), "matched": int(np.count_nonzero(sizes)), "matches": len(numbers)}
 
     def finish(  # type: ignore[override]
-        self,
-        work: Work,
-        counts: Mapping[str, dict[str, Any]],
-        rows: KeepList,
-        pool: Pool,
-        entries: Entries,
+        self, work: Work, counts: Mapping[str, dict[str, Any]], rows: KeepList, pool: Pool, entries: Entries
     ) -> dict[str, Any]:
         totals = np.zeros(len(entries), np.int64)
         for name in counts:
@@ -141,15 +134,3 @@ class Matching(Parted):
             "entries that no caption can hold": about.num_impossible,
             "entries equal when folded": about.num_equal,
         }
-
-
-_NONE = np.zeros(0, np.uint32)
-
-
-def _append(numbers: array, found: Iterable[list[int]]) -> list[int]:
-    """Add the numbers of each caption to an array; how many each has."""
-    sizes = []
-    for own in found:
-        numbers.extend(own)
-        sizes.append(len(own))
-    return sizes

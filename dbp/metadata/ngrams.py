@@ -18,13 +18,7 @@ def words_of(text: str) -> list[str]:
 
 
 def mutual_information(pair: int, left: int, right: int, total: int) -> float:
-    """Pointwise mutual information of two neighbours: log2(n_xy N / (n_x n_y)).
-
-    Args:
-        pair: How often they stand side by side.
-        left: How often the first word occurs.
-        right: How often the second one does.
-        total: Occurrences of all words.
+    """Pointwise mutual information of two neighbours: log2(n_xy N / (n_x n_y)), from counts.
 
     Source: NLTK's measure, which MetaCLIP's builder calls.
     """

@@ -19,8 +19,16 @@ from dbp.metadata.ngrams import NGrams, by_count, mutual_information
 Place = Literal["first", "last"]
 
 
+class _Read(EntrySource):
+    """A source whose identity is the content of its `file` or its `text`."""
+
+    def identity(self) -> dict[str, Any]:
+        given = {name: getattr(self, name, None) for name in ("file", "text")}
+        return {name: digest_of(path, name) for name, path in given.items() if path}
+
+
 @dataclass(frozen=True)
-class Words(EntrySource):
+class Words(_Read):
     """Words that occur often, from a file of counts or from text.
 
     Args:
@@ -40,9 +48,6 @@ class Words(EntrySource):
     def __post_init__(self) -> None:
         require(self.min_count >= 1, "min_count", self.min_count, "at least 1")
 
-    def identity(self) -> dict[str, Any]:
-        return _identity(self.file, self.text)
-
     def texts(self, **inputs: Any) -> Iterable[str]:
         if _counts_are_given(self.file, self.text, "the words of Wikipedia"):
             counts = read_counts(str(self.file), 1, self.count)
@@ -51,7 +56,7 @@ class Words(EntrySource):
 
 
 @dataclass(frozen=True)
-class Pairs(EntrySource):
+class Pairs(_Read):
     """Pairs of neighbouring words that belong together, from files of counts or from text.
 
     Args:
@@ -78,7 +83,7 @@ class Pairs(EntrySource):
 
     def identity(self) -> dict[str, Any]:
         words = {"words": digest_of(self.words, "words")} if self.words and self.file else {}
-        return _identity(self.file, self.text) | words
+        return super().identity() | words
 
     def texts(self, **inputs: Any) -> Iterable[str]:
         if not _counts_are_given(self.file, self.text, "the pairs of Wikipedia"):
@@ -104,7 +109,7 @@ class Pairs(EntrySource):
 
 
 @dataclass(frozen=True)
-class Titles(EntrySource):
+class Titles(_Read):
     """Titles that were viewed often.
 
     Args:
@@ -120,9 +125,6 @@ class Titles(EntrySource):
 
     def __post_init__(self) -> None:
         require(self.min_views >= 1, "min_views", self.min_views, "at least 1")
-
-    def identity(self) -> dict[str, Any]:
-        return _identity(self.file, None)
 
     def texts(self, **inputs: Any) -> Iterable[str]:
         if not self.file:
@@ -194,11 +196,6 @@ def reading(path: str) -> Iterator[IO[str]]:
             yield handle
     except (OSError, EOFError) as error:
         raise WorldError(f"{path} cannot be read: {error}. Fetch it again.") from error
-
-
-def _identity(file: str | None, text: str | None) -> dict[str, Any]:
-    given = {"file": file, "text": text}
-    return {name: digest_of(path, name) for name, path in given.items() if path}
 
 
 def _counts_are_given(file: str | None, text: str | None, what: str) -> bool:

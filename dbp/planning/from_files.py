@@ -88,10 +88,10 @@ def _of_tars(stage: Any) -> tuple[Sizes, str] | None:
 
 def _count(shard: str) -> tuple[int, int, bool]:
     """Samples at the front of a tar, the bytes that hold them, and whether that is all of it."""
-    from dbp.data.images import IMAGE_FORMATS
     from dbp.formats.tar_headers import Damaged, spans, split
+    from dbp.formats.tars import SAMPLE_FORMATS
 
-    wanted = {kind.encode() for kind in (*IMAGE_FORMATS, "txt", "json")}
+    wanted = {kind.encode() for kind in SAMPLE_FORMATS}
     handle = os.open(shard, os.O_RDONLY)
     samples, end, seen = 0, 0, (b"", set[bytes]())
     began = time.perf_counter()
@@ -119,11 +119,11 @@ def _row_seconds(stage: Any, shard: str) -> float | None:
     Members, hashes and image headers are read as in earnest. The first call is not counted, since it
     loads what reads images.
     """
-    from dbp.formats.tars import SAMPLE_FORMATS, samples
+    from dbp.formats.tars import samples
 
     began, count = 0.0, -1
     try:
-        for sample in samples(shard, SAMPLE_FORMATS.__contains__):
+        for sample in samples(shard):
             stage._row(sample, shard, 0)
             count += 1
             began = began or time.perf_counter()

@@ -39,7 +39,7 @@ from dbp.formats.metadata_rows import (
     join,
     reading,
 )
-from dbp.pools.index import Index, part_name
+from dbp.pools.index import Index, joined, part_name
 
 SCORES = ("clip_b32_similarity_score", "clip_l14_similarity_score")
 
@@ -73,9 +73,8 @@ class Tars(Index):
 class Metadata(Parted):
     """Read the metadata once and write the pool's index.
 
-    The pool's digest covers all that later stages can read of it: uids, captions, content hashes, sizes,
-    scores and further columns. Memory: a batch of rows; with tars, 16 bytes for each of their samples in
-    each process.
+    The pool's digest covers all that later stages can read of it: uids, captions, content hashes, sizes, scores and
+    further columns. Memory: a batch of rows; with tars, 16 bytes for each of their samples in each process.
 
     Args:
         caption: Where the tars hold captions, `txt` or `json:FIELD`; read only with `shards`.
@@ -176,16 +175,12 @@ class Metadata(Parted):
     ) -> dict[str, Any]:
         JOINING.clear()
         counted: Counter[str] = Counter()
-        content = hashlib.sha256()
         for found in counts.values():
             counted.update(found["counts"])
-            content.update(bytes.fromhex(found["digest"]))
         rows = counted.pop("rows")
         if rows == 0:
             raise PoolError(f"the {len(counts):,} Parquet files of {self.metadata} hold no row.")
-        files = (work.shared / name / "index.parquet" for name in counts)
-        hashes = [pq.read_table(file, columns=["uid_hash"])["uid_hash"].to_numpy() for file in files]
-        uids = np.unique(np.concatenate(hashes))
+        digest, uids = joined(work, counts)
         if tars is not None:
             counted["in tars, not in the metadata"] = int((~np.isin(tars.uid_hashes, uids)).sum())
             if counted[NOT_THERE] + counted[REASONS[1]] == rows:
@@ -195,7 +190,7 @@ class Metadata(Parted):
                     "downloaded from this metadata; their json members hold the uid."
                 )
         return {
-            "digest": content.hexdigest(),
+            "digest": digest,
             "rows": rows,
             "shards": len(counts),
             "repeated uids": rows - len(uids),

@@ -54,16 +54,12 @@ def hashed(*words: object) -> float:
 
 @lru_cache(maxsize=1)
 def all_glyphs(image_size: int) -> tuple[list[Glyph], list[bytes]]:
-    """Draw every glyph of DejaVu and STIX: about 4 s and, at 32 pixels, 50 MB.
+    """Every glyph of DejaVu and STIX, by file and code point, and the distinct images: grey, white on black.
+
+    About 4 s and, at 32 pixels a side, 50 MB.
 
     Left out: empty pictures, the box for missing glyphs, characters without a name or for private
     use; and Computer Modern, whose files put symbols at the code points of plain letters.
-
-    Args:
-        image_size: Side of a picture in pixels.
-
-    Returns:
-        The glyphs, by file and code point; and the distinct pictures: grey, white on black.
     """
     import matplotlib
     from matplotlib.ft2font import FT2Font
@@ -146,17 +142,9 @@ def encode(pixels: bytes, image_size: int) -> bytes:
 
 
 def reencode(pixels: bytes, image_size: int, *words: object) -> tuple[str, bytes]:
-    """A picture as the web hands it on: visibly the same, in other bytes than `encode` makes.
+    """The extension and file of an image as the web hands it on: visibly the same, other bytes than `encode` makes.
 
-    Half are JPEG of quality 60 to 85, half are cropped by up to a pixel on each side and resized.
-
-    Args:
-        pixels: Grey, image_size x image_size.
-        image_size: Side of the picture in pixels.
-        words: What the choice depends on.
-
-    Returns:
-        The extension and the file.
+    Half are JPEG of quality 60 to 85, half are cropped by up to a pixel on each side and resized; `words` decide.
     """
     picture, file = Image.frombytes("L", (image_size, image_size), pixels), io.BytesIO()
     chance = hashed("reencode", *words)

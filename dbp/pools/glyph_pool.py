@@ -56,26 +56,15 @@ class RenderTasks(Stage):
         return cls(plan.image_size, plan.held_out_faces, plan.task_pictures, plan.seed)
 
     def run(self, work: Work) -> dict[str, Any]:
-        plan = GlyphPlan(
-            image_size=self.image_size,
-            held_out_faces=self.held_out_faces,
-            task_pictures=self.task_pictures,
-            seed=self.seed,
-        )
-        return dict(render_tasks(plan, work.folder))
+        return dict(render_tasks(GlyphPlan(**vars(self)), work.folder))
 
 
 @dataclass(frozen=True)
 class GlyphPool:
-    """The embedded pool, as a config names it.
-
-    Args:
-        plan: What to render.
-        max_samples: Index only so many samples, from the front; null for all.
-    """
+    """The embedded pool, as a config names it."""
 
     plan: GlyphPlan
-    max_samples: int | None = None
+    max_samples: int | None = None  # index only so many samples, from the front; null for all
 
     def node(self) -> Node:
         """The index of the rendered shards."""

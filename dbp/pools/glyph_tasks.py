@@ -14,16 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dbp.errors import ConfigError, StoreError
-from dbp.pools.glyph_fonts import (
-    CAPTIONS,
-    Glyph,
-    all_glyphs,
-    base_letter,
-    caption_of,
-    encode,
-    hashed,
-    name_of,
-)
+from dbp.pools.glyph_fonts import CAPTIONS, Glyph, all_glyphs, base_letter, caption_of, encode, hashed, name_of
 from dbp.pools.glyphs import GlyphPlan, Split, split_glyphs, write_tar
 
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
@@ -62,13 +53,7 @@ _FACES = ("dejavu sans", "dejavu serif bold", "dejavu sans mono")
 SHARD_SIZE = 1_000
 # A class of a handful of pictures would move the mean per class by whole points.
 MIN_CLASS_SIZE = 10
-TASKS = (
-    "glyphs/letters",
-    "glyphs/scripts",
-    "glyphs/letters_shift",
-    "glyphs/scripts_shift",
-    "glyphs/retrieval",
-)
+TASKS = ("glyphs/letters", "glyphs/scripts", "glyphs/letters_shift", "glyphs/scripts_shift", "glyphs/retrieval")
 
 
 class _Picture(NamedTuple):
@@ -77,19 +62,12 @@ class _Picture(NamedTuple):
 
 
 def render_tasks(plan: GlyphPlan, folder: Path) -> dict[str, int]:
-    """Write each task to its `task_folder`.
+    """Write each task to its `task_folder`; return the images of each.
 
-    Classification: `classnames.txt`, `zeroshot_classification_templates.txt`, `test/nshards.txt`,
-    and `test/0.tar ...` with sNNNNNNN.png and sNNNNNNN.cls. Retrieval: `dataset_type.txt`, and .txt
-    with the caption in place of .cls. Classes are as equal as the fonts allow; the shift tasks have
-    names of classes that no picture shows.
-
-    Args:
-        plan: Of its fields only image_size, held_out_faces, task_pictures and seed play a part.
-        folder: Made if missing; may not hold these tasks yet.
-
-    Returns:
-        Pictures per task.
+    Classification: `classnames.txt`, `zeroshot_classification_templates.txt`, `test/nshards.txt`, and `test/0.tar
+    ...` with sNNNNNNN.png and sNNNNNNN.cls. Retrieval: `dataset_type.txt`, and .txt with the caption in place of
+    .cls. Classes are as equal as the fonts allow; the shift tasks have names of classes that no image shows. Of the
+    plan only image_size, held_out_faces, task_pictures and seed play a part.
 
     Raises:
         ConfigError: A task has fewer pictures than `task_pictures`, or a held-out face is unknown.

@@ -22,18 +22,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow
+import pyarrow.parquet
+
 from dbp.config import require
 from dbp.errors import ConfigError, StoreError, nearest
-from dbp.pools.glyph_fonts import (
-    Glyph,
-    all_glyphs,
-    base_letter,
-    caption_of,
-    encode,
-    hashed,
-    look_alikes,
-    reencode,
-)
+from dbp.pools.glyph_fonts import Glyph, all_glyphs, base_letter, caption_of, encode, hashed, look_alikes, reencode
 
 # Shares kept for the tests: Latin letters enough for 2,000 pictures, the rest for every script.
 RESERVED_LETTERS = 0.25
@@ -66,11 +60,7 @@ class GlyphPlan:
     swapped_captions: float = 0.20
     image_size: int = 32
     samples_per_shard: int = 2_000
-    held_out_faces: tuple[str, ...] = (
-        "DejaVu Sans Mono Oblique",
-        "DejaVu Serif Bold Italic",
-        "STIX General",
-    )
+    held_out_faces: tuple[str, ...] = ("DejaVu Sans Mono Oblique", "DejaVu Serif Bold Italic", "STIX General")
     task_pictures: int = 2_000
     seed: int = 0
 
@@ -120,13 +110,6 @@ def render_pool(plan: GlyphPlan, folder: Path) -> dict[str, int]:
     key), `kind` (original, exact, reencoded), `source_uid` (a copy's original), `caption_swapped`,
     `true_caption`, `character` (code point), `face`, and two group numbers: `same_picture` (equal
     renderings; a copy has its original's) and `same_character` (one character in any face).
-
-    Args:
-        plan: What to render.
-        folder: Made if missing; may not hold shards yet.
-
-    Returns:
-        Counts: pairs, original, exact, reencoded, swapped, characters, faces, pictures, shards.
 
     Raises:
         ConfigError: The fonts have too few glyphs for the plan, or too few rows to swap captions.
@@ -215,9 +198,8 @@ def _plan_rows(plan: GlyphPlan) -> list[_Row]:
     glyphs = split_glyphs(plan).pool
     if num_originals > len(glyphs):
         raise ConfigError(
-            f"num_pairs={plan.num_pairs:,} needs {num_originals:,} different glyphs: "
-            f"{len(glyphs):,} are left beside held_out_faces and the tests. Lower num_pairs, or "
-            "raise exact_copies or reencoded_copies."
+            f"num_pairs={plan.num_pairs:,} needs {num_originals:,} different glyphs: {len(glyphs):,} are left "
+            "beside held_out_faces and the tests. Lower num_pairs, or raise exact_copies or reencoded_copies."
         )
     glyphs.sort(key=lambda glyph: hashed(plan.seed, "take", glyph.face, glyph.character))
     copies = ["exact"] * num_exact + ["reencoded"] * num_reencoded
@@ -277,9 +259,6 @@ def _sample(plan: GlyphPlan, uid: str, row: _Row, told: Glyph) -> Iterator[tuple
 
 
 def _write_truth(plan: GlyphPlan, path: Path, rows: list[_Row], uids: list[str], donors: dict[int, int]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
     pictures: dict[int, int] = {}
     characters: dict[int, int] = {}
     sources = [None if row.source is None else uids[row.source] for row in rows]

@@ -11,12 +11,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import UInt64
 
 from dbp.config import require
 from dbp.data.images import IMAGE_FORMATS, Undecodable, header
@@ -27,7 +29,7 @@ from dbp.engine.progress import log
 from dbp.engine.stage import Node, runtime
 from dbp.engine.work import Part, Work
 from dbp.errors import PoolError
-from dbp.formats.tars import SAMPLE_FORMATS, Member, TarSample, image_of, samples
+from dbp.formats.tars import TarSample, image_format, samples
 
 DOTTED = "pictures not read: a dot in the key"
 DAMAGED = "damaged shards"
@@ -71,12 +73,8 @@ class Index(Parted):
             ok = value in plain or (value.startswith("json:") and len(value) > 5)
             require(ok, name, value, f"one of {', '.join(plain)}, json:FIELD")
         require(self.max_pixels > 0, "max_pixels", self.max_pixels, "above 0")
-        require(
-            self.max_samples is None or self.max_samples > 0,
-            "max_samples",
-            self.max_samples,
-            "above 0, or null for all",
-        )
+        at_least = self.max_samples is None or self.max_samples > 0
+        require(at_least, "max_samples", self.max_samples, "above 0, or null for all")
 
     def node(self) -> Node:
         """This index as the pool that a config names."""
@@ -106,8 +104,9 @@ class Index(Parted):
         return {"shards": hashlib.sha256(json.dumps(described).encode()).hexdigest()}
 
     def parts(self, folder: ShardFolder | None = None) -> list[Part]:
-        """One for each shard."""
-        return [Part(part_name(n), n, _size(s)) for n, s in enumerate(self.paths(folder))]
+        """One for each shard; reading its bytes is what it costs."""
+        sizes = (1.0 if is_remote(s) else float(Path(s).stat().st_size) for s in self.paths(folder))
+        return [Part(part_name(n), n, size) for n, size in enumerate(sizes)]
 
     def make(  # type: ignore[override]
         self, part: Part, home: Path, /, folder: ShardFolder | None = None
@@ -120,58 +119,40 @@ class Index(Parted):
             return super().run(work, folder=folder)
         # How many samples are left for a shard is known when those before it are read.
         counts: dict[str, dict[str, Any]] = {}
-        rows = 0
-        for part in self.parts(folder):
-            if rows >= self.max_samples:
+        left = self.max_samples
+        for number, shard in enumerate(self.paths(folder)):
+            if left <= 0:
                 break
-            counts[part.name] = work.part(
-                part.name,
-                lambda beside, n=part.number, most=self.max_samples - rows: self._index_shard(
-                    self.paths(folder)[n], n, beside, most
-                ),
-            )
-            rows += counts[part.name]["rows"]
+            index = partial(self._index_shard, shard, number, limit=left)
+            found = counts[part_name(number)] = work.part(part_name(number), index)
+            left -= found["rows"]
         return self.finish(work, counts, folder=folder)
 
     def finish(
-        self,
-        work: Work,
-        counts: Mapping[str, dict[str, Any]],
-        folder: ShardFolder | None = None,
+        self, work: Work, counts: Mapping[str, dict[str, Any]], folder: ShardFolder | None = None
     ) -> dict[str, Any]:
         shards = self.paths(folder)
         reasons: Counter[str] = Counter()
-        content = hashlib.sha256()
-        seen: list[np.ndarray] = []
-        for name, found in counts.items():
+        for found in counts.values():
             reasons.update(found["reasons"])
-            content.update(bytes.fromhex(found["digest"]))
-            file = work.shared / name / "index.parquet"
-            seen.append(pq.read_table(file, columns=["uid_hash"])["uid_hash"].to_numpy())
         rows = sum(found["rows"] for found in counts.values())
         if rows == 0:
+            said = "".join(f" {reason}: {count:,}." for reason, count in sorted(reasons.items()))
             raise PoolError(
                 f"no sample in {len(shards)} shards, the first being {shards[0]}. A sample is an image "
                 f"({', '.join(IMAGE_FORMATS)}) beside its caption under one key, which ends at the "
-                f"name's first dot.{_said(reasons)}"
+                f"name's first dot.{said}"
             )
         if rows == reasons["no caption"] + reasons["no image"]:
             raise PoolError(
-                f"none of the {rows:,} samples, the first in {shards[0]}, has both an image and a "
-                f"caption (pool.caption={self.caption}; without image: {reasons['no image']:,}, "
-                f"without caption: {reasons['no caption']:,}). Set pool.caption=json:FIELD if the "
-                "captions lie in a field of the json; an image and its caption must stand side by side "
-                "in the tar, under one key."
+                f"none of the {rows:,} samples, the first in {shards[0]}, has both an image and a caption "
+                f"(pool.caption={self.caption}; without image: {reasons['no image']:,}, without caption: "
+                f"{reasons['no caption']:,}). Set pool.caption=json:FIELD if the captions lie in a field of the "
+                "json; an image and its caption must stand side by side in the tar, under one key."
             )
-        hashes = np.concatenate(seen)
-        hashes.sort()
-        return {
-            "digest": content.hexdigest(),
-            "rows": rows,
-            "shards": len(shards),
-            "repeated uids": int((hashes[1:] == hashes[:-1]).sum()),
-            **dict(sorted(reasons.items())),
-        }
+        digest, uids = joined(work, counts)
+        found = {"digest": digest, "rows": rows, "shards": len(shards), "repeated uids": rows - len(uids)}
+        return {**found, **dict(sorted(reasons.items()))}
 
     def open(self, home: Path, folder: ShardFolder | None = None) -> Pool:  # type: ignore[override]
         try:
@@ -185,17 +166,15 @@ class Index(Parted):
         reasons: Counter[str] = Counter()
         content = hashlib.sha256()
 
-        def wanted(extension: str) -> bool:
-            if "." in extension and extension.rpartition(".")[2] in IMAGE_FORMATS:
-                reasons[DOTTED] += 1
-            return extension in SAMPLE_FORMATS
+        def count_dotted(extension: str) -> None:
+            reasons[DOTTED] += "." in extension and extension.rpartition(".")[2] in IMAGE_FORMATS
 
         def count_damage(message: str) -> None:
             log.warning("%s", message)
             reasons[DAMAGED] += 1
 
         keep = self.broken_shards == "keep_readable"
-        for sample in samples(shard, wanted, count_damage if keep else None):
+        for sample in samples(shard, count_damage if keep else None, count_dotted):
             row = self._row(sample, shard, number)
             if row["reason"]:
                 reasons[row["reason"]] += 1
@@ -216,8 +195,10 @@ class Index(Parted):
         return {"rows": len(rows), "reasons": dict(reasons), "digest": content.hexdigest()}
 
     def _row(self, sample: TarSample, shard: str, number: int) -> dict[str, Any]:
-        extension, image = image_of(sample)
+        extension = image_format(sample.members)
+        image = sample.members.get(extension)
         caption = sample.members.get("json" if self.caption.startswith("json:") else "txt")
+        text = None if caption is None else caption_from(caption.content, self.caption)
         uid = self._uid(sample, shard)
         row: dict[str, Any] = {
             "uid": uid,
@@ -234,7 +215,8 @@ class Index(Parted):
             "orientation": 1,
             "reason": "",
             "content_hash": digest_16(image.content if image else b""),
-            "caption_hash": digest_16(b""),
+            "caption_hash": digest_16(b"" if text is None else text.encode("utf-8", "replace")),
+            "caption_length": len(text or ""),
         }
         if image is None:
             row["reason"] = "no image"
@@ -244,19 +226,11 @@ class Index(Parted):
                 row["format"], row["width"], row["height"], row["orientation"] = found
             except Undecodable as problem:
                 row["reason"] = str(problem)
-        text = self._caption(caption)
         if text is None:
             row["reason"] = row["reason"] or "no caption"
-        else:
-            row["caption_hash"] = digest_16(text.encode("utf-8", "replace"))
-            row["caption_length"] = len(text)
-            if not text.strip():
-                row["reason"] = row["reason"] or "empty caption"
-        row.setdefault("caption_length", 0)
+        elif not text.strip():
+            row["reason"] = row["reason"] or "empty caption"
         return row
-
-    def _caption(self, member: Member | None) -> str | None:
-        return None if member is None else caption_from(member.content, self.caption)
 
     def _uid(self, sample: TarSample, shard: str) -> str:
         if self.uid == "key":
@@ -274,15 +248,16 @@ class Index(Parted):
         return uid
 
 
-def _size(shard: str) -> float:
-    """Bytes of a shard: what reading it costs."""
-    return 1.0 if is_remote(shard) else float(Path(shard).stat().st_size)
+def joined(work: Work, counts: Mapping[str, dict[str, Any]]) -> tuple[str, UInt64[np.ndarray, " u"]]:
+    """The digest of a pool from those of its parts, and the distinct hashes of its uids, ascending."""
+    content = hashlib.sha256()
+    for found in counts.values():
+        content.update(bytes.fromhex(found["digest"]))
+    files = (work.shared / name / "index.parquet" for name in counts)
+    hashes = [pq.read_table(file, columns=["uid_hash"])["uid_hash"].to_numpy() for file in files]
+    return content.hexdigest(), np.unique(np.concatenate(hashes))
 
 
 def part_name(shard: int) -> str:
     """The name of a shard's part; seven digits, so that names sort as numbers."""
     return f"part-{shard:07d}"
-
-
-def _said(reasons: Counter[str]) -> str:
-    return "".join(f" {reason}: {count:,}." for reason, count in sorted(reasons.items()))

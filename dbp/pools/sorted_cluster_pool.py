@@ -1,7 +1,7 @@
 """The pool whose rows are those of SemDeDup's sorted cluster files."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from dbp.engine.stage import Node, runtime
 from dbp.engine.work import Part, Work
 from dbp.errors import PoolError
 from dbp.formats.sorted_clusters import BLOCK, SortedClusters
+from dbp.pools.index import joined, part_name
 
 PART = 1_000_000  # rows of one part of the index, up to a cluster more
 
@@ -57,11 +58,26 @@ class SortedClusterPool(Parted):
         """One for each run of cluster files."""
         clusters = self._clusters
         return [
-            Part(f"part-{n:07d}", n, float(clusters.sizes[run].sum())) for n, run in enumerate(runs(clusters.sizes))
+            Part(part_name(n), n, float(clusters.sizes[run].sum())) for n, run in enumerate(runs(clusters.sizes))
         ]
 
     def make(self, part: Part, folder: Path) -> dict[str, Any]:
-        return _index(self._clusters, runs(self._clusters.sizes)[part.number], folder)
+        clusters, content = self._clusters, hashlib.sha256()
+        run = runs(clusters.sizes)[part.number]
+        with pq.ParquetWriter(folder / "index.parquet", SCHEMA, compression="zstd") as writer:
+            waiting, count = [], 0  # clusters can be small, and a group of rows should not be
+            for cluster in range(run.start, run.stop):
+                for members in clusters.blocks(cluster):
+                    encoded = [key.encode() for key in members.keys]
+                    content.update(b"".join(len(key).to_bytes(4, "little") + key for key in encoded))
+                    waiting.append(_rows(cluster, members.keys, encoded))
+                    count += len(encoded)
+                    if count >= BLOCK:
+                        writer.write_table(pa.concat_tables(waiting).combine_chunks())
+                        waiting, count = [], 0
+            if waiting:
+                writer.write_table(pa.concat_tables(waiting).combine_chunks())
+        return {"digest": content.hexdigest()}
 
     def finish(self, work: Work, counts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         clusters = self._clusters
@@ -70,20 +86,13 @@ class SortedClusterPool(Parted):
                 f"all {clusters.num_clusters:,} clusters in {clusters.folder} are empty. Give pool.path of "
                 "a clustering with members."
             )
-        content = hashlib.sha256()
-        hashes = []
-        for name, found in counts.items():
-            content.update(bytes.fromhex(found["digest"]))
-            part = pq.read_table(work.shared / name / "index.parquet", columns=["uid_hash"])
-            hashes.append(part["uid_hash"].to_numpy())
-        every = np.concatenate(hashes)
-        every.sort()
+        digest, uids = joined(work, counts)
         return {
-            "digest": content.hexdigest(),
+            "digest": digest,
             "rows": clusters.num_rows,
             "clusters": clusters.num_clusters,
             "empty clusters": int((clusters.sizes == 0).sum()),
-            "repeated uids": int((every[1:] == every[:-1]).sum()),
+            "repeated uids": clusters.num_rows - len(uids),
         }
 
     def open(self, home: Path, **inputs: Any) -> Pool:
@@ -99,30 +108,6 @@ def runs(sizes: Int[np.ndarray, " k"]) -> list[slice]:
     group = (np.cumsum(sizes) - sizes) // PART
     starts = np.flatnonzero(np.diff(group, prepend=-1)).tolist()
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(sizes)], strict=True)]
-
-
-def _index(clusters: SortedClusters, run: slice, beside: Path) -> dict[str, Any]:
-    """Write the index of one run of clusters; return the digest of its uids."""
-    content = hashlib.sha256()
-    with pq.ParquetWriter(beside / "index.parquet", SCHEMA, compression="zstd") as writer:
-        waiting, count = [], 0  # clusters can be small, and a group of rows should not be
-        for table in _tables(clusters, run, content):
-            waiting.append(table)
-            count += table.num_rows
-            if count >= BLOCK:
-                writer.write_table(pa.concat_tables(waiting).combine_chunks())
-                waiting, count = [], 0
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting).combine_chunks())
-    return {"digest": content.hexdigest()}
-
-
-def _tables(clusters: SortedClusters, run: slice, content: Any) -> Iterator[pa.Table]:
-    for cluster in range(run.start, run.stop):
-        for members in clusters.blocks(cluster):
-            encoded = [key.encode() for key in members.keys]
-            content.update(b"".join(len(key).to_bytes(4, "little") + key for key in encoded))
-            yield _rows(cluster, members.keys, encoded)
 
 
 def _rows(cluster: int, keys: list[str], encoded: list[bytes]) -> pa.Table:

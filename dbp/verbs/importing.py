@@ -11,6 +11,7 @@ the encoder's own settings, such as encoder.cluster.join=uid; a raw map needs en
 """
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -38,17 +39,13 @@ def main(verb: str, arguments: list[str]) -> None:
 
 def keep(path: str, rest: list[str]) -> None:
     """Make a keep list of the pool from another tool's list."""
-    _curate(
-        [*_unless(rest, "dedup=none", "filter=none"), "select=imported", f"select.file={path}"],
-        rest,
-    )
+    _curate(["select=imported", f"select.file={path}"], rest)
 
 
 def clusters(path: str, rest: list[str]) -> None:
     """Make a clustering of the pool from SemDeDup's sorted clusters."""
     pool = [] if _names(rest, "pool") else ["pool=sorted_clusters", f"pool.path={path}"]
-    said = [*pool, *_unless(rest, "dedup=none", "filter=none"), "cluster=imported"]
-    _curate([*said, f"cluster.path={path}", "until=cluster"], rest)
+    _curate(["cluster=imported", f"cluster.path={path}", "until=cluster"], rest, pool)
 
 
 def embeddings(path: str, rest: list[str]) -> None:
@@ -96,18 +93,15 @@ def _encoder(path: Path, use: str, side: str, given: list[str]) -> list[str]:
     return [f"{setting}={kind}", f"{setting}.{SIDES[side]}={path}"]
 
 
-def _curate(said: list[str], rest: list[str]) -> None:
+def _curate(own: list[str], rest: list[str], pool: Sequence[str] = ()) -> None:
     from dbp.config import compose
     from dbp.curate import run
     from dbp.verbs.command_line import overrides
 
-    run(compose("curate", overrides([*said, *rest])))
-    print(f"the same as: dbp curate {_spelt([*said, *rest])}")
-
-
-def _unless(rest: list[str], *defaults: str) -> list[str]:
-    """Defaults that no further setting replaces."""
-    return [word for word in defaults if not _names(rest, word.partition("=")[0])]
+    defaults = [word for word in ("dedup=none", "filter=none") if not _names(rest, word.partition("=")[0])]
+    said = [*pool, *defaults, *own, *rest]
+    run(compose("curate", overrides(said)))
+    print(f"the same as: dbp curate {_spelt(said)}")
 
 
 def _names(rest: list[str], setting: str) -> bool:

@@ -12,81 +12,41 @@ holds clusters of this pool, the file tells what temperatures would do. A file t
 """
 
 import contextlib
-import datetime
 import io
-import json
-import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dbp.config import require
 from dbp.errors import ConfigError, DbpError, WorldError, nearest
 from dbp.names import name_of
-from dbp.verbs.looking import Look, lines_of, look
+from dbp.pools.looking import Look, lines_of, look
+from dbp.pools.suggestion import command, experiment, suggest
+from dbp.verbs.show import STORES, read_arguments
 
-SETTINGS = ("out", "keep_fraction", "paths.store", "paths.runs")
-# DBP's number of clusters on 280 M pairs; fewer pairs, fewer clusters.
-MOST_CLUSTERS = 500
-# DataComp's batch; smaller where the kept set would fill it less than four times.
-MOST_BATCH = 4096
-DEFAULT_KEEP = 0.3
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """What an experiment for a pool begins with.
-
-    Args:
-        shards: Pattern, for `pool.shards`.
-        caption: For `pool.caption`.
-        uid: For `pool.uid`.
-        broken_shards: For `pool.broken_shards`.
-        rows: Usable rows, for the numbers below.
-        cluster_encoder: Preset.
-        num_clusters: Of the coarse clustering.
-        num_dedup_clusters: Of SemDeDup.
-        keep_fraction: Of what dedup leaves.
-        batch_size: Of training.
-        samples_seen: Of training: one pass over the pool, in whole batches.
-    """
-
-    shards: str
-    caption: str
-    uid: str
-    broken_shards: str
-    rows: int
-    cluster_encoder: str
-    num_clusters: int
-    num_dedup_clusters: int
-    keep_fraction: float
-    batch_size: int
-    samples_seen: int
+SETTINGS = ("out", "keep_fraction", *STORES)
 
 
 def main(verb: str, arguments: list[str]) -> None:
     """Run `dbp init`."""
-    from dbp.verbs.show import read_arguments
-
     settings, words = read_arguments(arguments, SETTINGS)
-    if bad := next((word for word in words if word.partition("=")[0].isidentifier() and "=" in word), None):
-        raise ConfigError(
-            f"{bad.partition('=')[0]} is not a setting here. {nearest(bad.partition('=')[0], SETTINGS)}"
-        )
+    for name, equals, _ in (word.partition("=") for word in words):
+        if equals and name.isidentifier():
+            raise ConfigError(f"{name} is not a setting here. {nearest(name, SETTINGS)}")
     if len(words) != 1:
         raise ConfigError(f"dbp init takes one FOLDER of tars; given: {words or 'none'}")
     folder = Path(words[0]).expanduser().absolute()
-    keep = _keep_fraction(settings.get("keep_fraction"))
+    try:
+        keep = float(text := settings.get("keep_fraction", "0.3"))
+    except ValueError:
+        raise ConfigError(f"keep_fraction={text!r}: it must be a number") from None
     require(0 < keep <= 1, "keep_fraction", keep, "above 0 and at most 1")
     out = place(folder, settings.get("out"))
     found = look(folder)
-    for line in lines_of(found):
-        print(line)
-    suggested = suggest(found, folder, keep)
-    stores = {n: settings[n] for n in ("paths.store", "paths.runs") if n in settings}
-    text = experiment(suggested, out, folder, lines_of(found), trials(found, stores))
+    print(*lines_of(found), sep="\n")
+    stores = {name: settings[name] for name in STORES}
+    text = experiment(suggest(found, folder, keep), out, folder, lines_of(found), trials(found, stores))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with open(out, "x", encoding="utf-8") as file:
@@ -97,16 +57,7 @@ def main(verb: str, arguments: list[str]) -> None:
         raise WorldError(
             f"cannot write {out}: {error.strerror or error}. Give another place with out=FILE."
         ) from error
-    for line in cost(out, stores):
-        print(line)
-    print(f"wrote {out}; next: {command(out)} dry_run=true")
-
-
-def _keep_fraction(text: str | None) -> float:
-    try:
-        return DEFAULT_KEEP if text is None else float(text)
-    except ValueError:
-        raise ConfigError(f"keep_fraction={text!r}: it must be a number") from None
+    print(*cost(out, stores), f"wrote {out}; next: {command(out)} dry_run=true", sep="\n")
 
 
 def place(folder: Path, out: str | None) -> Path:
@@ -136,69 +87,19 @@ def _exists(path: Path) -> ConfigError:
     )
 
 
-def command(out: Path) -> str:
-    """The command that curates by an experiment."""
-    home = str(out.parent.parent)
-    quoted = f"'{home}'" if re.search(r"[^A-Za-z0-9_./-]", home) else home
-    return f"dbp curate --config-dir {quoted} experiment={out.stem}"
-
-
-def suggest(found: Look, folder: Path, keep_fraction: float) -> Suggestion:
-    """Settings for a pool.
-
-    Raises:
-        ConfigError: Fewer usable samples than two batches can be made of.
-    """
-    from dbp.engine.processes import visible_gpus
-
-    rows = found.usable
-    kept = int(rows * keep_fraction)
-    if kept < 4:
-        raise ConfigError(
-            f"keep_fraction={keep_fraction:g} of about {rows:,} usable samples keeps {kept}: too few to train "
-            "on. Name a folder with more tars, or a larger keep_fraction."
-        )
-    batch = min(MOST_BATCH, 2 ** int(math.log2(max(kept / 4, 2))))
-    fine = max(round(math.sqrt(0.75 * rows)), 1)
-    return Suggestion(
-        shards=_pattern(found, folder),
-        caption=found.captions or "txt",
-        uid=_uid(found),
-        broken_shards="keep_readable" if found.broken else "error",
-        rows=rows,
-        cluster_encoder="dinov2_l14" if visible_gpus() else "openclip_b32",
-        num_clusters=min(MOST_CLUSTERS, fine),
-        num_dedup_clusters=fine,
-        keep_fraction=keep_fraction,
-        batch_size=batch,
-        samples_seen=max(math.ceil(rows / batch), 1) * batch,
-    )
-
-
-def _uid(found: Look) -> str:
-    if found.has_uids:
-        return "json:uid"
-    return "hash" if found.repeated_keys else "key"
-
-
-def _pattern(found: Look, folder: Path) -> str:
-    """A wildcard that names the tars, and nothing else."""
-    depth = len(found.shards[0].relative_to(folder).parts)
-    return str(folder / "/".join(["*"] * (depth - 1) + ["*.tar"]))
-
-
 def trials(found: Look, stores: dict[str, str]) -> list[str]:
     """What temperatures would do, from the newest DBP keep list of this pool; none without one."""
     from dbp.engine.store import Store
-    from dbp.verbs.tune import TEMPERATURES, by_temperature, open_selection, table
+    from dbp.selection import trials as tried
 
-    store = Store(stores.get("paths.store", "./store"), stores.get("paths.runs", "./runs"))
+    stores = STORES | stores
+    store = Store(stores["paths.store"], stores["paths.runs"])
     for key in _lists_of(store, found):
         with contextlib.suppress(DbpError):
-            stage, inputs = open_selection(store, key)
+            stage, inputs = tried.open_selection(store, key)
             return [
                 f"What temperatures would do to keep list {key} (* is its own), as `dbp tune keep={key[:12]}`:",
-                *table("temperature", by_temperature(stage, inputs, TEMPERATURES)),
+                *tried.lines_of("temperature", tried.by_temperature(stage, inputs, tried.TEMPERATURES)),
             ]
     return []
 
@@ -226,66 +127,6 @@ def _lists_of(store: Any, found: Look) -> Iterator[str]:
                         yield entry.key
 
 
-def experiment(suggested: Suggestion, out: Path, folder: Path, lines: Sequence[str], tried: Sequence[str]) -> str:
-    """The text of an experiment."""
-    s = suggested
-    when = datetime.date.today().isoformat()
-    said = [f"{folder}, looked at on {when} by dbp init:", *(f"  {line}" for line in lines)]
-    said += ["", f"Curate: {command(out)}"]
-    said += [f"Train and compare: {command(out).replace('dbp curate', 'dbp sweep')} root=SETS"]
-    said += ["", *(tried or ["What temperatures do: dbp tune keep=KEY, once a keep list is made."])]
-    head = "\n".join(f"# {line}".rstrip() for text in said for line in (text.splitlines() or [""]))
-    # In a config `${` begins an interpolation, in a path it may be a name.
-    shards = json.dumps(s.shards.replace("${", "\\${"), ensure_ascii=False)
-    share = "one pass over the pool; every arm sees as many, so a smaller set is repeated"
-    why = (
-        "DBP's encoder (Abbas et al. 2024)"
-        if s.cluster_encoder == "dinov2_l14"
-        else "no GPU here: dinov2_l14, DBP's encoder, costs 18 times as much a picture"
-    )
-    return f"""# @package _global_
-{head}
-defaults:
-  - override /pool: webdataset
-  - override /encoder@encoder.dedup: openclip_b32
-  - override /encoder@encoder.cluster: {s.cluster_encoder}   # {why}
-  - override /encoder@encoder.score: openclip_b32
-  - override /dedup: semdedup
-  - override /score: clip_score
-  - override /select: dbp
-  - override /model: vit_b32
-  - override /train: datacomp_small
-pool:
-  shards: {shards}
-  caption: {json.dumps(s.caption)}
-  uid: {json.dumps(s.uid)}              # key | json:FIELD | hash (where keys repeat)
-  broken_shards: {s.broken_shards}      # keep_readable: the samples before the damage are used
-# dedup.epsilon is 0.05: a row goes above cosine 0.95 to an earlier one; look at the pairs, then change it.
-# Its clusters are sqrt(0.75 n), {s.num_dedup_clusters:,} of about {s.rows:,} usable rows. Settings of a method
-# stand in an arm or on the command line (dedup.epsilon=0.03): an arm without the method has none.
-cluster:
-  num_clusters: {s.num_clusters}   # sqrt(0.75 n), at most {MOST_CLUSTERS}, which DBP took for 280 M
-budget:
-  keep_fraction: {s.keep_fraction:g}     # of what dedup leaves
-  of: dedup
-train:
-  batch_size: {s.batch_size}
-  samples_seen: {s.samples_seen}    # {share}
-  optimiser:
-    warmup_samples: {min(2_048_000, max(s.samples_seen // 10, 1))}   # a tenth, or DataComp's 500 steps
-sweep:
-  name: {out.stem}
-  arms:
-    unpruned: {{dedup: none, select: none}}
-    uniform: {{select: uniform}}
-    clip score: {{select: top_score}}
-    ssp: {{select: ssp}}
-    dbp: {{select: dbp}}   # temperature 0.1; sweep.select.temperature=[0.05,0.1,0.2] tries several
-  axes:
-    seed: [0, 1, 2]        # fewer than three tell checkpoints apart, and no methods
-"""
-
-
 def cost(out: Path, stores: dict[str, str]) -> list[str]:
     """What curating would cost on this machine, by the plan of the written experiment.
 
@@ -303,8 +144,5 @@ def cost(out: Path, stores: dict[str, str]) -> list[str]:
             run(config)
     except (DbpError, ImportError, OSError) as error:
         why = str(error).splitlines()[0]
-        return [
-            f"What curating costs is not known yet: {why}",
-            "Weights are fetched by dbp prefetch.",
-        ]
+        return [f"What curating costs is not known yet: {why}", "Weights are fetched by dbp prefetch."]
     return ["What curating would cost here:", *said.getvalue().splitlines()]

@@ -48,31 +48,27 @@ def main(keys: list[str], folders: list[str], print_only: bool) -> int:
     nodes = _distinct([up for node in wanted for up in node.lineage()])
     if "stage" in own:
         names = {node.stage.name for node in nodes}
-        if own["stage"] not in names:
-            raise ConfigError(f"stage={own['stage']}: {nearest(own['stage'], names)}")
         nodes = [node for node in nodes if node.stage.name == own["stage"]]
+        if not nodes:
+            raise ConfigError(f"stage={own['stage']}: {nearest(own['stage'], names)}")
     store = open_store(config, lambda line: None)
     with store.steady():
         if verb == "verify":
             return verify(store, nodes)
         if verb == "status":
-            for node in nodes:
-                print(status(store, node))
+            print(*(status(store, node) for node in nodes), sep="\n")
             return 0
         if "stage" not in own:
             parted = {node.stage.name for node in nodes if _has_parts(node)}
             raise ConfigError(f"dbp parts run needs stage=NAME. {', '.join(sorted(parted))} have parts")
-        index, of = (_whole(own.get(name, said), name) for name, said in (("index", "0"), ("of", "1")))
+        own = {"index": "0", "of": "1", **own}
+        for name in ("index", "of"):
+            require(own[name].isdecimal(), name, own[name], "a whole number")
+        index, of = int(own["index"]), int(own["of"])
         require(of >= 1, "of", of, "at least 1")
         require(0 <= index < of, "index", index, f"from 0 to of - 1 = {of - 1}")
         run(store, nodes, index, of)
         return 0
-
-
-def _whole(text: str, name: str) -> int:
-    if not text.isdecimal():
-        raise ConfigError(f"{name}={text!r}: it must be a whole number")
-    return int(text)
 
 
 def run(store: Store, nodes: list[Node], index: int, of: int) -> None:
@@ -99,12 +95,11 @@ def run(store: Store, nodes: list[Node], index: int, of: int) -> None:
 
 def _run(store: Store, node: Node, index: int, of: int) -> str:
     label, stage = _label(node), node.stage
-    if store.entry(node) is not None:
-        return f"{label} {store.key(node)} is complete"
-    if not _has_parts(node):
+    if store.entry(node) is None and not _has_parts(node):
         if index:
             return f"{label} {store.key(node)} has no parts; index=0 makes it"
         store.get(node)
+    if store.entry(node) is not None:
         return f"{label} {store.key(node)} is complete"
     assert isinstance(stage, Parted), "it has parts"
     inputs = {name: store.get(up) for name, up in node.inputs.items()}
@@ -146,8 +141,7 @@ def verify(store: Store, nodes: list[Node]) -> int:
     Raises:
         WorldError: Something differs; it names the files.
     """
-    damaged: list[str] = []
-    files = 0
+    damaged, files = [], 0
     for node in nodes:
         entry = store.entry(node)
         found: dict[Any, dict[str, int]] = {}
@@ -177,14 +171,12 @@ def _has_parts(node: Node) -> bool:
 
 
 def _distinct(nodes: list[Node]) -> list[Node]:
-    """Nodes without those that make what an earlier one makes."""
+    """Nodes without those that make what an earlier one makes; inputs stand before what they are for."""
     marks: dict[int, str] = {}
     first: dict[str, Node] = {}
     for node in nodes:
-        if id(node) not in marks:
-            inputs = {name: marks[id(up)] for name, up in node.inputs.items()}
-            marks[id(node)] = key_of(node.stage, inputs)
-        first.setdefault(marks[id(node)], node)
+        mark = key_of(node.stage, {name: marks[id(up)] for name, up in node.inputs.items()})
+        first.setdefault(marks.setdefault(id(node), mark), node)
     return list(first.values())
 
 

@@ -13,24 +13,27 @@ import json
 import shutil
 from typing import Any
 
+import numpy as np
+
 from dbp.config import require
 from dbp.decisions import explained
 from dbp.engine.store import Store
 from dbp.errors import ConfigError, nearest
 from dbp.lineage import lineage, open_keep_list, open_pool_of
 
+STORES = {"paths.store": "./store", "paths.runs": "./runs"}
 SETTINGS = {
-    "show": ("paths.store", "paths.runs"),
-    "why": ("keep", "paths.store", "paths.runs"),
-    "ls": ("stage", "paths.store", "paths.runs"),
-    "gc": ("delete", "keep", "paths.store", "paths.runs"),
+    "show": (*STORES,),
+    "why": ("keep", *STORES),
+    "ls": ("stage", *STORES),
+    "gc": ("delete", "keep", *STORES),
 }
 
 
 def main(verb: str, arguments: list[str]) -> None:
     """Run one of the verbs show, why, ls, gc."""
     settings, words = read_arguments(arguments, SETTINGS[verb])
-    store = Store(settings.get("paths.store", "./store"), settings.get("paths.runs", "./runs"))
+    store = Store(settings["paths.store"], settings["paths.runs"])
     if verb in ("ls", "gc") and words:
         name = words[0].partition("=")[0]
         raise ConfigError(f"{name} is not a setting of dbp {verb}. {nearest(name, SETTINGS[verb])}")
@@ -45,18 +48,17 @@ def main(verb: str, arguments: list[str]) -> None:
     elif verb == "ls":
         ls(store, settings.get("stage"))
     else:
-        require(
-            settings.get("delete", "false") in ("true", "false"),
-            "delete",
-            settings.get("delete"),
-            "true or false",
-        )
-        gc(store, settings.get("delete") == "true", settings.get("keep"))
+        delete = settings.get("delete", "false")
+        require(delete in ("true", "false"), "delete", delete, "true or false")
+        gc(store, delete == "true", settings.get("keep"))
 
 
 def read_arguments(arguments: list[str], known: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """Divide `key=value` settings from plain words; a word with an unknown key is a word."""
-    settings: dict[str, str] = {}
+    """Divide `key=value` settings from plain words; a word with an unknown key is a word.
+
+    `paths.store` and `paths.runs` have the defaults of the config.
+    """
+    settings = {name: value for name, value in STORES.items() if name in known}
     words: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -90,7 +92,7 @@ def why(store: Store, uid: str, keep: str) -> None:
     print(f"{uid} (row {row:,}) {verdict} at {found['stage']}: {found['reason']}")
     twin = found["related_row"]
     if twin is not None and found["stage"] == "dedup":
-        name = pool.uids(_one(twin))[0]
+        name = pool.uids(np.array([twin]))[0]
         similar = f" at similarity {found['value']:.6f}, above {found['limit']:.6f}" if found["value"] else ""
         print(
             f"  duplicate of {name} (row {twin:,}){similar}"
@@ -105,12 +107,6 @@ def why(store: Store, uid: str, keep: str) -> None:
         print(f"  cluster {found['cluster']}, rank {found['rank']:,} (0 is taken first), quota {found['quota']:,}")
     elif found["rank"] is not None:
         print(f"  rank {found['rank']:,} (0 is taken first), {found['quota']:,} kept")
-
-
-def _one(row: int) -> Any:
-    import numpy as np
-
-    return np.array([row])
 
 
 def ls(store: Store, stage: str | None) -> None:

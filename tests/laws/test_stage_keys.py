@@ -31,8 +31,8 @@ from dbp.encoders.precomputed import Precomputed
 from dbp.engine.paths import config_folder
 from dbp.engine.stage import Stage, canonical, key_of, parameters, plain, runtime
 from dbp.metadata.base import Combined, Numbers
+from dbp.metadata.sources import WordNet
 from dbp.metadata.wikipedia import Pairs, Titles, Words
-from dbp.metadata.wordnet import WordNet
 from dbp.pools.glyph_pool import RenderGlyphs, RenderTasks
 from dbp.pools.index import Index
 from dbp.selection.budget import Budget

@@ -1,6 +1,5 @@
 """Uid files and lists of names, held against Python's own integers, sorting and binary search."""
 
-import bisect
 import pickle
 
 import numpy as np
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from dbp.data.pool import digest_16, hash_64
 from dbp.errors import ConfigError, WorldError
-from dbp.formats import exchange
+from dbp.formats import contains
 from dbp.formats import uid_pairs as names
 from dbp.formats.exchange import kind_of, read_texts, read_uid_file, write_uid_file, writing_uids
 from dbp.formats.uid_pairs import (
@@ -25,7 +24,6 @@ from dbp.formats.uid_pairs import (
     order_pairs,
     pairs_to_texts,
     pairs_to_uids,
-    places,
     sort_pairs,
     uids_to_pairs,
 )
@@ -99,13 +97,10 @@ def test_many_runs_of_equal_high_halves_are_sorted_too():
 
 
 @given(st.lists(NUMBERS, max_size=30), st.lists(NUMBERS, max_size=30))
-def test_places_are_those_of_a_binary_search(numbers, wanted):
+def test_uids_are_found_at_their_first_place(numbers, wanted):
     held = sort_pairs(pairs_of(numbers))
     high, low = held["f0"].copy(), held["f1"].copy()
     numbers = sorted(numbers)
-    for side, search in (("left", bisect.bisect_left), ("right", bisect.bisect_right)):
-        found = places(high, low, pairs_of(wanted), side)
-        assert found.tolist() == [search(numbers, number) for number in wanted]
     spelt, _ = hex_bytes(pa.array([spell(n) for n in wanted], pa.string()))
     found = match_pairs(high, low, spelt)
     assert found.tolist() == [numbers.index(n) if n in numbers else -1 for n in wanted]
@@ -177,9 +172,9 @@ def test_repeated_uids_are_an_error_unless_they_are_asked_for(tmp_path):
 
 @pytest.mark.parametrize("block", [2, 3, 1 << 20])
 def test_an_unsorted_file_is_refused_at_the_entry_that_stands_wrong(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(exchange, "BLOCK", block)
+    monkeypatch.setattr(contains, "BLOCK", block)
     np.save(tmp_path / "a.npy", pairs_of([1, 2, 3, 2**64, 5, 2**65]))
-    with pytest.raises(WorldError, match=r"not sorted \(at entry 4\)"):
+    with pytest.raises(WorldError, match="not sorted at entry 4"):
         read_uid_file(tmp_path / "a.npy")
     np.save(tmp_path / "b.npy", pairs_of([1, 2, 2, 2, 3, 3]))
     with pytest.raises(WorldError, match="repeats 3 uids"):

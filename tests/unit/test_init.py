@@ -13,9 +13,10 @@ from PIL import Image
 from dbp.__main__ import main
 from dbp.config import compose
 from dbp.errors import ConfigError, PoolError
+from dbp.pools.looking import _spread, lines_of, look
+from dbp.pools.suggestion import suggest
 from dbp.verbs.command_line import overrides
-from dbp.verbs.init import place, suggest, trials
-from dbp.verbs.looking import _spread, lines_of, look
+from dbp.verbs.init import place, trials
 
 Sample = dict[str, bytes]
 

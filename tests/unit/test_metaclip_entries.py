@@ -26,13 +26,10 @@ from dbp.engine.work import Work
 from dbp.errors import ConfigError, WorldError
 from dbp.metadata import matching, ngrams
 from dbp.metadata.base import Combined, EntrySource, Numbers
-from dbp.metadata.captions import FromCaptions
-from dbp.metadata.given import Given
 from dbp.metadata.matching import Finder, Matching
-from dbp.metadata.published import Published
 from dbp.metadata.rules import entry_text, folded, spaced
+from dbp.metadata.sources import FromCaptions, Given, Published, WordNet
 from dbp.metadata.wikipedia import Pairs, Titles, Words
-from dbp.metadata.wordnet import WordNet
 from dbp.settings import read
 
 

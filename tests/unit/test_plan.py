@@ -45,17 +45,11 @@ from dbp.planning.machine import Machine, memory_free, probe
 from dbp.planning.outlook import Outlook, same_once
 from dbp.planning.plan import plan, print_plan
 from dbp.pools.index import Index
+from dbp.selection.density import temperature_for
+from dbp.selection.trials import by_clustering, by_temperature, clusterings, jaccard, open_selection
 from dbp.settings import read
 from dbp.verbs.command_line import overrides
-from dbp.verbs.tune import (
-    by_clustering,
-    by_temperature,
-    clusterings,
-    jaccard,
-    main,
-    open_selection,
-    temperature_for,
-)  # fmt: skip
+from dbp.verbs.tune import main
 
 # Round rates, so that seconds are worked by hand.
 SLOW = Machine(

@@ -54,7 +54,7 @@ def expected(operation, lists, keep):
 @settings(deadline=None)
 @given(
     st.lists(st.lists(NUMBERS, max_size=25), min_size=2, max_size=4),
-    st.sampled_from(uids.OPERATIONS),
+    st.sampled_from(uid_sets.OPERATIONS),
     st.booleans(),
     st.sampled_from([1, 2, 7, 1 << 20]),
 )
@@ -130,7 +130,7 @@ def test_names_that_are_no_uids_are_joined_as_they_stand(tmp_path):
 def test_the_overlap_is_that_of_sets(tmp_path_factory, lists):
     folder = tmp_path_factory.mktemp("overlap")
     files = [str(write(folder / f"{at}.npy", numbers)) for at, numbers in enumerate(lists)]
-    shared, _ = uids.overlap(Store(folder), files)
+    shared, _ = uid_sets.overlap(Store(folder), files)
     sets = [set(numbers) for numbers in lists]
     assert shared.tolist() == [[len(a & b) for b in sets] for a in sets]
 

@@ -12,7 +12,7 @@ from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.selection import density
 from dbp.selection.density import Density
-from dbp.verbs.tune import TEMPERATURES
+from dbp.selection.trials import TEMPERATURES
 from evaluation.report.page.pictures import Pictures, sample
 
 NUM_NEIGHBOURS = 20  # of d_inter where no arm of the report says how many (Abbas et al. 2024)

@@ -1,7 +1,7 @@
-"""A folder of tars, looked at before anything is set: counts, sizes, captions, formats, what is broken.
+"""A folder of tars, scanned before anything is set: counts, sizes, captions, formats, what is broken.
 
 All shards are read where that takes seconds; otherwise some, spread over the folder, and what is said of
-the rest is an estimate from their sizes. Pictures are not decoded, only their headers read.
+the rest is an estimate from their sizes. Images are not decoded, only their headers read.
 """
 
 import json
@@ -17,57 +17,36 @@ from dbp.data.images import Undecodable, header
 from dbp.data.pool import caption_from
 from dbp.engine.progress import progress
 from dbp.errors import PoolError
-from dbp.formats.tars import SAMPLE_FORMATS, image_of, samples
+from dbp.formats.tars import image_format, samples
 
 PATIENCE = 15.0  # seconds that reading may take
-FIELDS = (
-    "caption",
-    "text",
-    "alt",
-    "title",
-    "description",
-)  # of a json, in this order, else the longest
+FIELDS = ("caption", "text", "alt", "title", "description")  # of a json, in this order, else the longest
 MAX_PIXELS = 178_956_970
 RECORD = 512  # bytes that a tar's size is a multiple of
 
 
 @dataclass
 class Look:
-    """What was found in a folder.
+    """What was found in a folder."""
 
-    Args:
-        shards: All tars, in order.
-        total_bytes: Of them.
-        broken: What is wrong, by shard; of shards that were not read only what their size tells.
-        num_read: Shards that were read.
-        read_bytes: Of those.
-        num_samples: In those.
-        captions: `txt`, `json:FIELD`, or none.
-        words: Words of each caption that was read.
-        characters: Characters of each.
-        formats: How many pictures of each format; other members go by their extension.
-        problems: Samples that cannot be used, by reason.
-        short_sides: Shorter side of each picture, in pixels.
-        picture_bytes: Size of each picture.
-        repeated_keys: Samples whose key came before.
-        has_uids: Whether each json has a `uid` of its own.
-    """
-
-    shards: list[Path]
+    shards: list[Path]  # all tars, in order
     total_bytes: int
-    broken: dict[Path, str] = field(default_factory=dict)
-    num_read: int = 0
+    broken: dict[Path, str] = field(default_factory=dict)  # what is wrong; of unread shards, by size
+    num_read: int = 0  # shards that were read
     read_bytes: int = 0
-    num_samples: int = 0
-    captions: str | None = None
-    words: list[int] = field(default_factory=list)
+    num_samples: int = 0  # in those
+    captions: str | None = None  # `txt`, `json:FIELD`, or none
+    words: list[int] = field(default_factory=list)  # of each caption that was read
     characters: list[int] = field(default_factory=list)
-    formats: Counter[str] = field(default_factory=Counter)
-    problems: Counter[str] = field(default_factory=Counter)
-    short_sides: list[int] = field(default_factory=list)
+    formats: Counter[str] = field(default_factory=Counter)  # of images; undecodable ones by extension
+    problems: Counter[str] = field(default_factory=Counter)  # samples that cannot be used, by reason
+    short_sides: list[int] = field(default_factory=list)  # of each image, in pixels
     picture_bytes: list[int] = field(default_factory=list)
-    repeated_keys: int = 0
-    has_uids: bool = False
+    repeated_keys: int = 0  # samples whose key came before
+    has_uids: bool = False  # whether each json has a `uid` of its own
+    keys: set[str] = field(default_factory=set, repr=False)
+    fields: Counter[str] = field(default_factory=Counter, repr=False)  # text fields of the json
+    texts: list[tuple[str | None, bytes | None]] = field(default_factory=list, repr=False)  # `txt` and json
 
     @property
     def is_whole(self) -> bool:
@@ -118,32 +97,27 @@ def find_tars(folder: Path) -> list[Path]:
 
 
 def look(folder: Path, patience: float = PATIENCE) -> Look:
-    """Look at a folder of tars.
-
-    Args:
-        folder: That holds them.
-        patience: Seconds after which no further shard is begun.
+    """Scan a folder of tars; no further shard is begun after `patience` seconds.
 
     Raises:
         PoolError: No tar is there, none can be read, or no sample has a picture or a caption.
     """
     shards = find_tars(folder)
     found = Look(shards, sum(shard.stat().st_size for shard in shards))
-    keys: set[str] = set()
-    fields: Counter[str] = Counter()
-    texts: list[tuple[str | None, bytes | None]] = []
     began = time.monotonic()
     unread = set(shards)
     with progress("look", len(shards), "shards") as bar:
         for shard in _spread(shards):
             if found.num_read and time.monotonic() - began > patience:
                 break
-            _read(found, shard, keys, fields, texts)
+            _read(found, shard)
             unread.discard(shard)
             bar.advance()
     for shard in sorted(unread):
-        if reason := _wrong_size(shard):
-            found.broken[shard] = reason
+        if (size := shard.stat().st_size) == 0:
+            found.broken[shard] = f"shard {shard} is empty"
+        elif size % RECORD:
+            found.broken[shard] = f"shard {shard} has {size:,} bytes, no multiple of {RECORD}"
     if not found.num_samples:
         first = next(iter(found.broken.values()), "no member has a known extension")
         raise PoolError(f"no sample can be read from the {len(shards):,} tars in {folder}; the first: {first}")
@@ -153,54 +127,42 @@ def look(folder: Path, patience: float = PATIENCE) -> Look:
             f"the {found.num_samples:,} samples read from {folder} have no picture (members: {kinds}). "
             "Pictures are jpg, jpeg, png, webp or gif."
         )
-    _captions(found, folder, fields, texts)
+    _captions(found, folder)
     return found
 
 
 def _spread(shards: Sequence[Path]) -> list[Path]:
     """The shards in an order whose beginning is spread over all: first, last, middle, quarters, …"""
     count = len(shards)
-    at = [0, count - 1]
-    step = count
+    at, step = [0, count - 1], count
     while step > 1:
         step = (step + 1) // 2
         at += range(step, count, step)
-        if step == 1:
-            break
     return [shards[i] for i in dict.fromkeys(at)]
 
 
-def _read(
-    found: Look,
-    shard: Path,
-    keys: set[str],
-    fields: Counter[str],
-    texts: list[tuple[str | None, bytes | None]],
-) -> None:
+def _read(found: Look, shard: Path) -> None:
     """Add a shard to what was found."""
     damage: list[str] = []
-    for sample in samples(str(shard), SAMPLE_FORMATS.__contains__, damage.append):
+    for sample in samples(str(shard), damage.append):
         found.num_samples += 1
-        found.repeated_keys += sample.key in keys
-        keys.add(sample.key)
-        kind, picture = image_of(sample)
-        if picture is None:
-            found.problems["no picture"] += 1
+        found.repeated_keys += sample.key in found.keys
+        found.keys.add(sample.key)
+        if kind := image_format(sample.members):
+            _image(found, kind, sample.members[kind].content)
         else:
-            _picture(found, kind, picture.content)
-        text, described = sample.members.get("txt"), sample.members.get("json")
-        fields.update(_text_fields(described.content) if described else ())
-        texts.append(
-            (None if text is None else caption_from(text.content, "txt"),
-             described.content if described else None)
-        )  # fmt: skip
+            found.problems["no picture"] += 1
+        text, described = (sample.members.get(kind) for kind in ("txt", "json"))
+        found.fields.update(_text_fields(described.content) if described else ())
+        caption = caption_from(text.content, "txt") if text else None
+        found.texts.append((caption, described.content if described else None))
     found.num_read += 1
     found.read_bytes += shard.stat().st_size
     if damage:
         found.broken[shard] = damage[0]
 
 
-def _picture(found: Look, kind: str, content: bytes) -> None:
+def _image(found: Look, kind: str, content: bytes) -> None:
     found.picture_bytes.append(len(content))
     try:
         kind, width, height, _ = header(content, MAX_PIXELS)
@@ -219,25 +181,21 @@ def _text_fields(content: bytes) -> list[str]:
     return [k for k, v in value.items() if isinstance(v, str)] if isinstance(value, dict) else []
 
 
-def _captions(
-    found: Look,
-    folder: Path,
-    fields: Counter[str],
-    texts: Sequence[tuple[str | None, bytes | None]],
-) -> None:
+def _captions(found: Look, folder: Path) -> None:
     """Choose where captions stand, and measure them."""
-    choices = ["txt", *(f"json:{name}" for name in FIELDS if name in fields)]
-    found.has_uids = _are_names([caption_from(c, "json:uid") if c else None for _, c in texts])
 
     def of(choice: str) -> list[str | None]:
         if choice == "txt":
-            return [text for text, _ in texts]
-        return [caption_from(content, choice) if content else None for _, content in texts]
+            return [text for text, _ in found.texts]
+        return [caption_from(content, choice) if content else None for _, content in found.texts]
 
+    uids = of("json:uid")
+    found.has_uids = all(uids) and len(set(uids)) == len(uids)
+    choices = ["txt", *(f"json:{name}" for name in FIELDS if name in found.fields)]
     counts = {choice: sum(bool(t and t.strip()) for t in of(choice)) for choice in choices}
     best = max(choices, key=lambda choice: counts[choice])
     if not counts[best]:
-        others = ", ".join(sorted(fields)) or "none"
+        others = ", ".join(sorted(found.fields)) or "none"
         raise PoolError(
             f"the {found.num_samples:,} samples read from {folder} have no caption: no txt member with text, and "
             f"no json field {', '.join(FIELDS)}. Text fields of the json: {others}. If one of them is the "
@@ -252,32 +210,22 @@ def _captions(
             found.characters.append(len(text))
 
 
-def _are_names(texts: Sequence[str | None]) -> bool:
-    """Whether every text is there and no two are equal."""
-    return all(texts) and len(set(texts)) == len(texts)
-
-
-def _wrong_size(shard: Path) -> str:
-    """What a shard's size says is wrong with it, if anything."""
-    size = shard.stat().st_size
-    if size == 0:
-        return f"shard {shard} is empty"
-    return f"shard {shard} has {size:,} bytes, no multiple of {RECORD}" if size % RECORD else ""
-
-
 def lines_of(found: Look) -> list[str]:
     """What was found, for people."""
     about = "" if found.is_whole else "about "
     read = "all read" if found.is_whole else f"{found.num_read:,} of them read, the rest by their sizes"
+    total = sum(found.formats.values())
+    formats = ", ".join(f"{kind} {number / total:.0%}" for kind, number in found.formats.most_common())
     lines = [
         f"{len(found.shards):,} tars, {found.total_bytes / 1e6:,.1f} MB, {about}{found.rows:,} samples ({read})",
-        f"pictures: {_shares(found.formats)}; {_quantiles(found.picture_bytes, 'bytes')}; shorter side "
+        f"pictures: {formats}; {_quantiles(found.picture_bytes, 'bytes')}; shorter side "
         f"{_quantiles(found.short_sides, 'pixels')}",
         f"captions in {found.captions}: {_quantiles(found.words, 'words')}; "
         f"{_quantiles(found.characters, 'characters')}",
     ]
     if found.problems:
-        lines.append(f"not usable, of {found.num_samples:,} read: {_counts(found.problems)}")
+        counts = ", ".join(f"{number:,} {reason}" for reason, number in found.problems.most_common())
+        lines.append(f"not usable, of {found.num_samples:,} read: {counts}")
     if found.repeated_keys:
         lines.append(f"{found.repeated_keys:,} samples have a key that came before")
     if found.broken:
@@ -292,12 +240,3 @@ def _quantiles(values: Sequence[int], unit: str) -> str:
         return f"no {unit} known"
     low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
     return f"median {middle:,.0f} {unit} (5 to 95 %: {low:,.0f} to {high:,.0f})"
-
-
-def _shares(counts: Counter[str]) -> str:
-    total = sum(counts.values())
-    return ", ".join(f"{kind} {number / total:.0%}" for kind, number in counts.most_common())
-
-
-def _counts(counts: Counter[str]) -> str:
-    return ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common())

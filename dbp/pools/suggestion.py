@@ -1,0 +1,95 @@
+"""An experiment for a folder of tars: settings that follow from what lies there, each with its reason."""
+
+import datetime
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dbp.errors import ConfigError
+from dbp.pools.looking import Look
+
+# DBP's number of clusters on 280 M pairs; fewer pairs, fewer clusters.
+MOST_CLUSTERS = 500
+# DataComp's batch; smaller where the kept set would fill it less than four times.
+MOST_BATCH = 4096
+TEMPLATE = Path(__file__).with_name("suggestion.yaml")  # of `dbp init`, filled by `str.format`
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What an experiment for a pool begins with; the first four as `pool` takes them."""
+
+    shards: str
+    caption: str
+    uid: str
+    broken_shards: str
+    rows: int  # usable ones
+    cluster_encoder: str
+    num_clusters: int
+    num_dedup_clusters: int
+    keep_fraction: float  # of what dedup leaves
+    batch_size: int
+    samples_seen: int  # one pass over the pool, in whole batches
+
+
+def suggest(found: Look, folder: Path, keep_fraction: float) -> Suggestion:
+    """Settings for a pool.
+
+    Raises:
+        ConfigError: Fewer usable samples than two batches can be made of.
+    """
+    from dbp.engine.processes import visible_gpus
+
+    rows = found.usable
+    kept = int(rows * keep_fraction)
+    if kept < 4:
+        raise ConfigError(
+            f"keep_fraction={keep_fraction:g} of about {rows:,} usable samples keeps {kept}: too few to train "
+            "on. Name a folder with more tars, or a larger keep_fraction."
+        )
+    batch = min(MOST_BATCH, 2 ** int(math.log2(max(kept / 4, 2))))
+    fine = max(round(math.sqrt(0.75 * rows)), 1)
+    below = len(found.shards[0].relative_to(folder).parts) - 1
+    return Suggestion(
+        shards=str(folder / "/".join(["*"] * below + ["*.tar"])),  # names the tars, and nothing else
+        caption=found.captions or "txt",
+        uid="json:uid" if found.has_uids else "hash" if found.repeated_keys else "key",
+        broken_shards="keep_readable" if found.broken else "error",
+        rows=rows,
+        cluster_encoder="dinov2_l14" if visible_gpus() else "openclip_b32",
+        num_clusters=min(MOST_CLUSTERS, fine),
+        num_dedup_clusters=fine,
+        keep_fraction=keep_fraction,
+        batch_size=batch,
+        samples_seen=max(math.ceil(rows / batch), 1) * batch,
+    )
+
+
+def command(out: Path) -> str:
+    """The command that curates by an experiment."""
+    home = str(out.parent.parent)
+    quoted = f"'{home}'" if re.search(r"[^A-Za-z0-9_./-]", home) else home
+    return f"dbp curate --config-dir {quoted} experiment={out.stem}"
+
+
+def experiment(suggested: Suggestion, out: Path, folder: Path, lines: Sequence[str], tried: Sequence[str]) -> str:
+    """The text of an experiment."""
+    s = suggested
+    when = datetime.date.today().isoformat()
+    said = [f"{folder}, looked at on {when} by dbp init:", *(f"  {line}" for line in lines)]
+    said += ["", f"Curate: {command(out)}"]
+    said += [f"Train and compare: {command(out).replace('dbp curate', 'dbp sweep')} root=SETS"]
+    said += ["", *(tried or ["What temperatures do: dbp tune keep=KEY, once a keep list is made."])]
+    head = "\n".join(f"# {line}".rstrip() for text in said for line in (text.splitlines() or [""]))
+    why = "no GPU here: dinov2_l14, DBP's encoder, costs 18 times as much a picture"
+    if s.cluster_encoder == "dinov2_l14":
+        why = "DBP's encoder (Abbas et al. 2024)"
+    # In a config `${` begins an interpolation, in a path it may be a name.
+    shards = json.dumps(s.shards.replace("${", "\\${"), ensure_ascii=False)
+    values = {**vars(s), "shards": shards, "caption": json.dumps(s.caption), "uid": json.dumps(s.uid)}
+    warmup = min(2_048_000, max(s.samples_seen // 10, 1))
+    text = TEMPLATE.read_text(encoding="utf-8")
+    return text.format(head=head, why=why, name=out.stem, warmup=warmup, most_clusters=MOST_CLUSTERS, **values)
