@@ -32,7 +32,7 @@ from dbp.errors import ConfigError, StoreError
 from dbp.verbs.show import read_arguments
 from evaluation.metrics.zero_shot import check_protocol
 from evaluation.report.concepts import concepts_of_runs
-from evaluation.report.sweep_table import print_table
+from evaluation.report.table import Table, aligned
 from evaluation.results import Result, load_results, without_nan
 from evaluation.statistics.arms import MIN_SEEDS
 from evaluation.statistics.comparison import Paired, mean_pair, pair, why_not_comparable
@@ -304,7 +304,7 @@ def tell(first: Evaluated, one: Comparison) -> dict[str, Any]:
     """Print one comparison as a table; return all of it, for JSON."""
     print(f"\nsecond  {one.second}")
     if one.rows:
-        print_table(HEADING, [row.cells() for row in one.rows])
+        print(aligned(Table("", HEADING, [row.cells() for row in one.rows])))
     for key, reason in one.refused:
         print(f"not compared: {find_task(key).name}: {reason}")
     verdicts = [row.verdict for row in one.rows if row.task]

@@ -7,7 +7,7 @@ the page is made all the same. Nothing n-sized is kept: keep lists are looked at
 import datetime
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from evaluation.report.page.pairs import gather_pairs
 from evaluation.report.page.pictures import CELL, COLUMNS, ON_A_SHEET, Pictures
 from evaluation.report.page.roster import NamedRun, Roster, ancestors
 from evaluation.report.page.runs import Group, Measured, group, measure
+from evaluation.report.sweep_table import difference_text, value_text
 from evaluation.results import without_nan
 from evaluation.statistics.analysis import span
 from evaluation.statistics.comparison import Cell
@@ -318,20 +319,7 @@ def _group(one: Group) -> dict[str, Any]:
 
 def cell_data(cell: Cell) -> dict[str, Any]:
     """A cell as the page takes it: its texts, as in every other table, and its numbers."""
-    from evaluation.report.page.tables import difference_text, value_text
-
-    return {
-        "text": value_text(cell),
-        "difference_text": difference_text(cell),
-        "value": cell.value,
-        "interval": list(cell.interval),
-        "seeds": list(cell.seeds),
-        "difference": cell.difference,
-        "difference_interval": list(cell.difference_interval) if cell.difference_interval else None,
-        "p": cell.p,
-        "adjusted_p": cell.adjusted_p,
-        "is_separate": bool(cell.is_separate),
-    }
+    return {"text": value_text(cell), "difference_text": difference_text(cell), **asdict(cell)}
 
 
 def plain(value: Any) -> Any:

@@ -1,11 +1,11 @@
 """The papers by name, read from `papers/NAME.yaml` and from the transcribed numbers in `numbers/`.
 
 A table names its file with the unit of its numbers, which columns become which measures of ours, and under `runs`
-which run of ours a row asks for. `runs` are rules: each that fits a row (`if`: cells by column; `~` begins a regular
-expression) adds the fields of `Want` that no rule before it gave; the name of a paper stands for the rules of that
-paper. A rule with `no` says why no run of ours can fill the row. Texts may name columns of the row, named groups of
-an expression (in lower case), other words of the rules, and what follows from them: `{keep}`, `{num_kept}`,
-`{num_seen}`. Samples seen may be given as `epochs` over a `share` of the pool, by default the fraction kept.
+which run of ours a row asks for. `runs` are rules: each that fits a row (`if`: cells by column; `~` begins a
+regular expression) adds the fields of `Want` that no rule before it gave; the name of a paper stands for the rules
+of that paper. A rule with `no` says why no run of ours can fill the row. Texts may name columns of the row, named
+groups of an expression (in lower case), other words of the rules, and what follows from them: `{keep}`,
+`{num_kept}`, `{num_seen}`. Samples seen may be `epochs` over a `share` of the pool, by default the fraction kept.
 """
 
 import re
@@ -96,7 +96,7 @@ def _table(said: Mapping[str, Any]) -> Table:
 
 
 def _measure(column: str, said: str | Mapping[str, str]) -> Measure:
-    """A column by a group of tasks, whose name is its heading; by a task or suite; or by why nothing measures it."""
+    """A column by a group of tasks, whose name is its heading, a task or a suite, or by why nothing measures it."""
     if isinstance(said, str):
         said = {"name": said if said in groups() else column, "tasks": said}
     tasks = said.get("tasks", "")

@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> int:
     from evaluation.report.paper import FORMATS, compare, read_runs, render
     from evaluation.report.paper.catalogue import find_paper
     from evaluation.report.paper.render import summary
-    from evaluation.report.sweep_table import write
+    from evaluation.report.table import write
 
     settings, words = read_arguments(list(arguments), SETTINGS)
     if bad := next((word for word in words if "=" in word), None):
