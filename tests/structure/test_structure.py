@@ -42,6 +42,7 @@ VERBS = {
     "dbp/curate.py",
     "dbp/verbs/show.py",
     "training/train.py",
+    "evaluation/verbs/compare.py",
     "evaluation/verbs/evaluate.py",
     "evaluation/verbs/report.py",
     "slurm/sweep.py",
