@@ -13,17 +13,11 @@ FILE_NAME = "results.jsonl"
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One checkpoint's results under one protocol.
+    """One checkpoint's results under one protocol."""
 
-    Args:
-        where: The file or key that the user named.
-        results: Of one checkpoint.
-        entry: The evaluation in the store, if a key named it.
-    """
-
-    where: str
-    results: Sequence[Result]
-    entry: Entry | None = None
+    where: str  # the file or key that the user named
+    results: Sequence[Result]  # of one checkpoint
+    entry: Entry | None = None  # the evaluation in the store, if a key named it
 
     def __str__(self) -> str:
         one = self.results[0]

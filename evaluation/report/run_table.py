@@ -18,23 +18,14 @@ from evaluation.tasks import find_task
 
 @dataclass(frozen=True)
 class GroupMean:
-    """The plain mean of the main metrics of a group's tasks.
+    """The plain mean of the main metrics of a group's tasks."""
 
-    Args:
-        group: Name of the column.
-        value: Mean over the members at hand, in [0, 1]; none if there is none.
-        interval: 95 %, over test samples; none without per-sample outcomes of each member.
-        members: Keys of all tasks of the group.
-        missing: Those without a value here.
-        limited: Those that a limit cut to a part of their samples.
-    """
-
-    group: str
-    value: float | None
-    interval: tuple[float, float] | None
-    members: tuple[str, ...]
-    missing: tuple[str, ...]
-    limited: tuple[str, ...]
+    group: str  # name of the column
+    value: float | None  # mean over the members at hand, in [0, 1]; none if there is none
+    interval: tuple[float, float] | None  # 95 %, over test samples; none without per-sample outcomes of each member
+    members: tuple[str, ...]  # keys of all tasks of the group
+    missing: tuple[str, ...]  # those without a value here
+    limited: tuple[str, ...]  # those that a limit cut to a part of their samples
 
     @property
     def is_complete(self) -> bool:

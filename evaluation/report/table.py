@@ -32,20 +32,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts with its title and notes; without a heading it is the notes alone.
+    """A table of texts with its title and notes; without a heading it is the notes alone."""
 
-    Args:
-        title: What it shows.
-        heading: Of the columns.
-        rows: Its cells.
-        notes: One sentence each.
-        right: The headings of columns of numbers; all columns but the first where none are given.
-    """
-
-    title: str = ""
-    heading: Sequence[str] = ()
-    rows: Sequence[Sequence[str | Text]] = ()
-    notes: Sequence[str] = ()
+    title: str = ""  # what it shows
+    heading: Sequence[str] = ()  # of the columns
+    rows: Sequence[Sequence[str | Text]] = ()  # its cells
+    notes: Sequence[str] = ()  # one sentence each
+    # The headings of columns of numbers; all columns but the first where none are given
     right: Collection[str] | None = None
 
     @property

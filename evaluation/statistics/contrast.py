@@ -15,21 +15,13 @@ from evaluation.tasks import find_task
 
 @dataclass(frozen=True)
 class Row:
-    """A metric of a task, or the mean of a group, of two checkpoints.
+    """A metric of a task, or the mean of a group, of two checkpoints."""
 
-    Args:
-        name: Of the task or group.
-        metric: Or `mean of` how many of the group's tasks.
-        paired: Both on the same samples.
-        task: Its key; none for a group.
-        adjusted_p: After Holm's correction.
-    """
-
-    name: str
-    metric: str
-    paired: Paired
-    task: str | None = None
-    adjusted_p: float = 1.0
+    name: str  # of the task or group
+    metric: str  # or `mean of` how many of the group's tasks
+    paired: Paired  # both on the same samples
+    task: str | None = None  # its key; none for a group
+    adjusted_p: float = 1.0  # after Holm's correction
 
     @property
     def verdict(self) -> str:

@@ -38,17 +38,11 @@ MOST_CLUSTERINGS = 4  # that are shown with pictures
 
 @dataclass
 class Report:
-    """What was gathered.
+    """What was gathered."""
 
-    Args:
-        data: JSON-able; the page's.
-        groups: The same results with their outcomes' intervals, for tables and figures.
-        sheets: Pictures as base64 of WebP.
-    """
-
-    data: dict[str, Any]
-    groups: list[Group]
-    sheets: list[str] = field(default_factory=list)
+    data: dict[str, Any]  # JSON-able; the page's
+    groups: list[Group]  # the same results with their outcomes' intervals, for tables and figures
+    sheets: list[str] = field(default_factory=list)  # pictures as base64 of WebP
 
 
 @dataclass

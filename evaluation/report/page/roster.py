@@ -50,19 +50,12 @@ class NamedArm:
 
 @dataclass(frozen=True)
 class Roster:
-    """The arms of one report.
+    """The arms of one report."""
 
-    Args:
-        title: Of the page.
-        arms: In the order that they are shown.
-        notes: What a reader must know first.
-        encoders: Keys of the runs whose checkpoints curation used, if a sweep trained them.
-    """
-
-    title: str
-    arms: tuple[NamedArm, ...]
-    notes: tuple[str, ...] = ()
-    encoders: tuple[str, ...] = ()
+    title: str  # of the page
+    arms: tuple[NamedArm, ...]  # in the order that they are shown
+    notes: tuple[str, ...] = ()  # what a reader must know first
+    encoders: tuple[str, ...] = ()  # keys of the runs whose checkpoints curation used, if a sweep trained them
 
     def save(self, folder: Path) -> None:
         """Write it in place of what is there."""

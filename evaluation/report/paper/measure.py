@@ -20,15 +20,10 @@ from evaluation.tasks import find_task
 
 @dataclass(frozen=True)
 class Measured:
-    """A measure of an arm.
+    """A measure of an arm."""
 
-    Args:
-        seeds: Its value for each seed, in [0, 1].
-        replicates: Of the mean over seeds, on resampled test samples; none without outcomes.
-    """
-
-    seeds: tuple[float, ...]
-    replicates: np.ndarray | None
+    seeds: tuple[float, ...]  # its value for each seed, in [0, 1]
+    replicates: np.ndarray | None  # of the mean over seeds, on resampled test samples; none without outcomes
 
     @property
     def value(self) -> float:
@@ -51,14 +46,10 @@ class Measured:
 
 @dataclass
 class Measuring:
-    """Computes measures, each resampled result once.
+    """Computes measures, each resampled result once."""
 
-    Args:
-        seed: Of the bootstrap.
-        cache: Replicates by file, task, protocol and metric.
-    """
-
-    seed: int = 0
+    seed: int = 0  # of the bootstrap
+    # Replicates by file, task, protocol and metric
     cache: dict[tuple[Path, str, str, str], np.ndarray | None] = field(default_factory=dict)
 
     def missing(self, measure: Measure, arm: Arm, protocol: str) -> list[str]:

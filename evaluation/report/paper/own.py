@@ -44,23 +44,14 @@ OPTIONAL = (
 
 @dataclass(frozen=True)
 class OwnNumber:
-    """One line of the file.
+    """One line of the file."""
 
-    Args:
-        where: File and line, for messages.
-        table: Short name of the table.
-        row: Label of the row.
-        column: Heading of the column.
-        number: The number.
-        words: The optional columns that are filled.
-    """
-
-    where: str
-    table: str
-    row: str
-    column: str
-    number: Published
-    words: Mapping[str, str]
+    where: str  # file and line, for messages
+    table: str  # short name of the table
+    row: str  # label of the row
+    column: str  # heading of the column
+    number: Published  # the number
+    words: Mapping[str, str]  # the optional columns that are filled
 
 
 def read_own(path: Path) -> list[OwnNumber]:

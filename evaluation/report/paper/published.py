@@ -29,19 +29,12 @@ LEGEND: dict[Mark, str] = {
 
 @dataclass(frozen=True)
 class Published:
-    """A number of a paper.
+    """A number of a paper."""
 
-    Args:
-        value: In [0, 1]; none where no number was found.
-        printed: In percent, with the digits that the paper has.
-        mark: How well its source was read.
-        source: Where it was read.
-    """
-
-    value: float | None
-    printed: str
-    mark: Mark
-    source: str
+    value: float | None  # in [0, 1]; none where no number was found
+    printed: str  # in percent, with the digits that the paper has
+    mark: Mark  # how well its source was read
+    source: str  # where it was read
 
 
 @cache

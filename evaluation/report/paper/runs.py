@@ -40,54 +40,32 @@ CHAIN = ("dedup", "filter", "select")
 
 @dataclass(frozen=True)
 class OurRun:
-    """One trained and evaluated model, or published weights that were evaluated.
+    """One trained and evaluated model, or published weights that were evaluated."""
 
-    Args:
-        steps: What its keep list went through, as in `tables.Want`.
-        pool_kind: `web`, `glyphs` or `rehearsal`; `published` for weights of others.
-        pool: Identity of the pool.
-        pool_rows: Rows of it.
-        num_dedup: Rows that dedup left.
-        num_kept: Rows that it was trained on.
-        settings: Of its stages, as `select.temperature`.
-        model: Name of the architecture.
-        samples_seen: In training, if known.
-        seed: Of the training.
-        limit: What each test set was cut to, if it was.
-        alike: Equal for runs that differ in the seed alone.
-        results: By task and protocol, without outcomes, and the file that each lies in.
-        key: Of the training, or the name of the weights.
-        evaluations: Keys of the evaluations.
-    """
-
-    steps: tuple[str, ...]
-    pool_kind: str
-    pool: str
-    pool_rows: int
-    num_dedup: int
-    num_kept: int
-    settings: Mapping[str, Any]
-    model: str
-    samples_seen: int | None
-    seed: int
-    limit: int | None
-    alike: str
+    steps: tuple[str, ...]  # what its keep list went through, as in `tables.Want`
+    pool_kind: str  # `web`, `glyphs` or `rehearsal`; `published` for weights of others
+    pool: str  # identity of the pool
+    pool_rows: int  # rows of it
+    num_dedup: int  # rows that dedup left
+    num_kept: int  # rows that it was trained on
+    settings: Mapping[str, Any]  # of its stages, as `select.temperature`
+    model: str  # name of the architecture
+    samples_seen: int | None  # in training, if known
+    seed: int  # of the training
+    limit: int | None  # what each test set was cut to, if it was
+    alike: str  # equal for runs that differ in the seed alone
+    # By task and protocol, without outcomes, and the file that each lies in
     results: Mapping[tuple[str, str], tuple[Result, Path]]
-    key: str
-    evaluations: tuple[str, ...]
+    key: str  # of the training, or the name of the weights
+    evaluations: tuple[str, ...]  # keys of the evaluations
 
 
 @dataclass
 class OurRuns:
-    """All that was found, and what was left out.
+    """All that was found, and what was left out."""
 
-    Args:
-        runs: In the order of their evaluations.
-        notes: What was left out, and why.
-    """
-
-    runs: list[OurRun] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    runs: list[OurRun] = field(default_factory=list)  # in the order of their evaluations
+    notes: list[str] = field(default_factory=list)  # what was left out, and why
 
 
 def read_runs(store: Store, words: Sequence[str] = ()) -> OurRuns:
