@@ -96,9 +96,15 @@ class Ledger:
     # Name of an arm -> its runs -> the keys that the run rests on
     arms: dict[str, list[set[str]]] = field(default_factory=dict)
 
-    def add(self, arm: str, run: Iterable[Item]) -> None:
-        """Note one run of an arm: its own artifact and all that it rests on."""
+    def add(self, arm: str, run: Iterable[Item], encoder: Iterable[Item] = ()) -> None:
+        """Note one run of an arm: its own artifact and all that it rests on.
+
+        The encoder is a file to the stages that use it, so no manifest leads to it.
+        """
         run = list(run)
+        if any(item.stage == "embed" for item in run):
+            own = {item.key for item in run}
+            run = [*(item for item in encoder if item.key not in own), *run]
         self.items.update((item.key, item) for item in run)
         self.arms.setdefault(arm, []).append({item.key for item in run})
 

@@ -108,12 +108,7 @@ def write_summary(
 
         keys = sorted(str(store.key(point.last)) for point in plan.points)
         shows = json.dumps([results, keys, table.texts])
-        draw_once(
-            out,
-            shows,
-            figures.__file__,
-            lambda: figures.draw_all(plan, store, arms, cells, settings, out),
-        )
+        draw_once(out, shows, figures.__file__, lambda: figures.draw_all(plan, store, arms, cells, settings, out))
     return arms
 
 
@@ -145,13 +140,8 @@ def _facts(point: Point, store: Store) -> dict[str, Any]:
     assert evaluated is not None
     counts = trained.manifest["counts"]
     return {
-        "kept": counts["kept"],
-        "samples_seen": counts["samples_seen"],
-        "steps": counts["steps"],
-        "batch_size": counts["batch_size"],
-        "passes": counts["passes"],
-        "train_flops": counts.get("train_flops"),
-        "undecodable": counts.get("undecodable"),
+        **{name: counts[name] for name in ("kept", "samples_seen", "steps", "batch_size", "passes")},
+        **{name: counts.get(name) for name in ("train_flops", "undecodable")},
         "seconds": item_of(trained.manifest).seconds + evaluated.manifest["seconds"],
         "keep_key": store.key(point.nodes["select"]),
         "train_key": trained.key,
@@ -161,8 +151,8 @@ def _facts(point: Point, store: Store) -> dict[str, Any]:
 
 def failure_notes(arms: Sequence[Arm]) -> list[str]:
     """Which arms have runs or tasks that failed."""
-    broken = [arm.name for arm in arms if arm.failures]
-    return [f"With failures: {', '.join(broken)}."] if broken else []
+    broken = ", ".join(arm.name for arm in arms if arm.failures)
+    return [f"With failures: {broken}."] if broken else []
 
 
 def planted_report(plan: Plan, store: Store, encoders: Encoders) -> tuple[dict[str, Any], list[str]]:
@@ -260,13 +250,8 @@ def cost_ledger(plan: Plan, store: Store, encoders: Encoders) -> Ledger:
     }
     for point in plan.points:
         made = [entry for node in point.last.lineage() if (entry := store.entry(node))]
-        if not any(entry.stage == "evaluate" for entry in made):
-            continue
-        items = [item_of(entry.manifest) for entry in made]
-        # The encoder is a file to the stages that use it, so no manifest leads to it.
-        own = {item.key for item in items} if any(i.stage == "embed" for i in items) else None
-        shared = [i for i in trained.get(point.seed, []) if own is not None and i.key not in own]
-        ledger.add(point.label, [*shared, *items])
+        if any(entry.stage == "evaluate" for entry in made):
+            ledger.add(point.label, [item_of(entry.manifest) for entry in made], trained.get(point.seed, ()))
     return ledger
 
 

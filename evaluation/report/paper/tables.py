@@ -163,10 +163,10 @@ class Ordering:
     lower: str  # the row below
     paper_gap: float | None  # by how much, in [0, 1]; none for a statement in words
     mark: Mark  # how well the paper's side was read
-    ours_gap: float | None  # higher - lower of ours
+    ours_gap: float | None = None  # higher - lower of ours
     # 95 % of that, over test samples and seeds; none with fewer than three seeds
-    interval: tuple[float, float] | None
-    verdict: Verdict  # `agrees` or `disagrees` only where the interval leaves nil out
+    interval: tuple[float, float] | None = None
+    verdict: Verdict = "not measured"  # `agrees` or `disagrees` only where the interval leaves nil out
     is_same_scale: bool = False  # whether ours are at the paper's scale
     detail: str = ""  # why there is no verdict, or what stands in for the measure
     p: float | None = None  # of no difference between ours, before Holm's correction
