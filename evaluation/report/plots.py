@@ -1,6 +1,11 @@
-"""Figures from arrays: each function draws one and writes it as what the name of its file says: PNG or SVG."""
+"""Figures from arrays: each function draws one and writes it as what the name of its file says: PNG or SVG.
 
-from collections.abc import Mapping, Sequence
+Figures stand until what they show, or the code that draws, has changed.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +13,41 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
+from dbp.engine.disk import replacing
 from evaluation.statistics.comparison import MEAN, Cell
 
+MARK = ".drawn.json"
 MOST_METHODS = 8  # side by side
 INK, PALE, ACCENT = "#1f2933", "#cbd2d9", "#0b7285"
+
+
+def draw_once(folder: Path, shows: str, code: str, draw: Callable[[], object]) -> bool:
+    """Draw into a folder, unless the figures of the same content are all still there.
+
+    Args:
+        folder: Of the figures; a hidden file in it says what they were made from.
+        shows: All that the figures show, as text.
+        code: The file of the module that lays them out; this one counts with it.
+        draw: Writes them.
+
+    Returns:
+        Whether they were drawn.
+    """
+    drawing = "\0".join(Path(file).read_text(encoding="utf-8") for file in (code, __file__))
+    digest = hashlib.sha256(f"{shows}\0{drawing}".encode("utf-8", "replace")).hexdigest()
+    mark = folder / MARK
+    try:
+        before = json.loads(mark.read_text())
+        if before["digest"] == digest and all((folder / name).exists() for name in before["files"]):
+            return False
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none yet, or not ours: drawn below
+    mark.unlink(missing_ok=True)
+    draw()
+    made = sorted(f.name for f in folder.iterdir() if f.suffix in (".png", ".svg"))
+    with replacing(mark) as file:
+        file.write(json.dumps({"digest": digest, "files": made}).encode())
+    return True
 
 
 def _figure(width: float, height: float, columns: int = 1, **settings: Any) -> tuple[Any, Any]:

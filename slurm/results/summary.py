@@ -19,8 +19,8 @@ from dbp.pools.glyph_pool import RenderGlyphs
 from evaluation.checks.planted import area_under_roc, duplicate_quality
 from evaluation.metrics import fine
 from evaluation.report import sweep_table as report
-from evaluation.report.drawn import draw_once
 from evaluation.report.ledger import Ledger, item_of, ledger_json, ledger_lines
+from evaluation.report.plots import draw_once
 from evaluation.report.table import aligned, csv_text, json_lines, markdown_table, write
 from evaluation.results import without_nan
 from evaluation.statistics.analysis import analyse

@@ -11,9 +11,9 @@ from string import Template
 from typing import Any
 
 from dbp.errors import WorldError
-from evaluation.report.drawn import draw_once
 from evaluation.report.page import tables
 from evaluation.report.page.gather import Report
+from evaluation.report.plots import draw_once
 from evaluation.report.table import Table, csv_text, json_lines, latex, markdown, write
 
 SCRIPTS = ("parts.js", "results.js", "charts.js", "clusters.js", "rest.js", "page.js")

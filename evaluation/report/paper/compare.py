@@ -148,7 +148,7 @@ class _Beside:
         values = [row.values[measure.name] for row in (one, other)]
         gap = (values[0].value or 0.0) - (values[1].value or 0.0)
         high, low = (one, other) if gap > 0 else (other, one)
-        mark = next(mark for mark in WORST_FIRST if mark in {value.mark for value in values})
+        mark: Mark = next(mark for mark in WORST_FIRST if any(value.mark == mark for value in values))
         assert high.want is not None
         assert low.want is not None
         known = Ordering(table.title, measure.name, high.label, low.label, abs(gap), mark)
