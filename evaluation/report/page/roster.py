@@ -128,12 +128,7 @@ class _Told:
 
 
 def from_keys(found: Mapping[str, Entry], named: Sequence[Entry]) -> Roster:
-    """Put the runs that keys name together into arms.
-
-    Args:
-        found: All artifacts of the store by key.
-        named: Keep lists, checkpoints and evaluations that a person asked for.
-    """
+    """Put the keep lists, checkpoints and evaluations that the user named together into arms."""
     told = [_tell(found, entry) for entry in named]
     arms: dict[str, list[_Told]] = defaultdict(list)
     for one in told:
