@@ -129,20 +129,18 @@ class _Told:
 
 def from_keys(found: Mapping[str, Entry], named: Sequence[Entry]) -> Roster:
     """Put the keep lists, checkpoints and evaluations that the user named together into arms."""
-    told = [_tell(found, entry) for entry in named]
     arms: dict[str, list[_Told]] = defaultdict(list)
-    for one in told:
+    for one in (_tell(found, entry) for entry in named):
         arms[json.dumps([one.method, one.kept, one.settings], sort_keys=True)].append(one)
-    firsts = [runs[0] for runs in arms.values()]
     made: list[tuple[NamedArm, _Told]] = []
-    for first, runs in zip(firsts, arms.values(), strict=True):
-        others = [one for one in firsts if one.method == first.method]
+    for first, *runs in arms.values():
+        others = [one for one, *_ in arms.values() if one.method == first.method]
         method = " ".join([first.method, *_differing(first, others)])
         fractions = {one.kept for one in others}
         name = f"{method}, {first.kept:,} kept" if len(fractions) > 1 else method
         if any(arm.name == name for arm, _ in made):  # told apart by no setting of its own
             name = f"{name} ({(first.run.evaluate or first.run.train or first.run.keep or '')[:8]})"
-        made.append((NamedArm(name, method, None, tuple(one.run for one in runs)), first))
+        made.append((NamedArm(name, method, None, tuple(one.run for one in (first, *runs))), first))
     chance = [(arm, first) for arm, first in made if first.method == "uniform"]
     with_control = []
     for arm, first in made:

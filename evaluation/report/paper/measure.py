@@ -12,7 +12,7 @@ from evaluation.metrics.measures import paired_replicates
 from evaluation.report.paper.match import Arm
 from evaluation.report.paper.runs import OurRun
 from evaluation.report.paper.tables import Measure
-from evaluation.results import Result, outcomes_path
+from evaluation.results import outcomes_path
 from evaluation.statistics.arms import MIN_SEEDS
 from evaluation.statistics.significance import ALPHA, TwoNoises, percentile_interval
 from evaluation.tasks import find_task
@@ -75,17 +75,14 @@ class Measuring:
         result, file = run.results[task, protocol]
         metric = _metric(measure, task)
         place = (file, f"{task} {result.identity}", protocol, metric)
-        if place not in self.cache:
-            self.cache[place] = self._resample(result, file, metric)
-        return self.cache[place]
-
-    def _resample(self, result: Result, file: Path, metric: str) -> np.ndarray | None:
         beside = outcomes_path(file, result)
-        if not beside.exists():
-            return None
-        with np.load(beside, allow_pickle=False) as arrays:
-            whole = replace(result, outcomes=dict(arrays))
-        return paired_replicates(find_task(result.task), metric, [whole], seed=self.seed)[0]
+        if place not in self.cache and not beside.exists():
+            self.cache[place] = None
+        elif place not in self.cache:
+            with np.load(beside, allow_pickle=False) as arrays:
+                whole = replace(result, outcomes=dict(arrays))
+            self.cache[place] = paired_replicates(find_task(task), metric, [whole], seed=self.seed)[0]
+        return self.cache[place]
 
 
 def noise_of(first: Measured, second: Measured) -> TwoNoises | None:
