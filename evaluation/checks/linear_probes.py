@@ -226,10 +226,10 @@ def _digest(digests: Any) -> str:
 
 def print_probes(results: Sequence[Result], label: str = "") -> None:
     """Print the probes of one checkpoint as a table of their own."""
-    from evaluation.report.sweep_table import print_table
+    from evaluation.report.table import Table, aligned
 
     print(f"\n{label + ': ' if label else ''}linear probe: never in one column with zero-shot numbers")
-    print_table(HEADING, [_row(result) for result in results])
+    print(aligned(Table("", HEADING, [_row(result) for result in results])))
     for result in results:
         if result.metrics["lp_iterations"] == MAX_ITERATIONS:
             print(

@@ -207,7 +207,7 @@ def check_near_copies(
     Returns:
         The tasks that could not be compared.
     """
-    from evaluation.report.sweep_table import print_table
+    from evaluation.report.table import Table, aligned
 
     device = (encoding.devices or ("cpu",))[0].partition(":")[0]  # encoders take no number
     failures: list[Failure] = []
@@ -237,7 +237,7 @@ def check_near_copies(
         )
         if missing := about[-1]["num_without_vector"]:
             print(f"{missing:,} training pictures have no vector: copies of them are not seen")
-        print_table(contamination.HEADING, contamination.table_rows(found))
+        print(aligned(Table("", contamination.HEADING, contamination.table_rows(found))))
     replace_json(folder / "contamination.json", without_nan(about))
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows([COLUMNS, *pairs])

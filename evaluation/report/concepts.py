@@ -33,38 +33,26 @@ MOST_CAPTIONS = 1_000_000
 
 @dataclass(frozen=True)
 class Concept:
-    """One class of a task in two arms.
+    """One class of a task in two arms."""
 
-    Args:
-        name: As in the set's names.
-        pairs: Of it in the pool.
-        kept: Of these, by each arm.
-        recall: Share of its test pictures that each arm got right; none without test pictures.
-    """
-
-    name: str
-    pairs: int
-    kept: tuple[int, int]
+    name: str  # as in the set's names
+    pairs: int  # of it in the pool
+    kept: tuple[int, int]  # of these, by each arm
+    # Share of its test pictures that each arm got right; none without test pictures
     recall: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
 class Concepts:
-    """All classes of a task in two arms.
+    """All classes of a task in two arms."""
 
-    Args:
-        classes: In the order of the labels.
-        rho: Spearman's rank correlation, over classes with pairs and test pictures, of the difference
-            in the share of pairs kept and the difference in recall, both second - first; none where
-            there are fewer than 5 such classes, or one of the two is the same for all.
-        p: Of no correlation.
-        num_ranked: How many classes that rests on.
-    """
-
-    classes: tuple[Concept, ...]
+    classes: tuple[Concept, ...]  # in the order of the labels
+    # Spearman's rank correlation, over classes with pairs and test pictures, of the difference in the share of
+    # pairs kept and the difference in recall, both second - first; none where there are fewer than 5 such classes,
+    # or one of the two is the same for all
     rho: float | None
-    p: float | None
-    num_ranked: int
+    p: float | None  # of no correlation
+    num_ranked: int  # how many classes that rests on
 
     def line(self) -> str:
         """Say it in one sentence."""

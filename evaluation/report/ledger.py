@@ -22,31 +22,18 @@ PURPOSES: tuple[Purpose, ...] = ("encoder", "curation", "training", "evaluation"
 
 @dataclass(frozen=True)
 class Item:
-    """The cost of one artifact.
+    """The cost of one artifact."""
 
-    Args:
-        key: Of the artifact.
-        stage: That made it.
-        purpose: What it was made for.
-        seconds: Of the process that made it; of training, over all tries that were resumed.
-        cpu_seconds: Of that process alone, without workers.
-        gpu_hours: Of all its GPUs; none where the manifest does not say whether one was used.
-        flops: Of training, forward and backward; none where they were not counted.
-        bytes: On disk.
-        samples: Pairs that training saw.
-        kept: Rows that training drew from.
-    """
-
-    key: str
-    stage: str
-    purpose: Purpose
-    seconds: float
-    cpu_seconds: float
-    gpu_hours: float | None
-    flops: int | None
-    bytes: int
-    samples: int | None
-    kept: int | None
+    key: str  # of the artifact
+    stage: str  # that made it
+    purpose: Purpose  # what it was made for
+    seconds: float  # of the process that made it; of training, over all tries that were resumed
+    cpu_seconds: float  # of that process alone, without workers
+    gpu_hours: float | None  # of all its GPUs; none where the manifest does not say whether one was used
+    flops: int | None  # of training, forward and backward; none where they were not counted
+    bytes: int  # on disk
+    samples: int | None  # pairs that training saw
+    kept: int | None  # rows that training drew from
 
 
 def item_of(manifest: Mapping[str, Any], purpose: Purpose | None = None) -> Item:
@@ -103,19 +90,21 @@ def _devices(described: Any) -> Iterable[str]:
 
 @dataclass
 class Ledger:
-    """The artifacts that a comparison rests on, and which runs rest on which.
+    """The artifacts that a comparison rests on, and which runs rest on which."""
 
-    Args:
-        items: By key, each artifact once.
-        arms: Name of an arm -> its runs -> the keys that the run rests on.
-    """
-
-    items: dict[str, Item] = field(default_factory=dict)
+    items: dict[str, Item] = field(default_factory=dict)  # by key, each artifact once
+    # Name of an arm -> its runs -> the keys that the run rests on
     arms: dict[str, list[set[str]]] = field(default_factory=dict)
 
-    def add(self, arm: str, run: Iterable[Item]) -> None:
-        """Note one run of an arm: its own artifact and all that it rests on."""
+    def add(self, arm: str, run: Iterable[Item], encoder: Iterable[Item] = ()) -> None:
+        """Note one run of an arm: its own artifact and all that it rests on.
+
+        The encoder is a file to the stages that use it, so no manifest leads to it.
+        """
         run = list(run)
+        if any(item.stage == "embed" for item in run):
+            own = {item.key for item in run}
+            run = [*(item for item in encoder if item.key not in own), *run]
         self.items.update((item.key, item) for item in run)
         self.arms.setdefault(arm, []).append({item.key for item in run})
 
@@ -153,17 +142,11 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Payback:
-    """What curation cost an arm, and what each of its training runs saves.
+    """What curation cost an arm, and what each of its training runs saves."""
 
-    Args:
-        curation_seconds: Of what the baseline does not rest on.
-        samples_saved: In each run, against a run of the baseline; negative for more samples.
-        seconds_per_sample: Of training.
-    """
-
-    curation_seconds: float
-    samples_saved: float
-    seconds_per_sample: float
+    curation_seconds: float  # of what the baseline does not rest on
+    samples_saved: float  # in each run, against a run of the baseline; negative for more samples
+    seconds_per_sample: float  # of training
 
     @property
     def seconds_saved(self) -> float:

@@ -1,6 +1,11 @@
-"""Figures from arrays: each function draws one and writes it as what the name of its file says: PNG or SVG."""
+"""Figures from arrays: each function draws one and writes it as what the name of its file says: PNG or SVG.
 
-from collections.abc import Mapping, Sequence
+Figures stand until what they show, or the code that draws, has changed.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +13,41 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
+from dbp.engine.disk import replacing
 from evaluation.statistics.comparison import MEAN, Cell
 
+MARK = ".drawn.json"
+MOST_METHODS = 8  # side by side
 INK, PALE, ACCENT = "#1f2933", "#cbd2d9", "#0b7285"
+
+
+def draw_once(folder: Path, shows: str, code: str, draw: Callable[[], object]) -> bool:
+    """Draw into a folder, unless the figures of the same content are all still there.
+
+    Args:
+        folder: Of the figures; a hidden file in it says what they were made from.
+        shows: All that the figures show, as text.
+        code: The file of the module that lays them out; this one counts with it.
+        draw: Writes them.
+
+    Returns:
+        Whether they were drawn.
+    """
+    drawing = "\0".join(Path(file).read_text(encoding="utf-8") for file in (code, __file__))
+    digest = hashlib.sha256(f"{shows}\0{drawing}".encode("utf-8", "replace")).hexdigest()
+    mark = folder / MARK
+    try:
+        before = json.loads(mark.read_text())
+        if before["digest"] == digest and all((folder / name).exists() for name in before["files"]):
+            return False
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none yet, or not ours: drawn below
+    mark.unlink(missing_ok=True)
+    draw()
+    made = sorted(f.name for f in folder.iterdir() if f.suffix in (".png", ".svg"))
+    with replacing(mark) as file:
+        file.write(json.dumps({"digest": digest, "files": made}).encode())
+    return True
 
 
 def _figure(width: float, height: float, columns: int = 1, **settings: Any) -> tuple[Any, Any]:
@@ -19,16 +56,8 @@ def _figure(width: float, height: float, columns: int = 1, **settings: Any) -> t
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update(
-        {
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.edgecolor": INK,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-        }
-    )
+    plt.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    plt.rcParams |= dict.fromkeys(("axes.edgecolor", "text.color", "axes.labelcolor"), INK)
     return plt.subplots(1, columns, figsize=(width, height), layout="constrained", **settings)
 
 
@@ -45,11 +74,11 @@ def clusters(
     sizes: Int[np.ndarray, " k"],
     complexity: Float[np.ndarray, " k"],
     path: Path,
-    title: str,
 ) -> None:
-    """Draw d_intra against d_inter, a disc a cluster: colour is complexity, area is size."""
+    """Draw d_intra against d_inter, a disc for each cluster with members: colour is complexity, area is size."""
+    drawn = np.flatnonzero((sizes > 0) & np.isfinite(complexity))
+    order = drawn[np.argsort(-sizes[drawn])]  # small discs on top
     figure, axes = _figure(6.4, 4.6)
-    order = np.argsort(-sizes)  # small discs on top
     dots = axes.scatter(
         d_intra[order],
         d_inter[order],
@@ -64,13 +93,14 @@ def clusters(
     axes.set(
         xlabel="d_intra: mean distance of members to their centroid",
         ylabel="d_inter: mean distance to the nearest centroids",
-        title=title,
+        title=f"{len(drawn)} clusters of {int(sizes.sum()):,} rows",
     )
     _save(figure, path)
 
 
 def sizes_before_after(before: Int[np.ndarray, " k"], after: dict[str, Int[np.ndarray, " k"]], path: Path) -> None:
-    """Draw cluster sizes, largest first, and what each method keeps of them."""
+    """Draw cluster sizes, largest first, and what each of the first methods keeps of them."""
+    after = dict(list(after.items())[:MOST_METHODS])
     figure, axes = _figure(3.2 * max(len(after), 1), 3.2, len(after), sharey=True, squeeze=False)
     order = np.argsort(-before, kind="stable")
     ranks = np.arange(len(before))
@@ -117,7 +147,7 @@ def pictures(
     _save(figure, path)
 
 
-def accuracy_by_arm(cells: dict[str, dict[str, Cell]], tasks: Sequence[str], path: Path, title: str) -> None:
+def accuracy_by_arm(cells: dict[str, dict[str, Cell]], tasks: Sequence[str], title: str, path: Path) -> None:
     """Draw each arm's value on each task: bars are 95 % intervals over test pictures, dots are seeds."""
     names = list(cells)
     figure, axes = _figure(2.9 * len(tasks), 0.34 * len(names) + 1.4, len(tasks), sharey=True, squeeze=False)
@@ -130,13 +160,7 @@ def accuracy_by_arm(cells: dict[str, dict[str, Cell]], tasks: Sequence[str], pat
             low, high = cell.interval
             panel.plot([100 * low, 100 * high], [place, place], color=ACCENT, lw=2.5, alpha=0.55)
             panel.plot(100 * cell.value, place, "|", color=ACCENT, ms=11, mew=2)
-            panel.plot(
-                100 * np.asarray(cell.seeds),
-                np.full(len(cell.seeds), place),
-                "o",
-                color=INK,
-                ms=2.6,
-            )
+            panel.plot(100 * np.asarray(cell.seeds), np.full(len(cell.seeds), place), "o", color=INK, ms=2.6)
         panel.set_title("mean of tasks" if task == MEAN else task.split("/")[-1], fontsize=9)
         panel.set_xlabel("percent")
         panel.grid(axis="x", color=PALE, lw=0.5)

@@ -4,6 +4,7 @@ A mean over fewer tasks than its group has is another number than the group's: i
 incomplete wherever it is shown, with the members that are missing.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,23 +19,14 @@ from evaluation.tasks import find_task
 
 @dataclass(frozen=True)
 class GroupMean:
-    """The plain mean of the main metrics of a group's tasks.
+    """The plain mean of the main metrics of a group's tasks."""
 
-    Args:
-        group: Name of the column.
-        value: Mean over the members at hand, in [0, 1]; none if there is none.
-        interval: 95 %, over test samples; none without per-sample outcomes of each member.
-        members: Keys of all tasks of the group.
-        missing: Those without a value here.
-        limited: Those that a limit cut to a part of their samples.
-    """
-
-    group: str
-    value: float | None
-    interval: tuple[float, float] | None
-    members: tuple[str, ...]
-    missing: tuple[str, ...]
-    limited: tuple[str, ...]
+    group: str  # name of the column
+    value: float | None  # mean over the members at hand, in [0, 1]; none if there is none
+    interval: tuple[float, float] | None  # 95 %, over test samples; none without per-sample outcomes of each member
+    members: tuple[str, ...]  # keys of all tasks of the group
+    missing: tuple[str, ...]  # those without a value here
+    limited: tuple[str, ...]  # those that a limit cut to a part of their samples
 
     @property
     def is_complete(self) -> bool:
@@ -58,7 +50,13 @@ def average(
     Raises:
         ValueError: A task has two results: they are of several checkpoints or protocols.
     """
-    found = _by_task(results)
+    found = {result.task: result for result in results}
+    if len(found) < len(results):
+        (twice, number), *_ = Counter(result.task for result in results).most_common(1)
+        raise ValueError(
+            f"Cannot average: {twice} has {number} results. Give those of one "
+            "checkpoint under one protocol at a time."
+        )
     values: list[float] = []
     replicates: list[np.ndarray] = []
     missing: list[str] = []
@@ -100,31 +98,29 @@ def format_results(results: Sequence[Result], failures: Sequence[Failure] = (), 
         failures: Tasks that gave no result, and why.
         protocol: Which one to show; tasks whose main metric differs under another are named.
     """
-    others = [result for result in results if result.protocol != protocol]
-    results = [result for result in results if result.protocol == protocol]
-    lines = [_row("task", "metric", "value", "95 % interval", "pictures")]
-    for result in results:
+    shown = [result for result in results if result.protocol == protocol]
+    lines = [f"{'task':<32} {'metric':<22} {'value':>6}  {'95 % interval':<16} pictures"]
+    for result in shown:
         task = find_task(result.task)
-        metric, value = task.main_metric, _main(result)
-        interval = result.intervals.get(metric) if metric is not None else None
+        interval = result.intervals.get(task.main_metric) if task.main_metric is not None else None
         size = f"{result.num_samples:,}" + ("" if result.limit is None else " (estimate)")
-        lines.append(_row(task.name, metric or "-", _number(value), _interval(interval), size))
-    for mean in group_means(results):
-        lines += ["", *_describe(mean)]
-    lines += _differing(results, others)
-    lines += [f"failed: {find_task(one.task).name}: {one.reason}" for one in failures]
-    return "\n".join(lines)
-
-
-def _differing(shown: Sequence[Result], others: Sequence[Result]) -> list[str]:
+        lines.append(_row(task.name, task.main_metric or "-", _main(result), interval, size))
+    for mean in group_means(shown):
+        present = [key for key in mean.members if key not in mean.missing]
+        name = mean.group if mean.is_complete else f"{mean.group} (INCOMPLETE)"
+        size = f"{len(present)} of {len(mean.members)}"
+        lines += ["", _row(name, "mean", mean.value, mean.interval, size), f"  mean of: {_names(present)}"]
+        lines += [f"  missing: {_names(mean.missing)}"] if mean.missing else []
+        lines += [f"  estimated from a part of the samples: {_names(mean.limited)}"] if mean.limited else []
     values = {result.task: _main(result) for result in shown}
     differing = [
         f"under protocol={other.protocol}: {find_task(other.task).name} {_number(_main(other))}, "
         f"not {_number(values[other.task])}"
-        for other in others
-        if other.task in values and _main(other) != values[other.task]
+        for other in results
+        if other.protocol != protocol and other.task in values and _main(other) != values[other.task]
     ]
-    return ["", *differing] if differing else []
+    lines += ["", *differing] if differing else []
+    return "\n".join([*lines, *(f"failed: {find_task(one.task).name}: {one.reason}" for one in failures)])
 
 
 def _main(result: Result) -> float | None:
@@ -132,42 +128,14 @@ def _main(result: Result) -> float | None:
     return None if metric is None else result.metrics.get(metric)
 
 
-def _describe(mean: GroupMean) -> list[str]:
-    present = [key for key in mean.members if key not in mean.missing]
-    size = f"{len(present)} of {len(mean.members)}"
-    name = mean.group if mean.is_complete else f"{mean.group} (INCOMPLETE)"
-    lines = [_row(name, "mean", _number(mean.value), _interval(mean.interval), size)]
-    lines.append(f"  mean of: {_names(present)}")
-    if mean.missing:
-        lines.append(f"  missing: {_names(mean.missing)}")
-    if mean.limited:
-        lines.append(f"  estimated from a part of the samples: {_names(mean.limited)}")
-    return lines
-
-
-def _by_task(results: Sequence[Result]) -> dict[str, Result]:
-    found = {result.task: result for result in results}
-    if len(found) < len(results):
-        keys = [result.task for result in results]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(
-            f"Cannot average: {twice} has {keys.count(twice)} results. Give those of one "
-            "checkpoint under one protocol at a time."
-        )
-    return found
-
-
 def _names(keys: Sequence[str]) -> str:
     return ", ".join(find_task(key).name for key in keys)
 
 
-def _row(name: str, metric: str, value: str, interval: str, size: str) -> str:
-    return f"{name:<32} {metric:<22} {value:>6}  {interval:<16} {size}"
+def _row(name: str, metric: str, value: float | None, interval: tuple[float, float] | None, size: str) -> str:
+    reach = "-" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+    return f"{name:<32} {metric:<22} {_number(value):>6}  {reach:<16} {size}"
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-    return "-" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"

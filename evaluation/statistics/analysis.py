@@ -21,17 +21,12 @@ from evaluation.tasks import find_task
 
 @dataclass(frozen=True)
 class Analysis:
-    """A table of arms: its cells, and what must be read with them.
+    """A table of arms: its cells, and what must be read with them."""
 
-    Args:
-        cells: Arm -> column -> cell.
-        finer: Arm -> (task, measure) as `TASK MEASURE` -> cell, for the finer measures; differences of one
-            measure are one family of tests, and enter no mean of the tasks.
-        notes: One sentence each: what bold means, how sure the table can be, and what it cannot tell.
-    """
-
-    cells: dict[str, dict[str, Cell]]
-    notes: list[str]
+    cells: dict[str, dict[str, Cell]]  # arm -> column -> cell
+    notes: list[str]  # one sentence each: what bold means, how sure the table can be, and what it cannot tell
+    # Arm -> (task, measure) as `TASK MEASURE` -> cell, for the finer measures; differences of one measure are one
+    # family of tests, and enter no mean of the tasks
     finer: dict[str, dict[str, Cell]] = field(default_factory=dict)
 
 

@@ -130,17 +130,11 @@ class SharedSeeds:
 
 @dataclass(frozen=True)
 class Precision:
-    """What a table of so many seeds can tell.
+    """What a table of so many seeds can tell."""
 
-    Args:
-        share: Of the variance within arms that seeds explain.
-        smallest: The difference that is found with a power of 80 %, in the middle of all arms.
-        seeds_for_half: Seeds per arm for half a point; none if no number is enough, since test samples alone
-            hide it.
-    """
-
-    share: float
-    smallest: float
+    share: float  # of the variance within arms that seeds explain
+    smallest: float  # the difference that is found with a power of 80 %, in the middle of all arms
+    # Seeds per arm for half a point; none if no number is enough, since test samples alone hide it
     seeds_for_half: int | None
 
 

@@ -61,49 +61,30 @@ class Arm:
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one arm.
+    """One metric of one arm."""
 
-    Args:
-        value: Mean over seeds, in [0, 1].
-        interval: 95 %, over test samples.
-        seeds: The value of each seed.
-        difference: To the control; none for the control itself.
-        difference_interval: Of the difference, under test-sample and seed variance, simultaneous with all others of
-            its family (the tasks of all arms, or their means); none with fewer than three seeds.
-        p: Of no difference between the methods; none where there is no interval.
-        adjusted_p: The same for the family (Sidak).
-        is_separate: Whether the interval excludes zero.
-        control: The arm that the difference is to.
-    """
-
-    value: float
-    interval: tuple[float, float]
-    seeds: tuple[float, ...]
-    difference: float | None = None
+    value: float  # mean over seeds, in [0, 1]
+    interval: tuple[float, float]  # 95 %, over test samples
+    seeds: tuple[float, ...]  # the value of each seed
+    difference: float | None = None  # to the control; none for the control itself
+    # Of the difference, under test-sample and seed variance, simultaneous with all others of its family (the tasks
+    # of all arms, or their means); none with fewer than three seeds
     difference_interval: tuple[float, float] | None = None
-    p: float | None = None
-    adjusted_p: float | None = None
-    is_separate: bool = False
-    control: str | None = None
+    p: float | None = None  # of no difference between the methods; none where there is no interval
+    adjusted_p: float | None = None  # the same for the family (Sidak)
+    is_separate: bool = False  # whether the interval excludes zero
+    control: str | None = None  # the arm that the difference is to
 
 
 @dataclass(frozen=True)
 class Paired:
-    """One metric of two checkpoints on the same samples, or the mean of several.
+    """One metric of two checkpoints on the same samples, or the mean of several."""
 
-    Args:
-        first: Its value.
-        second: Its value.
-        replicates: second - first on resampled test samples.
-        exchanged: second - first after random exchanges of the two's outcomes of each sample.
-        p: Of no difference: the exact sign test for hits and misses, else from the exchanges.
-    """
-
-    first: float
-    second: float
-    replicates: np.ndarray
-    exchanged: np.ndarray
-    p: float
+    first: float  # its value
+    second: float  # its value
+    replicates: np.ndarray  # second - first on resampled test samples
+    exchanged: np.ndarray  # second - first after random exchanges of the two's outcomes of each sample
+    p: float  # of no difference: the exact sign test for hits and misses, else from the exchanges
 
     @property
     def difference(self) -> float:

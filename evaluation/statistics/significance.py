@@ -247,17 +247,11 @@ def joined(
 
 @dataclass(frozen=True)
 class TwoNoises:
-    """Standard errors of a difference of two methods.
+    """Standard errors of a difference of two methods."""
 
-    Args:
-        of_seeds: From the spread of the seeds.
-        freedom: Degrees of freedom of that.
-        of_samples: From the test samples.
-    """
-
-    of_seeds: float
-    freedom: float
-    of_samples: float
+    of_seeds: float  # from the spread of the seeds
+    freedom: float  # degrees of freedom of that
+    of_samples: float  # from the test samples
 
     @classmethod
     def of(cls, first: np.ndarray, second: np.ndarray, sample_variance: float) -> "TwoNoises":

@@ -3,23 +3,27 @@
     dbp report                       the last sweep; without one, all evaluations of the store, or all keep lists
     dbp report SWEEP [SWEEP …]       sweeps by name
     dbp report KEY [KEY …]           evaluations, checkpoints or keep lists; keys may be shortened
-    dbp report paper=dbp             our numbers beside a paper's: dbp, semdedup, datacomp, metaclip or tldr
+    dbp report paper=dbp [WORD …]    our numbers beside a paper's: dbp, semdedup, datacomp, metaclip or tldr
 
-The page is one file that opens from disk, without a network or a server.
+The page is one file that opens from disk, without a network or a server. With paper=NAME the tables are printed,
+and written as .txt, .md, .tex, .csv, .html (a fragment) and .json; without a WORD all evaluations of the store are
+read. A cell without a number of ours names the command that would fill it.
 
-    out=FOLDER         where it goes; paths.runs/reports/NAME when not given
+    out=FOLDER         where it goes; paths.runs/reports/NAME (paper-NAME) when not given
+    paper.numbers=FILE a transcription of your own
     pictures=6000      most pictures on the page; 0 for none
     figures=true       draw the figures as PNG and SVG, too
     paths.store=…      and paths.runs=…: where the artifacts lie
 """
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dbp.config import require
 from dbp.engine.store import Entry, Store
-from dbp.errors import ConfigError, StoreError, nearest
+from dbp.errors import ConfigError, StoreError, WorldError, nearest
 from dbp.verbs.show import read_arguments
 from evaluation.report.page.roster import FILE, NARROWING, Roster, from_keys, joined
 
@@ -35,11 +39,8 @@ def main(verb: str, arguments: list[str]) -> int:
     settings, words = read_arguments(arguments, tuple(SETTINGS))
     settings = SETTINGS | settings
     if settings["paper"]:
-        from evaluation.report.paper.verb import run
-
-        return run(arguments) or 0
-    for name, known in (("figures", ("true", "false")),):
-        require(settings[name] in known, name, settings[name], " or ".join(known))
+        return beside_paper(settings, words)
+    require(settings["figures"] in ("true", "false"), "figures", settings["figures"], "true or false")
     text = settings["pictures"]
     require(text.isdecimal(), "pictures", text, "a whole number, 0 for none")
     began = time.monotonic()
@@ -64,6 +65,34 @@ def main(verb: str, arguments: list[str]) -> int:
         + (f", {idle} not finished" if idle else "")
         + f", made in {time.monotonic() - began:.1f} s: {made} ({size:.1f} MB); tables and figures beside it"
     )
+    return 0
+
+
+def beside_paper(settings: Mapping[str, str], words: Sequence[str]) -> int:
+    """Print and write ours beside the numbers of a paper."""
+    from evaluation.report.paper.catalogue import find_paper
+    from evaluation.report.paper.compare import compare
+    from evaluation.report.paper.render import FORMATS, render, summary
+    from evaluation.report.paper.runs import read_runs
+    from evaluation.report.table import write
+
+    name = settings["paper"]
+    find_paper(name)  # a misspelled name is reported before the store is read
+    store = Store(settings["paths.store"], settings["paths.runs"])
+    tables = compare(name, read_runs(store, words), settings["paper.numbers"] or None)
+    out = Path(settings["out"] or store.runs / "reports" / f"paper-{name}")
+    print(summary(tables))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for form in FORMATS:
+            write(out / f"paper-{name}.{form}", render(tables, form))
+    except OSError as error:
+        raise WorldError(
+            f"cannot write to out={out}: {error.strerror or error}. Give a folder that can be written."
+        ) from error
+    states = Counter(cell.state for table in tables.tables for row in table.rows for cell in row.cells)
+    counted = ", ".join(f"{number} {state}" for state, number in states.items())
+    print(f"paper={name}: {states.total()} cells: {counted}; in {out}")
     return 0
 
 

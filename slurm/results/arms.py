@@ -23,13 +23,10 @@ def write_arms(
     """Write `arms.json`: of every arm its control, and of every run its keys and why it failed.
 
     Args:
-        plan: Of the sweep.
-        store: Says the keys.
-        settings: Its name, its control, and notes where none are given.
-        out: The sweep's folder.
+        plan, store, settings, out: Of the sweep.
         failures: Key of an evaluation -> why it failed.
         encoders: Seed -> the files of the checkpoint that curation uses.
-        notes: What stands above the table.
+        notes: What stands above the table; those of the settings where none are given.
     """
     with store.steady():
         arms = [

@@ -32,47 +32,29 @@ def draw_all(
 ) -> None:
     """Write accuracy.png and, where there are clusters, clusters.png, sizes.png and pictures.png."""
     tasks = list(dict.fromkeys(task for by_task in cells.values() for task in by_task))
-    facts = next(arm.runs[0].facts for arm in arms if arm.runs)
-    plots.accuracy_by_arm(
-        cells,
-        sorted(tasks, key=lambda task: task == MEAN),
-        out / "accuracy.png",
-        f"{settings.name}: {facts['samples_seen']:,} samples seen an arm. "
-        "Bars: 95 % over test pictures; dots: seeds",
-    )
-    dense = next((p for p in plan.points if (_folder(store, p) / "clusters.parquet").exists()), None)
-    if dense is None:
+    seen = next(arm.runs[0].facts["samples_seen"] for arm in arms if arm.runs)
+    title = f"{settings.name}: {seen:,} samples seen an arm. Bars: 95 % over test pictures; dots: seeds"
+    plots.accuracy_by_arm(cells, sorted(tasks, key=lambda task: task == MEAN), title, out / "accuracy.png")
+    for dense in plan.points:
+        file = (store.folder(dense.nodes["select"]) or Path("missing")) / "clusters.parquet"
+        if file.exists():
+            break
+    else:
         return
-    table = pq.read_table(_folder(store, dense) / "clusters.parquet")
-    arrays = {name: table[name].to_numpy() for name in table.column_names}
-    filled = arrays["size"] > 0
-    plots.clusters(
-        arrays["d_intra"][filled],
-        arrays["d_inter"][filled],
-        arrays["size"][filled].astype(int),
-        arrays["complexity"][filled],
-        out / "clusters.png",
-        f"{int(filled.sum())} clusters of {int(arrays['size'].sum()):,} rows",
-    )
+    names = ("d_intra", "d_inter", "size", "complexity")
+    intra, inter, sizes, complexity = (pq.read_table(file)[name].to_numpy() for name in names)
+    plots.clusters(intra, inter, sizes.astype(int), complexity, out / "clusters.png")
     clusters: Clusters = store.get(dense.nodes["cluster"])
-    shown = {label: next(p for p in plan.points if p.label == label) for label in plan.labels}
     pool_key = store.key(dense.nodes["index"])  # rows of another pool are other samples
+    first = {point.label: point for point in reversed(plan.points)}
     kept = {
-        label: _kept_sizes(clusters, store.get(p.nodes["select"]))
-        for label, p in shown.items()
-        if store.key(p.nodes["index"]) == pool_key and store.entry(p.nodes["select"])
+        label: clusters.sizes_of(store.get(first[label].nodes["select"]).mask)
+        for label in plan.labels
+        if store.key(first[label].nodes["index"]) == pool_key and store.entry(first[label].nodes["select"])
     }
-    plots.sizes_before_after(clusters.sizes, dict(list(kept.items())[:8]), out / "sizes.png")
-    _draw_pictures(dense, store, clusters, arrays["complexity"], out / "pictures.png")
+    plots.sizes_before_after(clusters.sizes, kept, out / "sizes.png")
+    _draw_pictures(dense, store, clusters, complexity, out / "pictures.png")
     store.loaded.clear()
-
-
-def _folder(store: Store, point: Point) -> Path:
-    return store.folder(point.nodes["select"]) or Path("missing")
-
-
-def _kept_sizes(clusters: Clusters, keep: KeepList) -> np.ndarray:
-    return clusters.sizes_of(keep.mask)
 
 
 def _draw_pictures(point: Point, store: Store, clusters: Clusters, complexity: np.ndarray, path: Path) -> None:
@@ -80,24 +62,20 @@ def _draw_pictures(point: Point, store: Store, clusters: Clusters, complexity: n
     pool: Pool = store.get(point.nodes["index"])
     keep: KeepList = store.get(point.nodes["select"])
     mask = keep.mask
+
+    def noted(row: int) -> tuple[Image.Image, str]:
+        return pool_image(pool, row), f"{clusters.distance_to_centroid[row]:.2f} {pool.caption(row)[:22]}"
+
     chosen = np.argsort(np.where(np.isnan(complexity), np.inf, complexity))
     chosen = chosen[: int((~np.isnan(complexity)).sum())]
     chosen = chosen[np.linspace(0, len(chosen) - 1, min(NUM_CLUSTERS_SHOWN, len(chosen))).astype(int)]
     lines = []
     for cluster in chosen:
-        at = np.flatnonzero(clusters.assignment == cluster)
-        rows, distance = at, clusters.distance_to_centroid[at]
-        order = np.argsort(-distance)
-        sides = [
-            [
-                (rows[i], f"{distance[i]:.2f} {pool.caption(int(rows[i]))[:22]}")
-                for i in order
-                if mask[rows[i]] == wanted
-            ]
-            for wanted in (True, False)
-        ]
-        name = f"cluster {cluster}: complexity {complexity[cluster]:.3f}, {len(sides[0])} kept of {len(at)}"
-        lines.append((name, *([(pool_image(pool, row), note) for row, note in side[:6]] for side in sides)))
+        rows = np.flatnonzero(clusters.assignment == cluster)
+        rows = rows[np.argsort(-clusters.distance_to_centroid[rows])]
+        sides = [rows[mask[rows]], rows[~mask[rows]]]
+        name = f"cluster {cluster}: complexity {complexity[cluster]:.3f}, {len(sides[0])} kept of {len(rows)}"
+        lines.append((name, *([noted(int(row)) for row in side[:6]] for side in sides)))
     key = store.key(point.nodes["dedup"])
     assert key is not None, "what was trained on was curated"
     decisions = explained(store, key).decision_tables(np.arange(min(pool.num_rows, 5000)))

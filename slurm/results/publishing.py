@@ -19,16 +19,7 @@ COLUMNS = ("task", "protocol", "metric", "value", "low", "high", "samples")
 def publish_sweep(
     name: str, plan: Plan, store: Store, arms: Sequence[Arm], heading: Sequence[str], rows: Any
 ) -> None:
-    """Send what a sweep found, for each wandb logger of its runs; nothing without one.
-
-    Args:
-        name: Of the sweep.
-        plan: Its points.
-        store: Holds its runs.
-        arms: With their finished runs.
-        heading: Of the table.
-        rows: Of the table, as text.
-    """
+    """Send what a sweep found and its table as text, for each wandb logger of its runs; nothing without one."""
     loggers: dict[str, Wandb] = {}
     found = {(arm.name, run.seed): run for arm in arms for run in arm.runs}
     for point in plan.points:

@@ -19,8 +19,9 @@ from dbp.pools.glyph_pool import RenderGlyphs
 from evaluation.checks.injected import area_under_roc, duplicate_quality
 from evaluation.metrics import fine
 from evaluation.report import sweep_table as report
-from evaluation.report.drawn import draw_once
 from evaluation.report.ledger import Ledger, item_of, ledger_json, ledger_lines
+from evaluation.report.plots import draw_once
+from evaluation.report.table import aligned, csv_text, json_lines, markdown_table, write
 from evaluation.results import without_nan
 from evaluation.statistics.analysis import analyse
 from evaluation.statistics.comparison import Arm, Run
@@ -65,7 +66,7 @@ def write_summary(
     arms = collect_arms(plan, store, failures, settings.control)
     analysis = analyse([arm for arm in arms if arm.runs])
     cells = analysis.cells
-    heading, rows = report.table_rows(arms, cells)
+    table = report.sweep_table(arms, cells)
     planted, planted_lines = planted_report(plan, store, encoders)
     ledger = cost_ledger(plan, store, encoders)
     cost_lines = ledger_lines(ledger)
@@ -73,7 +74,7 @@ def write_summary(
     for note in notes:
         print(note)
     print()
-    report.print_table(heading, rows)
+    print(aligned(table))
     finer = {about: report.finer_table(name, analysis.finer) for name, about in fine.NAMES.items()}
     print("\n" + "\n".join([report.members_line(cells), "", *planted_lines, "", *cost_lines]))
     text = [
@@ -81,10 +82,10 @@ def write_summary(
         "",
         *(f"{note}  " for note in notes),
         "",
-        report.markdown(heading, rows),
+        f"{markdown_table(table)}\n",
         report.members_line(cells),
         "",
-        *(f"{about}, difference to the control:\n\n{report.markdown(*table)}" for about, table in finer.items()),
+        *(f"{about}, difference to the control:\n\n{markdown_table(more)}\n" for about, more in finer.items()),
         "```",
         *planted_lines,
         "",
@@ -92,28 +93,22 @@ def write_summary(
         "```",
         "",
     ]
-    publish_sweep(settings.name, plan, store, arms, heading, rows)
-    report.write(out / "table.md", "\n".join(text))
+    publish_sweep(settings.name, plan, store, arms, table.heading, table.texts)
+    write(out / "table.md", "\n".join(text))
     told = [*planted["notes"], *settings.notes]
     write_arms(plan, store, settings, out, failures=failures, encoders=encoders, notes=told)
-    report.write(
-        out / "table.csv",
-        report.csv_text(arms, {arm: {**row, **analysis.finer.get(arm, {})} for arm, row in cells.items()}),
-    )
-    report.write(out / "results.jsonl", report.json_lines(arms))
-    report.write(out / "ledger.json", json.dumps(ledger_json(ledger), indent=1))
-    report.write(out / "planted.json", json.dumps(without_nan(planted), indent=1))
+    every = {arm: {**row, **analysis.finer.get(arm, {})} for arm, row in cells.items()}
+    write(out / "table.csv", csv_text(report.LONG, report.long_rows(arms, every)))
+    results = json_lines(report.result_rows(arms))
+    write(out / "results.jsonl", results)
+    write(out / "ledger.json", json.dumps(ledger_json(ledger), indent=1))
+    write(out / "planted.json", json.dumps(without_nan(planted), indent=1))
     if settings.plots and cells:
         from slurm.results import figures
 
         keys = sorted(str(store.key(point.last)) for point in plan.points)
-        shows = json.dumps([report.json_lines(arms), keys, rows])
-        draw_once(
-            out,
-            shows,
-            figures.__file__,
-            lambda: figures.draw_all(plan, store, arms, cells, settings, out),
-        )
+        shows = json.dumps([results, keys, table.texts])
+        draw_once(out, shows, figures.__file__, lambda: figures.draw_all(plan, store, arms, cells, settings, out))
     return arms
 
 
@@ -145,13 +140,8 @@ def _facts(point: Point, store: Store) -> dict[str, Any]:
     assert evaluated is not None
     counts = trained.manifest["counts"]
     return {
-        "kept": counts["kept"],
-        "samples_seen": counts["samples_seen"],
-        "steps": counts["steps"],
-        "batch_size": counts["batch_size"],
-        "passes": counts["passes"],
-        "train_flops": counts.get("train_flops"),
-        "undecodable": counts.get("undecodable"),
+        **{name: counts[name] for name in ("kept", "samples_seen", "steps", "batch_size", "passes")},
+        **{name: counts.get(name) for name in ("train_flops", "undecodable")},
         "seconds": item_of(trained.manifest).seconds + evaluated.manifest["seconds"],
         "keep_key": store.key(point.nodes["select"]),
         "train_key": trained.key,
@@ -161,8 +151,8 @@ def _facts(point: Point, store: Store) -> dict[str, Any]:
 
 def failure_notes(arms: Sequence[Arm]) -> list[str]:
     """Which arms have runs or tasks that failed."""
-    broken = [arm.name for arm in arms if arm.failures]
-    return [f"With failures: {', '.join(broken)}."] if broken else []
+    broken = ", ".join(arm.name for arm in arms if arm.failures)
+    return [f"With failures: {broken}."] if broken else []
 
 
 def planted_report(plan: Plan, store: Store, encoders: Encoders) -> tuple[dict[str, Any], list[str]]:
@@ -260,13 +250,8 @@ def cost_ledger(plan: Plan, store: Store, encoders: Encoders) -> Ledger:
     }
     for point in plan.points:
         made = [entry for node in point.last.lineage() if (entry := store.entry(node))]
-        if not any(entry.stage == "evaluate" for entry in made):
-            continue
-        items = [item_of(entry.manifest) for entry in made]
-        # The encoder is a file to the stages that use it, so no manifest leads to it.
-        own = {item.key for item in items} if any(i.stage == "embed" for i in items) else None
-        shared = [i for i in trained.get(point.seed, []) if own is not None and i.key not in own]
-        ledger.add(point.label, [*shared, *items])
+        if any(entry.stage == "evaluate" for entry in made):
+            ledger.add(point.label, [item_of(entry.manifest) for entry in made], trained.get(point.seed, ()))
     return ledger
 
 

@@ -18,11 +18,7 @@ def written_report(
 ) -> tuple[dict[str, Any], list[str]]:
     """How often the written captions of the first arm that has some name the true glyph and its script.
 
-    Args:
-        points: Of a glyphs pool.
-        store: Holds what was written.
-        pool: The pool of the points.
-        truth: Its `truth.parquet`, in row order.
+    All points are of one glyphs pool; `truth` is its `truth.parquet`, in row order.
     """
     for point in points:
         node = point.nodes["train"].inputs.get("refined")

@@ -216,7 +216,7 @@ def test_metrics_that_are_no_plain_share_are_tested_by_exchanges(tmp_path, capsy
 def test_more_harm_is_worse(tmp_path, capsys):
     # A measure of harm that some kind of task may report, here over what every kind has.
     from evaluation.statistics.comparison import Paired
-    from evaluation.verbs.compare import Row
+    from evaluation.statistics.contrast import Row
 
     up = Paired(0.1, 0.3, np.full(9, 0.2), np.zeros(9), 0.001)
     assert Row("FairFace", "toxicity_crime_avg", up, "fairness/fairface", 0.01).verdict == "worse"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.report.drawn import draw_once
+from evaluation.report.plots import draw_once
 
 
 def test_figures_stand_until_their_content_changes_or_one_is_gone(tmp_path: Path) -> None:

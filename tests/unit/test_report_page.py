@@ -28,6 +28,7 @@ from evaluation.report.page.pictures import CELL, ON_A_SHEET, Pictures
 from evaluation.report.page.roster import NamedArm, NamedRun, Roster, from_keys, joined
 from evaluation.report.page.runs import Column, Group, Measured, group
 from evaluation.report.page.write import page
+from evaluation.report.table import csv_text, json_lines, latex, latex_text, markdown
 from evaluation.statistics.comparison import Cell, Run
 
 
@@ -173,10 +174,10 @@ def a_group(name: str = "dbp_50% & more") -> Group:
 
 def test_all_four_formats_hold_the_same_numbers():
     groups = [a_group()]
-    lines = [json.loads(line) for line in tables.json_lines(groups).splitlines()]
-    sheet = list(csv.DictReader(io.StringIO(tables.csv_text(groups))))
-    markdown = tables.markdown([tables.table_of(groups[0])], "t", []).replace("\\", "")
-    latex = tables.latex([tables.table_of(groups[0])]).replace("$\\pm$", "±")
+    lines = [json.loads(line) for line in json_lines(tables.long_rows(groups)).splitlines()]
+    sheet = list(csv.DictReader(io.StringIO(csv_text(tables.LONG, tables.long_rows(groups)))))
+    md = markdown([tables.table_of(groups[0])]).replace("\\", "")
+    tex = latex([tables.table_of(groups[0])]).replace("$\\pm$", "±")
     assert len(lines) == len(sheet) == 2
     for line, row in zip(lines, sheet, strict=True):
         for name in ("value", "low", "high"):
@@ -184,8 +185,8 @@ def test_all_four_formats_hold_the_same_numbers():
         assert float(row["difference"] or "nan") == pytest.approx(line["difference"] or np.nan, nan_ok=True)
         assert row["text"] == line["text"]
         for text in (line["text"], line["difference_text"]):
-            assert text in markdown
-            assert tables.latex_text(text).replace("$\\pm$", "±") in latex
+            assert text in md
+            assert latex_text(text).replace("$\\pm$", "±") in tex
     assert lines[1]["text"] == "30.0 ±2.5"
     assert lines[1]["difference_text"] == "+4.9 [+1.0, +9.0]"
 
@@ -193,15 +194,15 @@ def test_all_four_formats_hold_the_same_numbers():
 def test_bold_stands_only_where_the_verdict_says_so():
     made = tables.table_of(a_group())
     assert [row[-1].is_bold for row in made.rows] == [False, True, False]
-    assert tables.markdown([made], "t", []).count("**") == 2
-    assert tables.latex([made]).count("\\textbf{") == 1
+    assert markdown([made]).count("**") == 2
+    assert latex([made]).count("\\textbf{") == 1
     unsure = a_group()
     unsure.cells["dbp_50% & more"]["mean"] = replace(unsure.cells["dbp_50% & more"]["mean"], is_separate=False)
-    assert "**" not in tables.markdown([tables.table_of(unsure)], "t", [])
+    assert "**" not in markdown([tables.table_of(unsure)])
 
 
 def test_an_unfinished_arm_stands_in_the_table_with_its_reason_and_no_cell_is_broken():
-    text = tables.markdown([tables.table_of(a_group())], "t", [])
+    text = markdown([tables.table_of(a_group())])
     row = next(line for line in text.splitlines() if "late" in line)
     assert "no result: seed 0: unfinished" in row
     assert len(re.findall(r"(?<!\\)\|", row)) == len(tables.table_of(a_group()).heading) + 1
@@ -209,7 +210,7 @@ def test_an_unfinished_arm_stands_in_the_table_with_its_reason_and_no_cell_is_br
 
 @pytest.mark.parametrize("text", ["50% & a_b #1 {x} ~ ^ \\ <>|\"'`", "λ=0.1 ± 2", "日本", EVIL])
 def test_latex_has_no_letter_left_that_means_something_to_it(text):
-    made = tables.latex_text(text)
+    made = latex_text(text)
     assert made.isascii()
     bare = re.sub(r"\\[a-zA-Z]+\{\}|\\[&%$#_{}]|\\`\{\}|\$\\[a-z]+\$|\$-\$|\{[]*[]\}", "", made)
     assert not re.search(r"[\\&%$#_{}~^<>|]", bare)
@@ -217,7 +218,7 @@ def test_latex_has_no_letter_left_that_means_something_to_it(text):
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_the_latex_table_compiles(tmp_path):
-    tex = tables.latex([tables.table_of(a_group("λ_1 50% & <x> {y} ~ ^ \\ \"q\" 'a' `b` 日"))])
+    tex = latex([tables.table_of(a_group("λ_1 50% & <x> {y} ~ ^ \\ \"q\" 'a' `b` 日"))])
     (tmp_path / "table.tex").write_text(tex)
     document = "\\documentclass{article}\n\\begin{document}\n\\input{table}\n\\end{document}\n"
     (tmp_path / "main.tex").write_text(document)
@@ -229,7 +230,7 @@ def test_the_latex_table_compiles(tmp_path):
 
 
 def test_a_name_that_a_spreadsheet_would_run_is_quoted():
-    sheet = list(csv.DictReader(io.StringIO(tables.csv_text([a_group("=HYPERLINK(1)")]))))
+    sheet = list(csv.DictReader(io.StringIO(csv_text(tables.LONG, tables.long_rows([a_group("=HYPERLINK(1)")])))))
     assert sheet[1]["arm"] == "'=HYPERLINK(1)"
 
 

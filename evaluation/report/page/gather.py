@@ -7,7 +7,7 @@ the page is made all the same. Nothing n-sized is kept: keep lists are looked at
 import datetime
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from evaluation.report.page.pairs import gather_pairs
 from evaluation.report.page.pictures import CELL, COLUMNS, ON_A_SHEET, Pictures
 from evaluation.report.page.roster import NamedRun, Roster, ancestors
 from evaluation.report.page.runs import Group, Measured, group, measure
+from evaluation.report.sweep_table import difference_text, value_text
 from evaluation.results import without_nan
 from evaluation.statistics.analysis import span
 from evaluation.statistics.comparison import Cell
@@ -37,17 +38,11 @@ MOST_CLUSTERINGS = 4  # that are shown with pictures
 
 @dataclass
 class Report:
-    """What was gathered.
+    """What was gathered."""
 
-    Args:
-        data: JSON-able; the page's.
-        groups: The same results with their outcomes' intervals, for tables and figures.
-        sheets: Pictures as base64 of WebP.
-    """
-
-    data: dict[str, Any]
-    groups: list[Group]
-    sheets: list[str] = field(default_factory=list)
+    data: dict[str, Any]  # JSON-able; the page's
+    groups: list[Group]  # the same results with their outcomes' intervals, for tables and figures
+    sheets: list[str] = field(default_factory=list)  # pictures as base64 of WebP
 
 
 @dataclass
@@ -70,23 +65,17 @@ class _Gathering:
             "Index the pool again with dbp curate … until=index."
         )
 
-    def attempt(self, what: str, make: Callable[[], Any]) -> Any:
+    def attempt(self, what: str, make: Callable[..., Any], *given: Any) -> Any:
         """What a function makes; none, and a line of problems, where it cannot."""
         try:
-            return make()
+            return make(*given)
         except CANNOT as error:
             self.problems.append(f"{what}: {error or type(error).__name__}")
             return None
 
 
 def gather(store: Store, roster: Roster, most_pictures: int) -> Report:
-    """Read all that the page shows.
-
-    Args:
-        store: Where the artifacts lie.
-        roster: The arms.
-        most_pictures: On the whole page.
-    """
+    """Read all that the page shows, with at most so many pictures on the whole page."""
     found = {entry.key: entry for entry in store.entries()}
     work = _Gathering(store, found, Pictures(most_pictures))
     measured = measure(store, found, roster)
@@ -103,7 +92,7 @@ def gather(store: Store, roster: Roster, most_pictures: int) -> Report:
     # Other seeds' pairs are of the same kind: one run of each arm is enough to look at.
     shown = _entries_of(roster, found, first_only=True)
     pairs = gather_pairs(store, shown, work.pool_of, work.pictures, work.problems)
-    ledger = work.attempt("the cost ledger", lambda: provenance.ledger_of(roster, found))
+    ledger = work.attempt("the cost ledger", provenance.ledger_of, roster, found)
     for problem, count in work.pictures.problems.most_common(5):
         work.problems.append(f"{count:,} pictures are missing on this page: {problem}")
     sheets = work.pictures.finish()
@@ -174,67 +163,44 @@ def _curation(work: _Gathering, kept: Mapping[str, Entry]) -> tuple[list[Any], l
     clusterings = _clusterings(work, kept)
     funnels: dict[str, dict[str, Any]] = {}
     overlaps: dict[str, Overlaps] = {}
+
+    def look(name: str, entry: Entry) -> None:
+        keep: KeepList = work.store.open(entry.key)
+        pool = keep.pool_digest[:12]
+        if entry.key not in funnels:
+            about = {"key": entry.key, "rows": keep.num_pool_rows, "kept": keep.num_kept}
+            funnels[entry.key] = {"arms": [], **about, "steps": funnel(keep), "pool": pool}
+        funnels[entry.key]["arms"].append(name)
+        overlaps.setdefault(keep.pool_digest, Overlaps(keep.num_pool_rows)).add(name, keep)
+        for one in (one for one in clusterings if one.said["pool"] == pool):
+            reasons, numbers = fates(keep, one.rows)
+            sizes = concepts.kept_sizes(one.clusters, keep)
+            one.said["arms"].append({"name": name, "kept": sizes, "reasons": reasons, "fates": numbers})
+
     with progress("keep lists", len(kept), "arms") as bar:
         for name, entry in kept.items():
-            work.attempt(
-                f"the keep list of {name}",
-                lambda name=name, entry=entry: _look(work, name, entry, funnels, overlaps, clusterings),
-            )
+            work.attempt(f"the keep list of {name}", look, name, entry)
             work.store.loaded.clear()
             bar.advance()
     tables = [
         {"pool": digest[:12], **overlap.table()} for digest, overlap in overlaps.items() if len(overlap.names) > 1
     ]
-    return list(funnels.values()), tables, [one.said for one in clusterings.values()]
+    return list(funnels.values()), tables, [one.said for one in clusterings]
 
 
-def _look(
-    work: _Gathering,
-    name: str,
-    entry: Entry,
-    funnels: dict[str, dict[str, Any]],
-    overlaps: dict[str, Overlaps],
-    clusterings: Mapping[str, _Clustering],
-) -> None:
-    keep: KeepList = work.store.open(entry.key)
-    if entry.key in funnels:
-        funnels[entry.key]["arms"].append(name)
-    else:
-        funnels[entry.key] = {
-            "arms": [name], "key": entry.key, "rows": keep.num_pool_rows, "kept": keep.num_kept,
-            "steps": funnel(keep), "pool": keep.pool_digest[:12],
-        }  # fmt: skip
-    overlaps.setdefault(keep.pool_digest, Overlaps(keep.num_pool_rows)).add(name, keep)
-    for one in clusterings.values():
-        if one.said["pool"] == keep.pool_digest[:12]:
-            reasons, numbers = fates(keep, one.rows)
-            one.said["arms"].append(
-                {
-                    "name": name,
-                    "kept": concepts.kept_sizes(one.clusters, keep),
-                    "reasons": reasons,
-                    "fates": numbers,
-                }
-            )
-
-
-def _clusterings(work: _Gathering, kept: Mapping[str, Entry]) -> dict[str, _Clustering]:
+def _clusterings(work: _Gathering, kept: Mapping[str, Entry]) -> list[_Clustering]:
     """The clusterings that selections used, each with a sample of its members."""
     users: dict[str, list[tuple[str, Entry]]] = {}
     for name, entry in kept.items():
         above = entry.manifest["inputs"].get("clusters")
         if above:
             users.setdefault(above["key"], []).append((name, entry))
-    made: dict[str, _Clustering] = {}
+    made: list[_Clustering] = []
     budget = work.pictures.most * 4 // 5 // max(min(len(users), MOST_CLUSTERINGS), 1)
     for number, (key, named) in enumerate(users.items()):
         most = budget if number < MOST_CLUSTERINGS else 0
-        one = work.attempt(
-            f"clusters {key[:12]}",
-            lambda key=key, named=named, most=most: _one(work, key, named, most),
-        )
-        if one:
-            made[key] = one
+        if one := work.attempt(f"clusters {key[:12]}", _one, work, key, named, most):
+            made.append(one)
         work.store.loaded.clear()
     return made
 
@@ -246,16 +212,12 @@ def _one(work: _Gathering, key: str, named: list[tuple[str, Entry]], most: int) 
             "dbp curate …; the key is the same."
         )
     clusters: Clusters = work.store.open(key)
-    choosers = []
-    for name, entry in named:
-        chooser = work.attempt(f"quotas of {name}", lambda n=name, e=entry: _chooser(work, n, e))
-        if chooser:
-            choosers.append(chooser)
+    choosers = [c for name, entry in named if (c := work.attempt(f"quotas of {name}", _chooser, work, name, entry))]
     shape = concepts.shape(clusters, choosers)
-    keeps = [k for _, e in named if (k := work.attempt("sample", lambda e=e: work.store.open(e.key)))]
+    keeps = [k for _, e in named if (k := work.attempt("sample", work.store.open, e.key))]
     rows, shown = np.zeros(0, np.int64), np.zeros(0, np.int64)
     samples: list[dict[str, Any]] = []
-    pool = work.attempt(f"pictures of clusters {key[:12]}", lambda: work.pool_of(work.found[key]))
+    pool = work.attempt(f"pictures of clusters {key[:12]}", work.pool_of, work.found[key])
     if pool is not None and most:
         rows, shown = concepts.members(clusters, keeps[:1], shape["complexity"], most)
         samples = concepts.member_samples(clusters, pool, work.pictures, rows)
@@ -318,20 +280,7 @@ def _group(one: Group) -> dict[str, Any]:
 
 def cell_data(cell: Cell) -> dict[str, Any]:
     """A cell as the page takes it: its texts, as in every other table, and its numbers."""
-    from evaluation.report.page.tables import difference_text, value_text
-
-    return {
-        "text": value_text(cell),
-        "difference_text": difference_text(cell),
-        "value": cell.value,
-        "interval": list(cell.interval),
-        "seeds": list(cell.seeds),
-        "difference": cell.difference,
-        "difference_interval": list(cell.difference_interval) if cell.difference_interval else None,
-        "p": cell.p,
-        "adjusted_p": cell.adjusted_p,
-        "is_separate": bool(cell.is_separate),
-    }
+    return {"text": value_text(cell), "difference_text": difference_text(cell), **asdict(cell)}
 
 
 def plain(value: Any) -> Any:

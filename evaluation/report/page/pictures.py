@@ -20,17 +20,11 @@ LONGEST = 300  # letters of a caption that are shown
 
 @dataclass
 class Pictures:
-    """Thumbnails in the order that they were asked for, each row of a pool once.
+    """Thumbnails in the order that they were asked for, each row of a pool once."""
 
-    Args:
-        most: Pictures in all.
-        most_bytes: Of all sheets, before base64 makes them a third larger.
-        quality: Of WebP, 0 to 100.
-    """
-
-    most: int
-    most_bytes: int = 9_000_000
-    quality: int = 72
+    most: int  # pictures in all
+    most_bytes: int = 9_000_000  # of all sheets, before base64 makes them a third larger
+    quality: int = 72  # of WebP, 0 to 100
     problems: Counter[str] = field(default_factory=Counter)
     left_out: int = 0
     sheets: list[bytes] = field(default_factory=list)

@@ -48,13 +48,8 @@ def ledger_of(roster: Roster, found: Mapping[str, Entry]) -> Ledger:
     encoder = [item_of(entry.manifest, "encoder") for entry in above.values()]
     for arm in roster.arms:
         for run in arm.runs:
-            last = found.get(run.evaluate or "")
-            if last is None:
-                continue
-            items = [item_of(entry.manifest) for entry in ancestors(found, last)]
-            # The encoder is a file to the stages that use it, so no manifest leads to it.
-            own = {i.key for i in items} if any(i.stage == "embed" for i in items) else None
-            ledger.add(arm.name, [*(i for i in encoder if own is not None and i.key not in own), *items])
+            if last := found.get(run.evaluate or ""):
+                ledger.add(arm.name, [item_of(entry.manifest) for entry in ancestors(found, last)], encoder)
     return ledger
 
 

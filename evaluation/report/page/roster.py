@@ -50,19 +50,12 @@ class NamedArm:
 
 @dataclass(frozen=True)
 class Roster:
-    """The arms of one report.
+    """The arms of one report."""
 
-    Args:
-        title: Of the page.
-        arms: In the order that they are shown.
-        notes: What a reader must know first.
-        encoders: Keys of the runs whose checkpoints curation used, if a sweep trained them.
-    """
-
-    title: str
-    arms: tuple[NamedArm, ...]
-    notes: tuple[str, ...] = ()
-    encoders: tuple[str, ...] = ()
+    title: str  # of the page
+    arms: tuple[NamedArm, ...]  # in the order that they are shown
+    notes: tuple[str, ...] = ()  # what a reader must know first
+    encoders: tuple[str, ...] = ()  # keys of the runs whose checkpoints curation used, if a sweep trained them
 
     def save(self, folder: Path) -> None:
         """Write it in place of what is there."""
@@ -135,26 +128,19 @@ class _Told:
 
 
 def from_keys(found: Mapping[str, Entry], named: Sequence[Entry]) -> Roster:
-    """Put the runs that keys name together into arms.
-
-    Args:
-        found: All artifacts of the store by key.
-        named: Keep lists, checkpoints and evaluations that a person asked for.
-    """
-    told = [_tell(found, entry) for entry in named]
+    """Put the keep lists, checkpoints and evaluations that the user named together into arms."""
     arms: dict[str, list[_Told]] = defaultdict(list)
-    for one in told:
+    for one in (_tell(found, entry) for entry in named):
         arms[json.dumps([one.method, one.kept, one.settings], sort_keys=True)].append(one)
-    firsts = [runs[0] for runs in arms.values()]
     made: list[tuple[NamedArm, _Told]] = []
-    for first, runs in zip(firsts, arms.values(), strict=True):
-        others = [one for one in firsts if one.method == first.method]
+    for first, *runs in arms.values():
+        others = [one for one, *_ in arms.values() if one.method == first.method]
         method = " ".join([first.method, *_differing(first, others)])
         fractions = {one.kept for one in others}
         name = f"{method}, {first.kept:,} kept" if len(fractions) > 1 else method
         if any(arm.name == name for arm, _ in made):  # told apart by no setting of its own
             name = f"{name} ({(first.run.evaluate or first.run.train or first.run.keep or '')[:8]})"
-        made.append((NamedArm(name, method, None, tuple(one.run for one in runs)), first))
+        made.append((NamedArm(name, method, None, tuple(one.run for one in (first, *runs))), first))
     chance = [(arm, first) for arm, first in made if first.method == "uniform"]
     with_control = []
     for arm, first in made:

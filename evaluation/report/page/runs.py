@@ -97,12 +97,10 @@ def _read(store: Store, found: Mapping[str, Entry], run: NamedRun, arm: Measured
     entry = found[run.evaluate]
     results = store.open(run.evaluate)
     train = found.get(run.train or "") or found.get(entry.manifest["inputs"]["checkpoint"]["key"])
-    facts = _facts(train, entry, run)
-    arm.runs.append(Run(run.seed, results.results, facts))
+    arm.runs.append(Run(run.seed, results.results, _facts(train, entry, run)))
     arm.measured_as = arm.measured_as or _measured_as(entry, results.results)
     arm.problems += [f"seed {run.seed}: {f.task}: {f.reason}" for f in results.failures]
-    gone = missing_inputs(found, entry)
-    arm.gone.update(dict.fromkeys(gone))
+    arm.gone |= dict.fromkeys(missing_inputs(found, entry))
 
 
 def _facts(train: Entry | None, evaluate: Entry, run: NamedRun) -> dict[str, Any]:
@@ -147,14 +145,11 @@ def group(measured: Sequence[Measured]) -> list[Group]:
         parted = [[]]
     parted[0] += idle
     parted[0].sort(key=lambda arm: arm.number)
-    made = []
-    for number, arms in enumerate(parted):
-        reason = "" if number == 0 else _why_apart(parted[0][0], arms[0]) or ""
-        if number and not parted[0][0].runs:
-            first = next(arm for arm in parted[0] if arm.runs)
-            reason = _why_apart(first, arms[0]) or ""
-        made.append(_group(arms, reason))
-    return made
+    first = next((arm for arm in parted[0] if arm.runs), None)
+    return [
+        _group(arms, (_why_apart(first, arms[0]) or "") if number and first else "")
+        for number, arms in enumerate(parted)
+    ]
 
 
 def _why_apart(first: Measured, other: Measured) -> str | None:
@@ -203,22 +198,13 @@ def _columns(cells: Mapping[str, Mapping[str, Cell]], means: Mapping[str, Sequen
     tasks = [column for column in there if column not in (*means, MEAN)]
     wide = len(tasks) > FEW
     groups = [
-        Column(
-            key,
-            key.removeprefix(f"{MEAN} of "),
-            f"plain mean of {len(members)}: {', '.join(map(_short, members))}",
-            True,
-        )
-        for key, members in means.items()
+        Column(key, key.removeprefix(f"{MEAN} of "), f"plain mean of {len(m)}: {', '.join(map(_short, m))}", True)
+        for key, m in means.items()
     ]
-    every = Column(
-        MEAN, "mean" if not wide else f"mean of {len(tasks)}",
-        f"plain mean of {', '.join(f'{_short(t)} ({find_task(t).main_metric})' for t in tasks)}", True,
-    )  # fmt: skip
-    mean = [every] if MEAN in there else []
-    singles = [
-        Column(t, _short(t), f"{t}: {find_task(t).main_metric}", not wide, find_task(t).chance) for t in tasks
-    ]
+    metrics = {task: find_task(task).main_metric for task in tasks}
+    about = f"plain mean of {', '.join(f'{_short(task)} ({metric})' for task, metric in metrics.items())}"
+    mean = [Column(MEAN, f"mean of {len(tasks)}" if wide else "mean", about, True)] if MEAN in there else []
+    singles = [Column(t, _short(t), f"{t}: {m}", not wide, find_task(t).chance) for t, m in metrics.items()]
     return [*groups, *mean, *singles] if wide else [*singles, *mean]
 
 

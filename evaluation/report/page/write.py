@@ -10,11 +10,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from dbp.engine.disk import replacing
 from dbp.errors import WorldError
-from evaluation.report.drawn import draw_once
 from evaluation.report.page import tables
 from evaluation.report.page.gather import Report
+from evaluation.report.plots import draw_once
+from evaluation.report.table import Table, csv_text, json_lines, latex, markdown, write
 
 SCRIPTS = ("parts.js", "results.js", "charts.js", "clusters.js", "rest.js", "page.js")
 NAME = "report.html"
@@ -28,13 +28,13 @@ def write_report(report: Report, out: Path, *, with_figures: bool) -> Path:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _write(out / NAME, page(report.data, report.sheets))
+        write(out / NAME, page(report.data, report.sheets))
         shown = [tables.table_of(group) for group in report.groups]
-        notes = [*report.data["notes"], *report.data["problems"]]
-        _write(out / "table.md", tables.markdown(shown, report.data["title"], notes))
-        _write(out / "table.tex", tables.latex(shown))
-        _write(out / "table.csv", tables.csv_text(report.groups))
-        _write(out / "table.jsonl", tables.json_lines(report.groups))
+        head = Table(report.data["title"], notes=[*report.data["notes"], *report.data["problems"]])
+        write(out / "table.md", markdown([head, *shown]))
+        write(out / "table.tex", latex(shown))
+        write(out / "table.csv", csv_text(tables.LONG, tables.long_rows(report.groups)))
+        write(out / "table.jsonl", json_lines(tables.long_rows(report.groups)))
         if with_figures:
             from evaluation.report.page import figures
 
@@ -72,8 +72,3 @@ def _json(data: Any) -> str:
         text = text.replace(sign, instead)
     # Half of a surrogate pair, as a damaged caption may hold, cannot be written as UTF-8.
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as file:
-        file.write(text.encode("utf-8", "replace"))

@@ -34,6 +34,7 @@ from evaluation.tasks import find_task
 
 HEAD = Measure("ImageNet", groups()["ImageNet"])
 PROTOCOL_IN_WORDS = "datacomp"
+WORST_FIRST: tuple[Mark, ...] = ("own", "unverified", "secondary", "verified")
 
 
 def compare(name: str, runs: OurRuns, numbers: Path | str | None = None) -> PaperTables:
@@ -53,15 +54,12 @@ def compare(name: str, runs: OurRuns, numbers: Path | str | None = None) -> Pape
     beside = _Beside(arms_of(runs.runs))
     tables = tuple(beside.table(table) for table in paper.tables)
     orderings = adjusted([*beside.orderings(paper)])
-    notes = [_note(runs, beside.arms), *runs.notes]
-    return PaperTables(paper.name, paper.title, tables, orderings, paper.facts, paper.out_of_scope, tuple(notes))
-
-
-def _note(runs: OurRuns, arms: Sequence[Arm]) -> str:
+    kinds = ", ".join(sorted({run.pool_kind for run in runs.runs}))
+    note = f"Ours: {len(runs.runs)} evaluated runs of {len(beside.arms)} arms; pools: {kinds}."
     if not runs.runs:
-        return "No evaluated run of ours was found: each cell names the command that would fill it."
-    kinds = sorted({run.pool_kind for run in runs.runs})
-    return f"Ours: {len(runs.runs)} evaluated runs of {len(arms)} arms; pools: {', '.join(kinds)}."
+        note = "No evaluated run of ours was found: each cell names the command that would fill it."
+    notes = (note, *runs.notes)
+    return PaperTables(paper.name, paper.title, tables, orderings, paper.facts, paper.out_of_scope, notes)
 
 
 @dataclass
@@ -120,17 +118,9 @@ class _Beside:
         return None, lacking
 
     def _shown(self, measure: Measure, arm: Arm, departures: tuple[str, ...], protocol: str, other: str) -> Ours:
-        measured = self.measuring.measure(measure, arm, protocol)
+        found = self.measuring.measure(measure, arm, protocol)
         keys = tuple(key for run in arm.runs for key in run.evaluations)
-        return Ours(
-            measured.value,
-            measured.interval,
-            measured.seeds,
-            other,
-            scale_of(arm),
-            departures,
-            keys,
-        )
+        return Ours(found.value, found.interval, found.seeds, other, scale_of(arm), departures, keys)
 
     def _stand_in(self, arms: Sequence[Arm], protocol: str) -> Measure | None:
         """The mean of the glyphs' tasks that all runs of some arms have, if there is one."""
@@ -148,43 +138,24 @@ class _Beside:
         for table in paper.tables:
             by_name = {measure.name: measure for measure in table.measures}
             for column in table.order_by:
-                rows = [
-                    row
-                    for row in table.rows
-                    if column in row.values and row.want and row.values[column].value is not None
-                ]
-                for one, other in combinations(rows, 2):
-                    if one.group == other.group:
-                        yield from self._ordering(table, by_name[column], one, other)
-        for words in paper.in_words:
-            yield self._in_words(words)
+                held = [row for row in table.rows if row.want and column in row.values]
+                for one, other in combinations((row for row in held if row.values[column].value is not None), 2):
+                    if one.group == other.group and one.values[column].value != other.values[column].value:
+                        yield self._ordering(table, by_name[column], one, other)
+        yield from map(self._in_words, paper.in_words)
 
-    def _ordering(self, table: Table, measure: Measure, one: Row, other: Row) -> Iterator[Ordering]:
+    def _ordering(self, table: Table, measure: Measure, one: Row, other: Row) -> Ordering:
         values = [row.values[measure.name] for row in (one, other)]
         gap = (values[0].value or 0.0) - (values[1].value or 0.0)
-        if gap == 0:
-            return
         high, low = (one, other) if gap > 0 else (other, one)
-        marks = [value.mark for value in values]
-        worst: tuple[Mark, ...] = ("own", "unverified", "secondary", "verified")
-        mark: Mark = next(mark for mark in worst if mark in marks)
+        mark: Mark = next(mark for mark in WORST_FIRST if any(value.mark == mark for value in values))
         assert high.want is not None
         assert low.want is not None
-        known = Ordering(
-            table.title,
-            measure.name,
-            high.label,
-            low.label,
-            abs(gap),
-            mark,
-            None,
-            None,
-            "not measured",
-        )
-        yield self._judged(known, measure, high.want, low.want, table.protocol)
+        known = Ordering(table.title, measure.name, high.label, low.label, abs(gap), mark)
+        return self._judged(known, measure, high.want, low.want, table.protocol)
 
     def _in_words(self, words: InWords) -> Ordering:
-        known = Ordering("", HEAD.name, words.text, "", None, words.mark, None, None, "not measured")
+        known = Ordering("", HEAD.name, words.text, "", None, words.mark)
         return self._judged(known, HEAD, words.higher, words.lower, PROTOCOL_IN_WORDS)
 
     def _judged(self, known: Ordering, measure: Measure, high: Want, low: Want, protocol: str) -> Ordering:
@@ -216,14 +187,8 @@ class _Beside:
         if noise is None:
             why = "; ".join(filter(None, (known.detail, "fewer than 3 seeds, or no outcomes")))
             return replace(known, ours_gap=gap, verdict="cannot tell", detail=why)
-        reach = noise.reach(ALPHA)
-        return replace(
-            known,
-            ours_gap=gap,
-            interval=(gap - reach, gap + reach),
-            p=noise.p(gap),
-            verdict="cannot tell",
-        )
+        interval = (gap - (reach := noise.reach(ALPHA)), gap + reach)
+        return replace(known, ours_gap=gap, interval=interval, p=noise.p(gap), verdict="cannot tell")
 
 
 def _are_on_one_ground(first: Arm, second: Arm, needs_size: bool) -> bool:
@@ -236,11 +201,10 @@ def _are_on_one_ground(first: Arm, second: Arm, needs_size: bool) -> bool:
 
 def adjusted(found: Sequence[Ordering]) -> tuple[Ordering, ...]:
     """The orders with a verdict where p, adjusted by Holm over all that were measured, is at most 0.05."""
-    tested = [at for at, one in enumerate(found) if one.p is not None]
-    corrected = holm(np.array([found[at].p for at in tested]))
-    judged = list(found)
-    for at, p in zip(tested, corrected.tolist(), strict=True):
-        if p <= ALPHA:
-            agrees = (found[at].ours_gap or 0.0) > 0
-            judged[at] = replace(found[at], verdict="agrees" if agrees else "disagrees")
-    return tuple(judged)
+    corrected = iter(holm(np.array([one.p for one in found if one.p is not None])).tolist())
+    return tuple(
+        replace(one, verdict="agrees" if (one.ours_gap or 0.0) > 0 else "disagrees")
+        if one.p is not None and next(corrected) <= ALPHA
+        else one
+        for one in found
+    )

@@ -12,7 +12,7 @@ from evaluation.metrics.measures import paired_replicates
 from evaluation.report.paper.match import Arm
 from evaluation.report.paper.runs import OurRun
 from evaluation.report.paper.tables import Measure
-from evaluation.results import Result, outcomes_path
+from evaluation.results import outcomes_path
 from evaluation.statistics.arms import MIN_SEEDS
 from evaluation.statistics.significance import ALPHA, TwoNoises, percentile_interval
 from evaluation.tasks import find_task
@@ -20,15 +20,10 @@ from evaluation.tasks import find_task
 
 @dataclass(frozen=True)
 class Measured:
-    """A measure of an arm.
+    """A measure of an arm."""
 
-    Args:
-        seeds: Its value for each seed, in [0, 1].
-        replicates: Of the mean over seeds, on resampled test samples; none without outcomes.
-    """
-
-    seeds: tuple[float, ...]
-    replicates: np.ndarray | None
+    seeds: tuple[float, ...]  # its value for each seed, in [0, 1]
+    replicates: np.ndarray | None  # of the mean over seeds, on resampled test samples; none without outcomes
 
     @property
     def value(self) -> float:
@@ -51,14 +46,10 @@ class Measured:
 
 @dataclass
 class Measuring:
-    """Computes measures, each resampled result once.
+    """Computes measures, each resampled result once."""
 
-    Args:
-        seed: Of the bootstrap.
-        cache: Replicates by file, task, protocol and metric.
-    """
-
-    seed: int = 0
+    seed: int = 0  # of the bootstrap
+    # Replicates by file, task, protocol and metric
     cache: dict[tuple[Path, str, str, str], np.ndarray | None] = field(default_factory=dict)
 
     def missing(self, measure: Measure, arm: Arm, protocol: str) -> list[str]:
@@ -84,17 +75,14 @@ class Measuring:
         result, file = run.results[task, protocol]
         metric = _metric(measure, task)
         place = (file, f"{task} {result.identity}", protocol, metric)
-        if place not in self.cache:
-            self.cache[place] = self._resample(result, file, metric)
-        return self.cache[place]
-
-    def _resample(self, result: Result, file: Path, metric: str) -> np.ndarray | None:
         beside = outcomes_path(file, result)
-        if not beside.exists():
-            return None
-        with np.load(beside, allow_pickle=False) as arrays:
-            whole = replace(result, outcomes=dict(arrays))
-        return paired_replicates(find_task(result.task), metric, [whole], seed=self.seed)[0]
+        if place not in self.cache and not beside.exists():
+            self.cache[place] = None
+        elif place not in self.cache:
+            with np.load(beside, allow_pickle=False) as arrays:
+                whole = replace(result, outcomes=dict(arrays))
+            self.cache[place] = paired_replicates(find_task(task), metric, [whole], seed=self.seed)[0]
+        return self.cache[place]
 
 
 def noise_of(first: Measured, second: Measured) -> TwoNoises | None:

@@ -29,10 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from dbp.errors import ConfigError, nearest
-from evaluation.report.paper.catalogue import count, datacomp_measures
+from evaluation.report.paper.catalogue import DATACOMP_COLUMNS, count
 from evaluation.report.paper.published import SCALE, Published, read_number
 from evaluation.report.paper.runs import KNOWN_STEPS
 from evaluation.report.paper.tables import Measure, Paper, Row, Table, Want
+from evaluation.suites import groups
 from evaluation.tasks import load_tasks
 
 NEEDED = ("table", "row", "column", "value", "unit")
@@ -43,23 +44,14 @@ OPTIONAL = (
 
 @dataclass(frozen=True)
 class OwnNumber:
-    """One line of the file.
+    """One line of the file."""
 
-    Args:
-        where: File and line, for messages.
-        table: Short name of the table.
-        row: Label of the row.
-        column: Heading of the column.
-        number: The number.
-        words: The optional columns that are filled.
-    """
-
-    where: str
-    table: str
-    row: str
-    column: str
-    number: Published
-    words: Mapping[str, str]
+    where: str  # file and line, for messages
+    table: str  # short name of the table
+    row: str  # label of the row
+    column: str  # heading of the column
+    number: Published  # the number
+    words: Mapping[str, str]  # the optional columns that are filled
 
 
 def read_own(path: Path) -> list[OwnNumber]:
@@ -158,13 +150,12 @@ def _append(table: Table, one: OwnNumber) -> Table:
 
 
 def _measure(one: OwnNumber) -> Measure:
-    by_name = {measure.name: measure for measure in datacomp_measures()}
-    if one.column in by_name:
-        return by_name[one.column]
+    if one.column in DATACOMP_COLUMNS.values():
+        return Measure(one.column, groups()[one.column])
     if one.column not in load_tasks():
         raise ConfigError(
             f"{one.where}: column={one.column!r} of the new table {one.table!r} is neither one of DataComp's "
-            f"columns nor a task. {nearest(one.column, [*by_name, *load_tasks()])}"
+            f"columns nor a task. {nearest(one.column, [*DATACOMP_COLUMNS.values(), *load_tasks()])}"
         )
     return Measure(one.column, (one.column,))
 

@@ -1,8 +1,8 @@
 """Numbers that papers report, with their units and how well their sources were read.
 
 The files of `numbers/` are transcriptions: numbers stand as the papers print them, also where two places
-of one paper disagree; an empty cell means that no number was found. Units differ by file, so each file's
-unit is declared here, and a file without a declared unit is not read as numbers.
+of one paper disagree; an empty cell means that no number was found. Units differ by file, so each table that reads
+one declares its unit in `papers/`.
 """
 
 import csv
@@ -18,27 +18,6 @@ NUMBERS = Path(__file__).parent / "numbers"
 Unit = Literal["percent", "fraction"]
 Mark = Literal["verified", "secondary", "unverified", "own"]
 
-# What one unit of a file's result columns is. Other columns are as they are named.
-UNITS: dict[str, Unit] = {
-    "datacomp_filtering_table3": "fraction",
-    "datacomp_filtering_all_baselines": "fraction",
-    "datacomp_detector_baselines_medium": "fraction",
-    "datacomp_datasets_vs_models": "fraction",
-    "datacomp_medium_leaderboard": "percent",
-    "dbp_laion_imagenet": "percent",
-    "metaclip_zero_shot_26": "percent",
-    "metaclip_datacomp_groups": "percent",
-    "semdedup_laion440m_summary": "percent",
-    "semdedup_laion440m_ood": "percent",
-    "semdedup_laion440m_zero_shot_24": "percent",
-    "semdedup_ablations": "percent",
-    "tldr_ablations": "percent",
-    "tldr_retrieval": "percent",
-    "tldr_cc3m_tasks": "percent",
-    "tldr_imagenet_zero_shot": "percent",
-    "tldr_msrvtt": "percent",
-    "tldr_other_datasets": "percent",
-}
 SCALE = {"percent": 100.0, "fraction": 1.0}
 SYMBOLS: dict[Mark, str] = {"verified": "", "secondary": "‡", "unverified": "†", "own": "¶"}
 LEGEND: dict[Mark, str] = {
@@ -50,19 +29,12 @@ LEGEND: dict[Mark, str] = {
 
 @dataclass(frozen=True)
 class Published:
-    """A number of a paper.
+    """A number of a paper."""
 
-    Args:
-        value: In [0, 1]; none where no number was found.
-        printed: In percent, with the digits that the paper has.
-        mark: How well its source was read.
-        source: Where it was read.
-    """
-
-    value: float | None
-    printed: str
-    mark: Mark
-    source: str
+    value: float | None  # in [0, 1]; none where no number was found
+    printed: str  # in percent, with the digits that the paper has
+    mark: Mark  # how well its source was read
+    source: str  # where it was read
 
 
 @cache
@@ -70,15 +42,6 @@ def rows(name: str) -> tuple[dict[str, str], ...]:
     """The rows of a file of `numbers/`, each by column."""
     text = (NUMBERS / f"{name}.csv").read_text(encoding="utf-8")
     return tuple(csv.DictReader(io.StringIO(text)))
-
-
-def number(name: str, row: dict[str, str], column: str) -> Published:
-    """A cell of a file as a number, in the file's unit.
-
-    Raises:
-        ConfigError: The cell is no number, or none that the unit allows.
-    """
-    return read_number(row[column], UNITS[name], mark_of(row), row["source"], f"{name}: {column}")
 
 
 def read_number(text: str, unit: Unit, mark: Mark, source: str, where: str) -> Published:

@@ -1,21 +1,24 @@
 """A comparison as text, Markdown, LaTeX, CSV, JSON and a fragment of HTML, all from the same cells."""
 
-import csv
 import dataclasses
-import html
-import io
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-from evaluation.report.latex import latex_text
+from evaluation.report import table as core
 from evaluation.report.paper.published import LEGEND, SYMBOLS, Mark
 from evaluation.report.paper.tables import Cell, FoundRow, FoundTable, Ordering, Ours, PaperTables
+from evaluation.report.table import Table
 
 HEADING = ("method / setting", "measure", "paper", "ours", "seeds", "scale", "difference", "state")
 ORDER_HEADING = ("paper says", "by", "ours", "verdict", "scale", "detail")
 # Columns that hold numbers.
 RIGHT = {"paper", "ours", "seeds", "difference", "by"}
+LONG = (
+    "paper", "table", "row", "measure", "paper_percent", "mark", "source", "ours_percent", "low", "high",
+    "seeds", "values_by_seed", "ours_measure", "scale", "departures", "difference", "state", "reason",
+    "command", "evaluations",
+)  # fmt: skip
 # Cells of a table that a terminal shows whole.
 WHOLE = 60
 ABOUT = (
@@ -24,43 +27,27 @@ ABOUT = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """One thing on the page: lines of text, or a table of text."""
-
-    title: str
-    level: int
-    lines: tuple[str, ...] = ()
-    heading: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-
-
-def render(tables: PaperTables, form: str) -> str:
-    """The comparison in one of `FORMATS`."""
-    return FORMATS[form](tables)
-
-
-def blocks(tables: PaperTables) -> list[Block]:
-    """What every format but CSV and JSON lays out."""
-    found = [Block(f"{tables.title} (paper={tables.name})", 1, (*tables.notes, ABOUT))]
+def laid_out(tables: PaperTables) -> list[Table]:
+    """What every format but CSV and JSON shows."""
+    found = [Table(f"{tables.title} (paper={tables.name})", notes=(*tables.notes, ABOUT))]
     for table in tables.tables:
         scales = _scales(table)
         below = [f"({letter}) {scale}" for scale, letter in scales.items()]
         below += _legend(cell.paper.mark for row in table.rows for cell in row.cells)
         below += [f"{row.label}: {row.note}" for row in table.rows if row.note]
-        lines = tuple(filter(None, (table.note, _protocol(table), *below, *_commands(table), _sources(table))))
-        rows = tuple(_line(row, cell, scales) for row in table.rows for cell in row.cells)
-        found.append(Block(f"{table.title} [{table.key}]", 2, lines, HEADING, rows))
-    found.append(_order_block(tables.orderings))
+        notes = tuple(filter(None, (table.note, _protocol(table), *below, *_commands(table), _sources(table))))
+        rows = [_line(row, cell, scales) for row in table.rows for cell in row.cells]
+        found.append(Table(f"{table.title} [{table.key}]", HEADING, rows, notes, RIGHT))
+    found.append(_orders(tables.orderings))
     for facts in tables.facts:
-        rows = tuple((_marked(row[0], mark), *row[1:]) for row, mark in zip(facts.rows, facts.marks, strict=True))
-        found.append(Block(facts.title, 2, tuple(_legend(facts.marks)), facts.heading, rows))
+        rows = [(_marked(row[0], mark), *row[1:]) for row, mark in zip(facts.rows, facts.marks, strict=True)]
+        found.append(Table(facts.title, facts.heading, rows, _legend(facts.marks), RIGHT))
     if tables.out_of_scope:
-        found.append(Block("Out of scope", 2, tables.out_of_scope))
+        found.append(Table("Out of scope", notes=tables.out_of_scope))
     return found
 
 
-def _order_block(orderings: Sequence[Ordering]) -> Block:
+def _orders(orderings: Sequence[Ordering]) -> Table:
     """The orders that were measured; the rest are counted."""
     measured = [one for one in orderings if one.ours_gap is not None]
     counts = {v: sum(one.verdict == v for one in orderings) for v in ("agrees", "disagrees", "cannot tell")}
@@ -76,9 +63,9 @@ def _order_block(orderings: Sequence[Ordering]) -> Block:
     words = [
         f"Not measured: {one.higher} ({one.detail})" for one in orderings if not one.table and one.ours_gap is None
     ]
-    rows = tuple(_order_line(one) for one in measured)
+    rows = [_order_line(one) for one in measured]
     legend = _legend(one.mark for one in orderings)
-    return Block("Orders", 2, (summary, about, *legend, *words), ORDER_HEADING if rows else (), rows)
+    return Table("Orders", ORDER_HEADING if rows else (), rows, (summary, about, *legend, *words), RIGHT)
 
 
 def _order_line(one: Ordering) -> tuple[str, ...]:
@@ -163,186 +150,54 @@ def _marked(text: str, mark: Mark) -> str:
     return f"{text}{SYMBOLS[mark]}"
 
 
-def _legend(marks: object) -> list[str]:
-    found = set(marks)  # type: ignore[call-overload]
+def _legend(marks: Iterable[Mark]) -> list[str]:
+    found = set(marks)
     return [text for mark, text in LEGEND.items() if mark in found]
 
 
 def summary(tables: PaperTables) -> str:
     """The comparison for a terminal: small tables whole, of large ones what we have, and no facts."""
-    head, *rest = blocks(tables)
-    shown = [head]
-    for table, block in zip(tables.tables, rest, strict=False):
-        if len(block.rows) > WHOLE:
+    shown = laid_out(tables)
+    for at, table in enumerate(tables.tables, 1):
+        if len(shown[at].rows) > WHOLE:
             cells = [cell for row in table.rows for cell in row.cells]
-            rows = tuple(line for line, cell in zip(block.rows, cells, strict=True) if cell.ours is not None)
+            rows = [line for line, cell in zip(shown[at].rows, cells, strict=True) if cell.ours is not None]
+            counted = f"{len(rows)} of {len(cells)} cells have a number of ours; all stand in the files."
             scales = [f"({letter}) {scale}" for scale, letter in _scales(table).items()]
-            lines = (
-                f"{len(rows)} of {len(cells)} cells have a number of ours; all stand in the files.",
-                *scales,
-            )
-            block = Block(block.title, 2, lines, HEADING if rows else (), rows)
-        shown.append(block)
-    titles = {facts.title for facts in tables.facts}
-    shown += [block for block in rest[len(tables.tables) :] if block.title not in titles]
-    return _laid_out(shown)
+            shown[at] = Table(shown[at].title, HEADING if rows else (), rows, (counted, *scales), RIGHT)
+    facts = {facts.title for facts in tables.facts}
+    return core.text([table for table in shown if table.title not in facts])
 
 
-# formats
-
-
-def _text(tables: PaperTables) -> str:
-    return _laid_out(blocks(tables))
-
-
-def _laid_out(laid: Sequence[Block]) -> str:
-    parts = []
-    for block in laid:
-        lines = [block.title, ("=" if block.level == 1 else "-") * len(block.title)]
-        if block.heading:
-            grid = [block.heading, *block.rows]
-            widths = [max(len(row[i]) for row in grid) for i in range(len(block.heading))]
-            for row in grid:
-                cells = [
-                    cell.rjust(width) if name in RIGHT else cell.ljust(width)
-                    for cell, width, name in zip(row, widths, block.heading, strict=True)
-                ]
-                lines.append("  ".join(cells).rstrip())
-        parts.append("\n".join([*lines, *block.lines]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _markdown(tables: PaperTables) -> str:
-    parts = []
-    for block in blocks(tables):
-        parts.append(f"{'#' * block.level} {_plain_markdown(block.title)}")
-        if block.heading:
-            rule = "|".join("---:" if name in RIGHT else "---" for name in block.heading)
-            lines = [_bars(block.heading), f"|{rule}|", *map(_bars, block.rows)]
-            parts.append("\n".join(lines))
-        if block.lines:
-            parts.append("\n".join(f"- {_plain_markdown(line)}" for line in block.lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def _bars(row: Sequence[str]) -> str:
-    return "| " + " | ".join(_plain_markdown(cell).replace("|", "\\|") for cell in row) + " |"
-
-
-def _plain_markdown(text: str) -> str:
-    """Text that Markdown shows as it is, but for code between backticks."""
-    pieces = re.split(r"(`[^`]*`)", " ".join(text.split()))
-    escape = {
-        "<": "&lt;",
-        ">": "&gt;",
-        "&": "&amp;",
-        "*": "\\*",
-        "_": "\\_",
-        "[": "\\[",
-        "]": "\\]",
-    }
-    return "".join(p if p.startswith("`") else "".join(escape.get(c, c) for c in p) for p in pieces)
-
-
-def _latex(tables: PaperTables) -> str:
-    """A document of plain tabulars, which needs no package beyond LaTeX's own."""
-    parts = [
-        "\\documentclass{article}",
-        "\\usepackage[T1]{fontenc}\n\\usepackage{textcomp}\n\\usepackage{longtable}",
-        "\\usepackage[landscape,margin=1cm]{geometry}",
-        "\\begin{document}\\small\\sloppy\\setlength{\\tabcolsep}{3pt}",
-    ]
-    for block in blocks(tables):
-        command = "section" if block.level == 1 else "subsection"
-        parts.append(f"\\{command}*{{{latex_text(block.title)}}}")
-        if block.heading:
-            parts.append(_longtable(block))
-        parts += [f"\\par {latex_text(line)}" for line in block.lines]
-    return "\n".join([*parts, "\\end{document}", ""])
-
-
-def _longtable(block: Block) -> str:
-    share = 0.96 / len(block.heading)
-    columns = f"p{{{share - 0.012:.3f}\\linewidth}}" * len(block.heading)
-    lines = [f"\\begin{{longtable}}{{{columns}}}", "\\hline"]
-    for at, row in enumerate([block.heading, *block.rows]):
-        lines.append(" & ".join(map(latex_text, row)) + " \\\\" + ("\\hline\\endhead" if not at else ""))
-    return "\n".join([*lines, "\\hline", "\\end{longtable}"])
-
-
-def _html(tables: PaperTables) -> str:
-    """A fragment: one section with tables, for a page or on its own."""
-    parts = [f'<section class="paper" id="paper-{html.escape(tables.name)}">']
-    for block in blocks(tables):
-        parts.append(f"<h{block.level + 1}>{html.escape(block.title)}</h{block.level + 1}>")
-        if block.heading:
-            parts.append(_html_table(block))
-        if block.lines:
-            parts.append("<ul>" + "".join(f"<li>{_code(line)}</li>" for line in block.lines) + "</ul>")
-    return "\n".join([*parts, "</section>", ""])
-
-
-def _html_table(block: Block) -> str:
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in block.heading)
-    lines = [f"<table><thead><tr>{head}</tr></thead><tbody>"]
-    for row in block.rows:
-        cells = "".join(
-            f'<td class="number">{html.escape(cell)}</td>' if name in RIGHT else f"<td>{html.escape(cell)}</td>"
-            for cell, name in zip(row, block.heading, strict=True)
-        )
-        lines.append(f"<tr>{cells}</tr>")
-    return "\n".join([*lines, "</tbody></table>"])
-
-
-def _code(line: str) -> str:
-    pieces = re.split(r"`([^`]*)`", line)
-    return "".join(f"<code>{html.escape(p)}</code>" if at % 2 else html.escape(p) for at, p in enumerate(pieces))
-
-
-CSV_HEADING = (
-    "paper", "table", "row", "measure", "paper_percent", "mark", "source", "ours_percent", "low", "high",
-    "seeds", "values_by_seed", "ours_measure", "scale", "departures", "difference", "state", "reason",
-    "command", "evaluations",
-)  # fmt: skip
-
-
-def _csv(tables: PaperTables) -> str:
+def _long_rows(tables: PaperTables) -> Iterator[dict[str, Any]]:
     """One line for each cell; ours at full precision, the paper's digits as printed."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_HEADING)
     for table in tables.tables:
         for row in table.rows:
             for cell in row.cells:
-                writer.writerow(
-                    [tables.name, table.key, row.label, cell.measure, cell.paper.printed,
-                     cell.paper.mark, cell.paper.source, *_csv_ours(cell.ours),
-                     "" if cell.difference is None else 100 * cell.difference,
-                     cell.state, cell.reason, cell.command,
-                     " ".join(cell.ours.keys) if cell.ours else ""]
+                paper, ours = cell.paper, cell.ours
+                low, high = (100 * v for v in ours.interval) if ours and ours.interval else (None, None)
+                mine = (
+                    100 * ours.value, low, high, len(ours.seeds), [100 * v for v in ours.seeds], ours.metric,
+                    ours.scale, "; ".join(ours.departures),
+                ) if ours else (None,) * 8  # fmt: skip
+                values = (
+                    tables.name, table.key, row.label, cell.measure, paper.printed, paper.mark, paper.source,
+                    *mine, None if cell.difference is None else 100 * cell.difference, cell.state,
+                    cell.reason, cell.command, ours.keys if ours else None,
                 )  # fmt: skip
-    return text.getvalue()
-
-
-def _csv_ours(ours: Ours | None) -> list[object]:
-    if ours is None:
-        return [""] * 8
-    low, high = (100 * v for v in ours.interval) if ours.interval else ("", "")
-    return [
-        100 * ours.value, low, high, len(ours.seeds), " ".join(str(100 * v) for v in ours.seeds),
-        ours.metric, ours.scale, "; ".join(ours.departures),
-    ]  # fmt: skip
-
-
-def _json(tables: PaperTables) -> str:
-    return json.dumps(dataclasses.asdict(tables), ensure_ascii=False, indent=1) + "\n"
+                yield dict(zip(LONG, values, strict=True))
 
 
 FORMATS: dict[str, Callable[[PaperTables], str]] = {
-    "txt": _text,
-    "md": _markdown,
-    "tex": _latex,
-    "csv": _csv,
-    "html": _html,
-    "json": _json,
+    "txt": lambda tables: core.text(laid_out(tables)),
+    "md": lambda tables: core.markdown(laid_out(tables)),
+    "tex": lambda tables: core.latex_document(laid_out(tables)),
+    "csv": lambda tables: core.csv_text(LONG, _long_rows(tables)),
+    "html": lambda tables: core.html_section(laid_out(tables), "paper", tables.name),
+    "json": lambda tables: json.dumps(dataclasses.asdict(tables), ensure_ascii=False, indent=1) + "\n",
 }
+
+
+def render(tables: PaperTables, form: str) -> str:
+    """The comparison in one of `FORMATS`."""
+    return FORMATS[form](tables)

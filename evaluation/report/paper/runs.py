@@ -40,54 +40,32 @@ CHAIN = ("dedup", "filter", "select")
 
 @dataclass(frozen=True)
 class OurRun:
-    """One trained and evaluated model, or published weights that were evaluated.
+    """One trained and evaluated model, or published weights that were evaluated."""
 
-    Args:
-        steps: What its keep list went through, as in `tables.Want`.
-        pool_kind: `web`, `glyphs` or `rehearsal`; `published` for weights of others.
-        pool: Identity of the pool.
-        pool_rows: Rows of it.
-        num_dedup: Rows that dedup left.
-        num_kept: Rows that it was trained on.
-        settings: Of its stages, as `select.temperature`.
-        model: Name of the architecture.
-        samples_seen: In training, if known.
-        seed: Of the training.
-        limit: What each test set was cut to, if it was.
-        alike: Equal for runs that differ in the seed alone.
-        results: By task and protocol, without outcomes, and the file that each lies in.
-        key: Of the training, or the name of the weights.
-        evaluations: Keys of the evaluations.
-    """
-
-    steps: tuple[str, ...]
-    pool_kind: str
-    pool: str
-    pool_rows: int
-    num_dedup: int
-    num_kept: int
-    settings: Mapping[str, Any]
-    model: str
-    samples_seen: int | None
-    seed: int
-    limit: int | None
-    alike: str
+    steps: tuple[str, ...]  # what its keep list went through, as in `tables.Want`
+    pool_kind: str  # `web`, `glyphs` or `rehearsal`; `published` for weights of others
+    pool: str  # identity of the pool
+    pool_rows: int  # rows of it
+    num_dedup: int  # rows that dedup left
+    num_kept: int  # rows that it was trained on
+    settings: Mapping[str, Any]  # of its stages, as `select.temperature`
+    model: str  # name of the architecture
+    samples_seen: int | None  # in training, if known
+    seed: int  # of the training
+    limit: int | None  # what each test set was cut to, if it was
+    alike: str  # equal for runs that differ in the seed alone
+    # By task and protocol, without outcomes, and the file that each lies in
     results: Mapping[tuple[str, str], tuple[Result, Path]]
-    key: str
-    evaluations: tuple[str, ...]
+    key: str  # of the training, or the name of the weights
+    evaluations: tuple[str, ...]  # keys of the evaluations
 
 
 @dataclass
 class OurRuns:
-    """All that was found, and what was left out.
+    """All that was found, and what was left out."""
 
-    Args:
-        runs: In the order of their evaluations.
-        notes: What was left out, and why.
-    """
-
-    runs: list[OurRun] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    runs: list[OurRun] = field(default_factory=list)  # in the order of their evaluations
+    notes: list[str] = field(default_factory=list)  # what was left out, and why
 
 
 def read_runs(store: Store, words: Sequence[str] = ()) -> OurRuns:
@@ -149,34 +127,39 @@ def _run(store: Store, evaluations: Sequence[Entry]) -> OurRun:
     trained = store.find(evaluations[0].manifest["inputs"]["checkpoint"]["key"])
     keep = store.find(trained.manifest["inputs"]["keep"]["key"])
     pool = store.find(trained.manifest["inputs"]["pool"]["key"])
-    chain = _chain(store, keep)
-    counts = trained.manifest["counts"]
+    chain = {keep.stage: keep}  # what it went through, from the last stage to the first
+    while above := keep.manifest["inputs"].get("rows"):
+        keep = store.find(above["key"])
+        chain[keep.stage] = keep
+    chain = {stage: chain[stage] for stage in reversed(chain) if stage in CHAIN}
+    counts, parameters = trained.manifest["counts"], trained.manifest["parameters"]
     settings, steps = {}, []
     for entry in chain.values():
         made = entry.manifest["made_by"]
         steps += _steps(made)
-        settings |= _flat(entry.stage, made)
-        settings |= _inputs(store, entry)
-    settings |= _flat("train", {k: trained.manifest["parameters"].get(k) for k in ("epochs",)})
-    settings |= {"model": counts["model"]}
-    parameters = evaluations[0].manifest["parameters"]
-    same = {e.stage: _seedless(e.manifest["parameters"]) for e in (*chain.values(), trained)}
-    same |= {n: e.manifest["inputs"] for n, e in chain.items() if n == "dedup"}
-    same |= {"pool": _identity(pool), "limit": parameters.get("limit"), "settings": settings}
+        settings |= _flat(entry.stage, made) | _inputs(store, entry)
+    settings |= {"train.epochs": parameters.get("epochs"), "model": counts["model"]}
+    limit = evaluations[0].manifest["parameters"].get("limit")
+    identity, pool_rows = str(pool.manifest.get("digest") or pool.key), int(pool.manifest["counts"]["rows"])
+    same: dict[str, Any] = {
+        e.stage: {name: value for name, value in e.manifest["parameters"].items() if name != "seed"}
+        for e in (*chain.values(), trained)
+    }
+    if "dedup" in chain:
+        same["dedup"] = chain["dedup"].manifest["inputs"]
+    same |= {"pool": identity, "limit": limit, "settings": settings}
     return OurRun(
         steps=tuple(steps),
         pool_kind=_kind(pool),
-        pool=_identity(pool),
-        pool_rows=int(pool.manifest["counts"]["rows"]),
-        num_dedup=int(chain["dedup"].manifest["counts"]["kept"])
-        if "dedup" in chain
-        else int(pool.manifest["counts"]["rows"]),
+        pool=identity,
+        pool_rows=pool_rows,
+        num_dedup=int(chain["dedup"].manifest["counts"]["kept"]) if "dedup" in chain else pool_rows,
         num_kept=int(counts["kept"]),
         settings=settings,
         model=str(counts["model"]),
         samples_seen=int(counts["samples_seen"]),
-        seed=int(trained.manifest["parameters"]["seed"]),
-        limit=parameters.get("limit"),
+        seed=int(parameters["seed"]),
+        limit=limit,
         alike=repr(sorted((name, repr(value)) for name, value in same.items())),
         results=_results(entry.folder / "results.jsonl" for entry in evaluations),
         key=trained.key,
@@ -184,56 +167,38 @@ def _run(store: Store, evaluations: Sequence[Entry]) -> OurRun:
     )
 
 
-def _chain(store: Store, keep: Entry) -> dict[str, Entry]:
-    """What a keep list went through, from the first stage to the last."""
-    found, entry = [keep], keep
-    while "rows" in entry.manifest["inputs"]:
-        entry = store.find(entry.manifest["inputs"]["rows"]["key"])
-        found.append(entry)
-    return {entry.stage: entry for entry in reversed(found) if entry.stage in CHAIN}
-
-
 def _steps(made: Mapping[str, Any]) -> tuple[str, ...]:
-    target = str(made["_target_"])
     if "filters" in made:
         return tuple(step for inner in made["filters"] for step in _steps(inner))
+    target = str(made["_target_"])
     return STEPS.get(name_of(target), (word_of(target),))
 
 
 def _flat(stage: str, made: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a stage by full name, those of filters inside it included."""
-    inner = [item for item in made.get("filters", ()) if isinstance(item, Mapping)]
     found = {f"{stage}.{n}": v for n, v in made.items() if n not in ("_target_", "filters")}
-    for item in inner:
-        found |= _flat(stage, item)
+    for item in made.get("filters", ()):
+        if isinstance(item, Mapping):
+            found |= _flat(stage, item)
     return found
 
 
 def _inputs(store: Store, entry: Entry) -> dict[str, Any]:
     """Numbers of clusters and encoders of a stage, from what it rests on."""
-    inputs = entry.manifest["inputs"]
     found: dict[str, Any] = {}
-    for name, upstream in inputs.items():
-        if name == "similar":
-            below = store.find(upstream["key"])
-            found |= _inputs_of_clusters(store, below, "dedup")
-        elif name == "clusters":
-            found |= _inputs_of_clusters(store, entry, "cluster")
+    for name, upstream in entry.manifest["inputs"].items():
+        if name in ("similar", "clusters"):
+            above, use = (store.find(upstream["key"]), "dedup") if name == "similar" else (entry, "cluster")
+            clusters = store.find(above.manifest["inputs"]["clusters"]["key"])
+            while "clusters" not in clusters.manifest["counts"]:
+                clusters = store.find(clusters.manifest["inputs"]["clusters"]["key"])
+            found[f"{use}.num_clusters"] = clusters.manifest["counts"]["clusters"]
+            found[f"encoder.{use}"] = _encoder(store, clusters)
         elif "score" in name:
             found["encoder.score"] = _encoder(store, store.find(upstream["key"]))
     if column := entry.manifest["made_by"].get("column"):
         found["encoder.score"] = column
     return found
-
-
-def _inputs_of_clusters(store: Store, entry: Entry, use: str) -> dict[str, Any]:
-    clusters = store.find(entry.manifest["inputs"]["clusters"]["key"])
-    while "clusters" not in clusters.manifest["counts"]:
-        clusters = store.find(clusters.manifest["inputs"]["clusters"]["key"])
-    return {
-        f"{use}.num_clusters": clusters.manifest["counts"]["clusters"],
-        f"encoder.{use}": _encoder(store, clusters),
-    }
 
 
 def _encoder(store: Store, entry: Entry) -> str:
@@ -259,14 +224,6 @@ def _kind(pool: Entry) -> str:
     return "rehearsal" if made == "index/rehearsal" else "web"
 
 
-def _identity(pool: Entry) -> str:
-    return str(pool.manifest.get("digest") or pool.key)
-
-
-def _seedless(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if name != "seed"}
-
-
 def _results(files: Iterable[Path]) -> dict[tuple[str, str], tuple[Result, Path]]:
     """Results by task and protocol; of two evaluations of one task the later file's."""
     found = {}
@@ -280,33 +237,27 @@ def _read_published(store: Store, found: OurRuns) -> None:
     """Add the evaluations of published weights, whose names hold their tag."""
     others = 0
     for file in sorted((store.runs / "evaluations").glob("*/results.jsonl")):
+        by_name: dict[tuple[str, int | None], dict[tuple[str, str], tuple[Result, Path]]] = {}
         try:
-            by_name = _by_model(file)
+            for result in load_results(file, with_outcomes=False):
+                mine = by_name.setdefault((result.model, result.limit), {})
+                mine[result.task, result.protocol] = (result, file)
         except WorldError as error:
             found.notes.append(f"Left out: {error}")
             continue
-        for (name, limit), results in by_name.items():
-            if ":" not in name:
-                others += 1
-                continue
-            found.runs.append(
-                OurRun(
-                    steps=("published",), pool_kind="published", pool=name, pool_rows=0, num_dedup=0,
-                    num_kept=0, settings={"model": name.partition(":")[0]}, model=name,
-                    samples_seen=None, seed=0, limit=limit, alike=f"{name} {limit}", results=results,
-                    key=name, evaluations=(str(file.parent.name),),
-                )
-            )  # fmt: skip
+        others += sum(":" not in name for name, _ in by_name)
+        found.runs += [
+            OurRun(
+                steps=("published",), pool_kind="published", pool=name, pool_rows=0, num_dedup=0,
+                num_kept=0, settings={"model": name.partition(":")[0]}, model=name,
+                samples_seen=None, seed=0, limit=limit, alike=f"{name} {limit}", results=results,
+                key=name, evaluations=(str(file.parent.name),),
+            )
+            for (name, limit), results in by_name.items()
+            if ":" in name
+        ]  # fmt: skip
     if others:
         found.notes.append(
             f"Left out: {others} evaluations of weights from elsewhere, of which nothing says how they were "
             "trained."
         )
-
-
-def _by_model(file: Path) -> dict[tuple[str, int | None], dict[Any, tuple[Result, Path]]]:
-    found: dict[tuple[str, int | None], dict[Any, tuple[Result, Path]]] = {}
-    for result in load_results(file, with_outcomes=False):
-        mine = found.setdefault((result.model, result.limit), {})
-        mine[result.task, result.protocol] = (result, file)
-    return found

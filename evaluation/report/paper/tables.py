@@ -13,117 +13,72 @@ Verdict = Literal["agrees", "disagrees", "cannot tell", "not measured"]
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of a table: which tasks and metric of ours it is.
+    """A column of a table: which tasks and metric of ours it is."""
 
-    Args:
-        name: Its heading.
-        tasks: Whose plain mean it is.
-        metric: Of each; none for its main metric.
-        missing: Members that the paper's mean has and no task of ours.
-        out_of_scope: Why nothing here measures it; none for what can be measured.
-    """
-
-    name: str
-    tasks: tuple[str, ...] = ()
-    metric: str | None = None
-    missing: tuple[str, ...] = ()
-    out_of_scope: str = ""
+    name: str  # its heading
+    tasks: tuple[str, ...] = ()  # whose plain mean it is
+    metric: str | None = None  # of each; none for its main metric
+    missing: tuple[str, ...] = ()  # members that the paper's mean has and no task of ours
+    out_of_scope: str = ""  # why nothing here measures it; none for what can be measured
 
 
 @dataclass(frozen=True)
 class Want:
-    """What a run of ours must be to stand beside a row of a paper.
+    """What a run of ours must be to stand beside a row of a paper."""
 
-    Args:
-        steps: What its keep list went through, as ("semdedup", "dbp"); none for the unpruned pool;
-            ("published",) for weights of others.
-        keep: Fraction kept, of what `keep_of` says; none where nothing is chosen.
-        keep_of: `pool` or `dedup`, the rows that dedup left.
-        settings: Part of what the method is: must be equal at any scale.
-        model: open_clip's name.
-        pool_rows: Pairs of the pool.
-        samples_seen: In training.
-        at_scale: Settings that belong to the scale, as the number of clusters.
-        weights: Names of published weights, as `ViT-B-32:openai`.
-        command: What makes it.
-        is_loose: Whether, at another scale, any fraction kept and a dedup before are the same method: for
-            statements that are not about one size.
-    """
-
+    # What its keep list went through, as ("semdedup", "dbp"); none for the unpruned pool; ("published",) for
+    # weights of others
     steps: tuple[str, ...]
-    command: str
-    keep: float | None = None
-    keep_of: Literal["pool", "dedup"] = "pool"
+    command: str  # what makes it
+    keep: float | None = None  # fraction kept, of what `keep_of` says; none where nothing is chosen
+    keep_of: Literal["pool", "dedup"] = "pool"  # `pool` or `dedup`, the rows that dedup left
+    # Part of what the method is: must be equal at any scale
     settings: Mapping[str, Any] = field(default_factory=dict)
-    model: str | None = None
-    pool_rows: float | None = None
-    samples_seen: float | None = None
+    model: str | None = None  # open_clip's name
+    pool_rows: float | None = None  # pairs of the pool
+    samples_seen: float | None = None  # in training
+    # Settings that belong to the scale, as the number of clusters
     at_scale: Mapping[str, Any] = field(default_factory=dict)
-    weights: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()  # names of published weights, as `ViT-B-32:openai`
+    # Whether, at another scale, any fraction kept and a dedup before are the same method: for statements that are
+    # not about one size
     is_loose: bool = False
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a paper's table.
+    """A row of a paper's table."""
 
-    Args:
-        label: As the paper has it.
-        values: By the column's name; a column that is not here is no part of the row.
-        want: Which run of ours; none where it is out of scope.
-        out_of_scope: Why no run of ours can fill it.
-        group: Orders are compared within a group, as one scale of DataComp.
-        note: What a reader must know.
-    """
-
-    label: str
-    values: Mapping[str, Published]
-    want: Want | None = None
-    out_of_scope: str = ""
-    group: str = ""
-    note: str = ""
+    label: str  # as the paper has it
+    values: Mapping[str, Published]  # by the column's name; a column that is not here is no part of the row
+    want: Want | None = None  # which run of ours; none where it is out of scope
+    out_of_scope: str = ""  # why no run of ours can fill it
+    group: str = ""  # orders are compared within a group, as one scale of DataComp
+    note: str = ""  # what a reader must know
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a paper.
+    """A table of a paper."""
 
-    Args:
-        key: Short name, for `paper.numbers`.
-        title: What it shows, and where in the paper it stands.
-        measures: Its columns.
-        rows: Its rows.
-        protocol: Whose results of ours stand beside it: `datacomp` or `corrected`.
-        order_by: Columns in which the order of the rows is compared.
-        note: What a reader must know.
-    """
-
-    key: str
-    title: str
-    measures: tuple[Measure, ...]
-    rows: tuple[Row, ...]
-    protocol: str = "datacomp"
-    order_by: tuple[str, ...] = ()
-    note: str = ""
+    key: str  # short name, for `paper.numbers`
+    title: str  # what it shows, and where in the paper it stands
+    measures: tuple[Measure, ...]  # its columns
+    rows: tuple[Row, ...]  # its rows
+    protocol: str = "datacomp"  # whose results of ours stand beside it: `datacomp` or `corrected`
+    order_by: tuple[str, ...] = ()  # columns in which the order of the rows is compared
+    note: str = ""  # what a reader must know
 
 
 @dataclass(frozen=True)
 class InWords:
-    """An order that a paper states without numbers that were seen.
+    """An order that a paper states without numbers that were seen."""
 
-    Args:
-        text: The statement.
-        higher: The run that is above.
-        lower: The run that is below.
-        mark: How well the source was read.
-        source: Where it was read.
-    """
-
-    text: str
-    higher: Want
-    lower: Want
-    mark: Mark
-    source: str
+    text: str  # the statement
+    higher: Want  # the run that is above
+    lower: Want  # the run that is below
+    mark: Mark  # how well the source was read
+    source: str  # where it was read
 
 
 @dataclass(frozen=True)
@@ -153,48 +108,28 @@ class Paper:
 
 @dataclass(frozen=True)
 class Ours:
-    """A number of ours.
+    """A number of ours."""
 
-    Args:
-        value: Mean over seeds, in [0, 1].
-        interval: 95 %, over test samples, and over seeds where there are three or more.
-        seeds: The value of each seed.
-        metric: What it is, where it is not what the paper measures.
-        scale: Pool, kept rows, model and samples seen, in words.
-        departures: What differs from the paper's scale; none at the same scale.
-        keys: Of the evaluations.
-    """
-
-    value: float
-    interval: tuple[float, float] | None
-    seeds: tuple[float, ...]
-    metric: str
-    scale: str
-    departures: tuple[str, ...]
-    keys: tuple[str, ...]
+    value: float  # mean over seeds, in [0, 1]
+    interval: tuple[float, float] | None  # 95 %, over test samples, and over seeds where there are three or more
+    seeds: tuple[float, ...]  # the value of each seed
+    metric: str  # what it is, where it is not what the paper measures
+    scale: str  # pool, kept rows, model and samples seen, in words
+    departures: tuple[str, ...]  # what differs from the paper's scale; none at the same scale
+    keys: tuple[str, ...]  # of the evaluations
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a paper and what stands beside it.
+    """One number of a paper and what stands beside it."""
 
-    Args:
-        measure: The column's name.
-        paper: The number.
-        ours: None where there is none.
-        difference: Ours - paper, at the same scale alone.
-        state: See `State`.
-        command: What would fill our side; empty where it is filled, or nothing can.
-        reason: Why it is out of scope, or what keeps ours from standing here.
-    """
-
-    measure: str
-    paper: Published
-    ours: Ours | None
-    difference: float | None
-    state: State
-    command: str = ""
-    reason: str = ""
+    measure: str  # the column's name
+    paper: Published  # the number
+    ours: Ours | None  # none where there is none
+    difference: float | None  # ours - paper, at the same scale alone
+    state: State  # see `State`
+    command: str = ""  # what would fill our side; empty where it is filled, or nothing can
+    reason: str = ""  # why it is out of scope, or what keeps ours from standing here
 
 
 @dataclass(frozen=True)
@@ -220,55 +155,31 @@ class FoundTable:
 
 @dataclass(frozen=True)
 class Ordering:
-    """A pair that the paper orders, and what ours say.
+    """A pair that the paper orders, and what ours say."""
 
-    Args:
-        table: Title of the table; empty for a statement in words.
-        measure: The column.
-        higher: The row that the paper puts above.
-        lower: The row below.
-        paper_gap: By how much, in [0, 1]; none for a statement in words.
-        mark: How well the paper's side was read.
-        ours_gap: higher - lower of ours.
-        interval: 95 % of that, over test samples and seeds; none with fewer than three seeds.
-        verdict: `agrees` or `disagrees` only where the interval leaves nil out.
-        is_same_scale: Whether ours are at the paper's scale.
-        detail: Why there is no verdict, or what stands in for the measure.
-        p: Of no difference between ours, before Holm's correction.
-    """
-
-    table: str
-    measure: str
-    higher: str
-    lower: str
-    paper_gap: float | None
-    mark: Mark
-    ours_gap: float | None
-    interval: tuple[float, float] | None
-    verdict: Verdict
-    is_same_scale: bool = False
-    detail: str = ""
-    p: float | None = None
+    table: str  # title of the table; empty for a statement in words
+    measure: str  # the column
+    higher: str  # the row that the paper puts above
+    lower: str  # the row below
+    paper_gap: float | None  # by how much, in [0, 1]; none for a statement in words
+    mark: Mark  # how well the paper's side was read
+    ours_gap: float | None = None  # higher - lower of ours
+    # 95 % of that, over test samples and seeds; none with fewer than three seeds
+    interval: tuple[float, float] | None = None
+    verdict: Verdict = "not measured"  # `agrees` or `disagrees` only where the interval leaves nil out
+    is_same_scale: bool = False  # whether ours are at the paper's scale
+    detail: str = ""  # why there is no verdict, or what stands in for the measure
+    p: float | None = None  # of no difference between ours, before Holm's correction
 
 
 @dataclass(frozen=True)
 class PaperTables:
-    """All of a comparison.
+    """All of a comparison."""
 
-    Args:
-        name: As in `paper=NAME`.
-        title: Of the paper.
-        tables: As found.
-        orderings: All pairs, those not measured included.
-        facts: What no run measures.
-        out_of_scope: What of the paper nothing here covers.
-        notes: About our side: how many runs, what was left out.
-    """
-
-    name: str
-    title: str
-    tables: tuple[FoundTable, ...]
-    orderings: tuple[Ordering, ...]
-    facts: tuple[Facts, ...]
-    out_of_scope: tuple[str, ...]
-    notes: tuple[str, ...]
+    name: str  # as in `paper=NAME`
+    title: str  # of the paper
+    tables: tuple[FoundTable, ...]  # as found
+    orderings: tuple[Ordering, ...]  # all pairs, those not measured included
+    facts: tuple[Facts, ...]  # what no run measures
+    out_of_scope: tuple[str, ...]  # what of the paper nothing here covers
+    notes: tuple[str, ...]  # about our side: how many runs, what was left out

@@ -1,1 +1,0 @@
-"""What is held of each paper: its tables, and which run of ours each row asks for."""
