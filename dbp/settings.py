@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from dbp.config import build, locate
+from dbp.config import build, locate, require
+from dbp.data.clusters import Clusters
+from dbp.data.scores import Scores
 from dbp.encoders.base import Encoder
 from dbp.engine.runners import PartsSettings
 from dbp.engine.stage import Node, Stage
 from dbp.errors import ConfigError
+from dbp.narrowing import Narrowing
 from dbp.selection.base import NoSelection
 
 NO_CAPTIONER = (
@@ -87,18 +90,33 @@ def read(config: Any) -> Curation:
     return Curation(
         pool=pool,
         encoder=Encoders(**encoders),
-        dedup=build(config.dedup, path="dedup"),
-        score=build(config.score, path="score"),
-        scores={str(n): build(one, path=f"scores.{n}") for n, one in (config.get("scores") or {}).items()},
-        filter=build(config.filter, path="filter"),
-        cluster=build(config.cluster, path="cluster"),
-        select=select or build(config.select, path="select", **({"budget": budget} if budget else {})),
+        dedup=_component(config.dedup, "dedup", Narrowing),
+        score=_component(config.score, "score", Scores),
+        scores={str(n): _component(one, f"scores.{n}", Scores) for n, one in (config.get("scores") or {}).items()},
+        filter=_component(config.filter, "filter", Narrowing),
+        cluster=_component(config.cluster, "cluster", Clusters),
+        select=select or _component(config.select, "select", Narrowing, **({"budget": budget} if budget else {})),
         base=base,
         rows_per_part=parts.rows_per_part,
         captioner=captioner,
         refine=refine,
         device=parts.device,
     )
+
+
+def _component(node: Any, path: str, kind: type, **extra: Any) -> Any:
+    """The component of a slot, which is of a kind or makes one.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    stage = build(node, path=path, **extra)
+    fits = isinstance(stage, kind) or (
+        isinstance(stage, Stage) and issubclass(getattr(stage, "makes", object), kind)
+    )
+    must = f"{'a' if issubclass(kind, Stage) else 'a stage that makes'} {kind.__name__}"
+    require(fits, f"{path}._target_", type(stage).__name__, f"{must} (dbp/offers.py; docs/extending.md)")
+    return stage
 
 
 def _takes_budget(select: Any) -> bool:

@@ -91,6 +91,10 @@ class SemDeDup(Narrowing):
     def unread(self) -> set[str]:
         return set() if self.rule == "greedy" else {"floor"}
 
+    def at_most(self, num_rows: int) -> int:
+        """The most rows that can be left of so many."""
+        return num_rows if self.num_kept is None else min(self.num_kept, num_rows)
+
     def upstream(self, offers: Offered) -> dict[str, Node]:
         """A fine clustering, the most similar earlier row of each row, and what borders between clusters hide."""
         clustering = self.clustering()

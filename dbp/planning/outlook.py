@@ -171,11 +171,7 @@ class Outlook:
             except BudgetError:  # said when the rows are counted
                 return own
             return replace(own, rows=kept, is_about=own.is_about and not stage.budget.num_kept)
-        most = own.rows
-        if hasattr(stage, "at_most"):
-            most = stage.at_most(own.rows)
-        elif kept := getattr(stage, "num_kept", None):
-            most = min(kept, own.rows)
+        most = stage.at_most(own.rows) if isinstance(stage, Narrowing) else own.rows
         return replace(own, rows=most, is_about=not isinstance(stage, PassAll) or own.is_about)
 
     def _width(self, node: Node, entry: Entry | None) -> int:

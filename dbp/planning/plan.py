@@ -209,9 +209,9 @@ def check_budget(store: Store, nodes: dict[str, Node]) -> None:
         return
     rows: KeepList = store.get(nodes["valid"])
     most, said = rows.num_kept, f"the pool has {rows.num_kept:,} valid rows of {rows.num_pool_rows:,}"
-    at_most = getattr(nodes["filter"].stage, "at_most", None)
-    if at_most is not None and at_most(most) < most:
-        most = at_most(most)
+    stage: Any = nodes["filter"].stage
+    if (left := stage.at_most(most)) < most:
+        most = left
         said += f", and the filter leaves at most {most:,} of them"
     if budget.num_kept > most:
         raise BudgetError(

@@ -246,3 +246,10 @@ def test_the_name_of_a_score_is_not_part_of_a_key(tmp_path: Path) -> None:
 
     by_number, by_position = key("number", "select.score=number"), key("position", "select.score=position")
     assert by_number == by_position != key("number")
+
+
+@pytest.mark.parametrize(("slot", "name"), [("filter", "RowNumber"), ("select", "RowNumber"), ("score", "Evens")])
+def test_a_component_that_does_not_make_what_its_slot_holds_is_refused(slot: str, name: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        graph("select=none", f"~{slot}", f"+{slot}._target_=test_offers.{name}")
+    assert f"{slot}._target_='{name}'" in str(refused.value)
