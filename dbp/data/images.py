@@ -6,7 +6,10 @@ from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
 
+# Of several images under one key the first of these counts: in a pool, and in an evaluation set, where
+# CLIP_benchmark reads webp before png before jpg.
 IMAGE_FORMATS = ("jpg", "jpeg", "png", "webp", "gif")
+EVALUATION_FORMATS = ("webp", "png", "jpg", "jpeg", "gif")
 # What a file may be, whatever its extension says. Others that Pillow knows run programs (EPS calls
 # Ghostscript) or are not images of the web.
 CONTENTS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")

@@ -1,6 +1,6 @@
 """Samples inside a tar shard, found in one sequential read; names are data and never become paths."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -30,9 +30,9 @@ class TarSample:
     members: dict[str, Member] = field(default_factory=dict)
 
 
-def image_format(extensions: Collection[str]) -> str:
-    """Which member of a sample is its image: of several, the first in the order of `IMAGE_FORMATS`; "" for none."""
-    return next((e for e in IMAGE_FORMATS if e in extensions), "")
+def image_format(extensions: Collection[str], order: Sequence[str] = IMAGE_FORMATS) -> str:
+    """Which member of a sample is its image: of several, the first of an order; "" for none."""
+    return next((extension for extension in order if extension in extensions), "")
 
 
 @contextmanager

@@ -119,7 +119,9 @@ def _markdown(text: str) -> str:
     escape = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "*": "\\*", "_": "\\_", "](": "]\\("}
     pieces = re.split(r"(`[^`]*`)", " ".join(text.split()))
     return "".join(
-        piece if piece.startswith("`") else re.sub(r"\]\(|[&<>*]|(?<!\w)_|_(?!\w)", lambda sign: escape[sign[0]], piece)
+        piece
+        if piece.startswith("`")
+        else re.sub(r"\]\(|[&<>*]|(?<!\w)_|_(?!\w)", lambda sign: escape[sign[0]], piece)
         for piece in pieces
     )
 

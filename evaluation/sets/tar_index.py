@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dbp.data.images import IMAGE_FORMATS
+from dbp.data.images import EVALUATION_FORMATS
 from dbp.errors import WorldError
 from dbp.formats.tar_headers import Damaged, spans, split, text
 from dbp.formats.tars import image_format
@@ -29,7 +29,7 @@ class Sample:
 
     key: str  # its name, unique in the set; data, never a path
     shard: int  # number of the tar
-    extension: str  # of the image, one of `IMAGE_FORMATS`; of several, the first there
+    extension: str  # of the image, one of `EVALUATION_FORMATS`; of several, the first there
     offset: int  # first byte of the image in the tar
     length: int  # bytes of the image
     annotations: Mapping[str, bytes]  # content of its small members by extension, as `{"cls": b"7"}`
@@ -66,9 +66,9 @@ def scan_tar(path: Path, shard: int) -> list[Sample]:
 
 
 def _sample(path: Path, shard: int, key: str, members: dict[str, tuple[int, int]], file: IO[bytes]) -> Sample:
-    if not (extension := image_format(members)):
+    if not (extension := image_format(members, EVALUATION_FORMATS)):
         raise EvaluationDataError(
-            f"Sample {key!r} of {path} has no picture ({', '.join(IMAGE_FORMATS)}). "
+            f"Sample {key!r} of {path} has no picture ({', '.join(EVALUATION_FORMATS)}). "
             "Fetch the set again, or write it again with its pictures."
         )
     small = [kind for kind in ANNOTATION_EXTENSIONS if kind in members]

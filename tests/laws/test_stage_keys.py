@@ -47,7 +47,9 @@ from training.stage import Train
 from training.watching.watch import Watch
 
 # Fields that cannot change alone, and what must change beside them.
+OWN = {"mine": {"kind": "classification", "main_metric": "acc1"}}  # a task of the user
 TOGETHER = {
+    ("Evaluate", "tasks"): {"tasks": OWN, "suite": ["mine"]},
     ("Threshold", "maximum"): {"minimum": None, "maximum": 0.5},
     ("Train", "epochs"): {"epochs": 1.0, "samples_seen": None},
     ("Train", "samples_seen"): {

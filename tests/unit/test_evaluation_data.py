@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from miniature import noise_png, write_classification, write_retrieval, write_set
 
-from dbp.data.images import IMAGE_FORMATS
+from dbp.data.images import EVALUATION_FORMATS
 from evaluation.sets.data import open_set, set_digest
 from evaluation.sets.folders import find_set, set_files
 from evaluation.sets.tar_index import EvaluationDataError, scan_tar
@@ -53,12 +53,12 @@ def test_blank_names_and_twin_names_are_kept(folder):
     assert classification(folder).class_names == ("zero", "", "two", "two")
 
 
-def test_of_several_images_the_first_in_the_order_of_a_pool_counts(tmp_path):
-    extensions = list(reversed(IMAGE_FORMATS))
+def test_of_several_images_the_first_in_the_order_of_clip_benchmark_counts(tmp_path):
+    extensions = list(reversed(EVALUATION_FORMATS))
     samples = [{ext: ext.encode() for ext in extensions[: i + 1]} for i in range(5)]
     write_set(tmp_path, samples)
     opened = open_set(tmp_path, kind="retrieval")
-    assert [opened.read_picture(row) for row in range(5)] == [b"gif", b"webp", b"png", b"jpeg", b"jpg"]
+    assert [opened.read_picture(row) for row in range(5)] == [b"gif", b"jpeg", b"jpg", b"png", b"webp"]
 
 
 def test_captions_are_one_a_line_and_may_vary_in_number(tmp_path):
