@@ -19,6 +19,16 @@ REGULAR = b"07\0"
 EXTENDED = b"gxXLK"  # headers that speak of files that follow
 WITH_DATA = {kind for kind in range(256) if kind in REGULAR or bytes([kind]) not in SUPPORTED_TYPES}
 
+# What a file may begin with that is not a tar, and the way out.
+OTHERS = {
+    b"\x1f\x8b": "compressed by gzip; decompress it with gunzip, since samples are read at their place",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; decompress it with unzstd, since samples are read at their place",
+    b"\xfd7zXZ": "compressed by xz; decompress it with unxz, since samples are read at their place",
+    b"BZh": "compressed by bzip2; decompress it with bunzip2, since samples are read at their place",
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file itself with `git lfs pull`",
+    b"<": "an HTML or XML page, such as a server's error message",
+}
+
 # name, first byte (long-name headers included), first byte of data, bytes of data, byte after the padding
 Span = tuple[bytes, int, int, int, int]
 Read = Callable[[int, int], bytes]  # so many bytes, from so far on; fewer at the end
@@ -48,7 +58,8 @@ class Stream:
 def spans(source: int | Stream) -> Iterator[Span]:
     """The regular files of a tar in order, from its headers; of an open file, or of a stream.
 
-    Reads V7, ustar, pax (`x`, and `g` without path or size), GNU long names and base-256 sizes.
+    Reads V7, ustar, pax (`x`, and `g` without path or size), GNU long names and base-256 sizes, and tars that
+    were put one behind the other (`cat a.tar b.tar`) to the last.
     Offsets and names are those that Python's tarfile gives.
 
     Raises:
@@ -58,7 +69,11 @@ def spans(source: int | Stream) -> Iterator[Span]:
         read, total = source.read, None
     else:
         read, total = partial(os.pread, source), os.fstat(source).st_size
-    offset, window, base = 0, b"", 0
+    offset, window, base, mark = 0, b"", 0, -1
+
+    def where(offset: int) -> str:
+        return f"byte {offset:,}" + (", behind the mark that ends a tar," if offset == mark else "")
+
     start = -1  # of the first header that speaks of the file to come
     long_name = long_size = None
     while True:
@@ -66,21 +81,26 @@ def spans(source: int | Stream) -> Iterator[Span]:
         if at + BLOCK > len(window):
             window, base, at = read(WINDOW, offset), offset, 0
         block = window[at : at + BLOCK]
+        if offset == 0 and (other := next((what for sign, what in OTHERS.items() if block.startswith(sign)), "")):
+            raise Damaged(f"it is {other}")
         if len(block) < BLOCK:
             raise Damaged("it ends without the mark that ends a tar")
         if not block[0] and not block.strip(b"\0"):
             if start >= 0:
                 raise Damaged(f"the header at byte {start:,} speaks of no file")
-            return
+            mark = offset = _behind_zeros(read, offset)
+            if offset < 0:
+                return
+            continue
         try:
             size = int(block[124:136].rstrip(b" \0"), 8)
             said = int(block[148:156].rstrip(b" \0"), 8)
         except ValueError:
-            size, said = _number(block[124:136], offset), _number(block[148:156], offset)
+            size, said = (_number(field, where(offset)) for field in (block[124:136], block[148:156]))
         # The low half of Adler-32 is 1 + the sum of bytes (below 65,521): a checksum at the speed of C.
         total_of_bytes = (adler32(block) & 0xFFFF) + 255 - sum(block[148:156])
         if size < 0 or (total_of_bytes != said and said not in calc_chksums(block)):
-            raise Damaged(f"the header at byte {offset:,} is garbled")
+            raise Damaged(f"the header at {where(offset)} is garbled")
         kind = block[156]
         start = offset if start < 0 else start
         data = offset + BLOCK
@@ -110,6 +130,15 @@ def spans(source: int | Stream) -> Iterator[Span]:
         start, long_name, long_size = -1, None, None
 
 
+def _behind_zeros(read: Read, offset: int) -> int:
+    """The first block from an offset on that is not all zeros; -1 where the file ends before."""
+    while zeros := read(1 << 16, offset):
+        if left := len(zeros.lstrip(b"\0")):
+            return offset + (len(zeros) - left) // BLOCK * BLOCK
+        offset += len(zeros)
+    return -1
+
+
 def split(name: bytes) -> tuple[bytes, bytes]:
     """A member's key and its extension in lower case; both are empty where it has not both."""
     slash = name.rfind(b"/") + 1
@@ -131,7 +160,7 @@ def _speaks_of(kind: int, read: Read, at: int, size: int) -> tuple[bytes | None,
         return (content.partition(b"\0")[0] if kind == ord("L") else None), None
     said: dict[bytes, bytes] = {}
     while content and content[0]:
-        length = _number(content.partition(b" ")[0], at - BLOCK, 10)
+        length = _number(content.partition(b" ")[0], f"byte {at - BLOCK:,}", 10)
         key, equals, value = content[: length - 1].partition(b" ")[2].partition(b"=")
         if not equals or not 5 <= length <= len(content):
             raise Damaged(f"the pax header at byte {at - BLOCK:,} is garbled")
@@ -141,10 +170,10 @@ def _speaks_of(kind: int, read: Read, at: int, size: int) -> tuple[bytes | None,
         raise Damaged(f"the header at byte {at - BLOCK:,} is of a sparse file")
     if kind == ord("g") and said.keys() & {b"path", b"size"}:
         raise Damaged(f"the pax header at byte {at - BLOCK:,} names or sizes all files that follow")
-    return said.get(b"path"), _number(said[b"size"], at, 10) if b"size" in said else None
+    return said.get(b"path"), _number(said[b"size"], f"byte {at:,}", 10) if b"size" in said else None
 
 
-def _number(field: bytes, offset: int, base: int = 8) -> int:
+def _number(field: bytes, where: str, base: int = 8) -> int:
     if field[:1] == b"\x80":  # base 256, for sizes from 8 GiB
         return int.from_bytes(field[1:], "big")
     try:
@@ -152,5 +181,5 @@ def _number(field: bytes, offset: int, base: int = 8) -> int:
     except ValueError:
         number = -1
     if number < 0:
-        raise Damaged(f"the header at byte {offset:,} is garbled")
+        raise Damaged(f"the header at {where} is garbled")
     return number

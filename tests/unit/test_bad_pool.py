@@ -1,5 +1,6 @@
 """Bad input: counted by its reason and told in the decision table, or an error that says the way out."""
 
+import gzip
 import io
 import json
 import resource
@@ -24,6 +25,7 @@ from dbp.engine.store import Store
 from dbp.errors import ConfigError, PoolError, WorldError
 from dbp.pools.index import DAMAGED, DOTTED, Index
 from dbp.scoring.clip_score import ClipScore
+from evaluation.sets.tar_index import scan_tar
 
 LIMIT = 178_956_970
 
@@ -317,6 +319,44 @@ def test_a_file_that_is_no_tar_is_named_or_counted(store, tmp_path, content):
     node = index(f"{tmp_path}/*.tar", broken_shards="keep_readable")
     assert store.get(node).uids() == ["x"]
     assert counts(store, node)[DAMAGED] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(b"x" * 2000), "gunzip"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"<!DOCTYPE html>" + b"x" * 2000, "HTML"),
+    ],
+)
+def test_a_shard_that_is_another_kind_of_file_is_called_what_it_is(store, tmp_path, content, said):
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(PoolError, match=rf"a\.tar cannot be read at its first member: it is .*{said}"):
+        store.get(index(tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize("zeros", [0, 512, 1 << 17])
+@pytest.mark.parametrize("address", ["{}", "pipe:cat {}"])
+def test_tars_put_one_behind_the_other_are_read_to_the_last(store, tmp_path, address, zeros):
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"{name}.tar", pairs([f"{name}{i}" for i in range(3)]))
+    both = tmp_path / "both.tar"
+    both.write_bytes((tmp_path / "a.tar").read_bytes() + b"\0" * zeros + (tmp_path / "b.tar").read_bytes())
+    pool = store.get(index(address.format(both)))
+    assert pool.uids() == ["a0", "a1", "a2", "b0", "b1", "b2"]
+    if address == "{}":
+        alone = Store(tmp_path / "alone").get(index(f"{tmp_path}/[ab].tar"))
+        assert [pool.image_bytes(row) for row in range(6)] == [alone.image_bytes(row) for row in range(6)]
+        assert pool.captions(np.arange(6)) == alone.captions(np.arange(6))
+        found = scan_tar(both, 0)
+        assert [sample.key for sample in found] == pool.uids()
+
+
+def test_what_is_no_tar_behind_the_end_of_one_is_said(store, tmp_path):
+    shard = write_tar(tmp_path / "a.tar", pairs(["x", "y"]))
+    shard.write_bytes(shard.read_bytes() + b"signed by someone" * 99)
+    with pytest.raises(PoolError, match=r"after member 'y\.txt': the header at byte \d[\d,]*, behind the mark"):
+        store.get(index(shard))
 
 
 def test_a_missing_shard_stops_before_any_work(store, tmp_path):
