@@ -37,6 +37,7 @@ from dbp.pools.glyph_pool import RenderGlyphs, RenderTasks
 from dbp.pools.index import Index
 from dbp.selection.budget import Budget
 from dbp.selection.metadata import Balancing
+from evaluation import tasks
 from evaluation.stage import Evaluate, Sets
 from training.account.metrics import Csv
 from training.config import Model
@@ -111,6 +112,12 @@ READ |= {"targets", "ids", "words", "language", "by", "wordnet", "pairs", "text"
 
 
 POOL = OmegaConf.load(config_folder() / "pool/rehearsal.yaml")
+
+
+@pytest.fixture(autouse=True)
+def tasks_of_the_user_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "_own", {})
+    monkeypatch.setattr(tasks, "_facts", {})
 
 
 def preset(group: str, option: str) -> Any:
