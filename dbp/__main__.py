@@ -120,7 +120,9 @@ def _main(arguments: list[str]) -> int:
 
 def _run(verb: str, rest: list[str]) -> int:
     if verb in HYDRA and any(flag in rest for flag in ("-m", "--multirun")):
-        os.execv(sys.executable, [sys.executable, "-m", VERBS[verb], *rest])
+        from dbp.verbs.command_line import multirun
+
+        os.execv(sys.executable, [sys.executable, "-m", VERBS[verb], *multirun(rest)])
     module_name = VERBS[verb]
     if verb in LIGHT:
         return importlib.import_module(module_name).main(verb, rest) or 0

@@ -227,6 +227,7 @@ def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = Non
     try:
         with initialize_config_dir(str(config_folder().absolute()), version_base="1.3"):
             config = hydra_compose(verb, overrides=overrides + extra)
+            _check_root(config, overrides)
             with open_dict(config):
                 config.tasks = {**_own_tasks(config_dirs or []), **config.get("tasks", {})}
             if resolve:
@@ -238,6 +239,23 @@ def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = Non
         raise ConfigError(f"a config cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
+def _check_root(config: Any, overrides: list[str]) -> None:
+    """Refuse a key at the root of a config file that no verb reads; Hydra checks the command line alone.
+
+    Raises:
+        ConfigError: It names the nearest key that is read.
+    """
+    from omegaconf import OmegaConf
+
+    frame = OmegaConf.load(config_folder() / "frame.yaml")
+    where = " ".join(o for o in overrides if o.startswith(("experiment", "+", "debug"))) or "a config file"
+    for path, known in (("", {*frame, *groups(), "hydra"}), ("export", set(frame.export))):
+        for name in map(str, config[path] if path else config):
+            if name not in known:
+                said = f"{_join(path, name)} is not a setting, and {where} sets it."
+                raise ConfigError(f"{said} {nearest(name, sorted(map(str, known)))}")
+
+
 def _own_tasks(config_dirs: list[str]) -> dict[str, Any]:
     """What the YAML files in the folders `task` of config folders say, by the name of the file."""
     from omegaconf import OmegaConf
@@ -247,21 +265,18 @@ def _own_tasks(config_dirs: list[str]) -> dict[str, Any]:
 
 
 def _what_was_meant(verb: str, overrides: list[str], error: Exception) -> str:
-    text = str(error).strip()
-    known = groups()
-    for override in overrides:
-        name, equals, value = override.partition("=")
-        match = GROUP.match(name)
-        if not equals or not match:
-            continue
-        group = match.group(1)
-        is_choice = group in known and "." not in name.split("@")[0]
-        if is_choice and value not in known[group] and "ould not find" in text:
-            return f"{name}={value}: there is no such {group}. {nearest(value, known[group])}"
+    text, known = str(error).strip(), groups()
+    chosen = {o: match[1] for o in overrides if (match := GROUP.match(o.partition("=")[0])) and match[1] in known}
+    missing = re.search(r"ould not find '(\w+)/([^']+)'\n+Available options in '\w+':\n((?:\t.+\n)+)", text)
+    if missing:
+        group, value, options = missing[1], missing[2], missing[3].split()
+        here = [o for o, own in chosen.items() if own == group and o.endswith(f"={value}")]
+        other = " ".join(o for o in overrides if o.startswith(("experiment=", "debug="))) or "a config file"
+        said = here[0] if here else f"{other} sets {group}={value}"
+        return f"{said}: there is no such {group}. {nearest(value, options)}"
     if match := re.search(r"[Cc]ould not override '([^']+)'", text):
-        full = match.group(1)
-        chosen = [o for o in overrides if (m := GROUP.match(o.partition("=")[0])) and m.group(1) in known]
-        return f"{full} is not a setting here. {_nearest_key(verb, full, chosen)}"
+        full = match[1]
+        return f"{full} is not a setting here. {_nearest_key(verb, full, [o for o in chosen if full not in o])}"
     return f"the configuration cannot be composed: {' '.join(text.split())}"
 
 

@@ -48,8 +48,8 @@ class SweepSettings:
 
     def __post_init__(self) -> None:
         for name, given in self.arms.items():
-            is_mapping = given is None or isinstance(given, dict)
-            require(is_mapping, f"sweep.arms.{name}", given, "a mapping of settings")
+            must = "a mapping of settings; {} for the config as it stands"
+            require(isinstance(given, dict), f"sweep.arms.{name}", given, must)
         require(self.workers == "auto" or self.workers >= 1, "workers", self.workers, "at least 1, or auto")
         for key, values in flat(self.axes).items():
             is_list = isinstance(values, list) and len(values) > 0
@@ -90,7 +90,7 @@ class Grid:
         Raises:
             ConfigError: A setting of the command line has no effect.
         """
-        arms = {name: flat(given or {}) for name, given in settings.arms.items()}
+        arms = {name: flat(given) for name, given in settings.arms.items()}
         axes = {k: list(v) for k, v in flat(settings.axes).items()} | said
         if not arms:
             methods = axes.pop("select", [])

@@ -52,7 +52,7 @@ def _is_literal(value: str) -> bool:
 def short_forms(argument: str) -> list[str]:
     """Spell out `encoder=NAME` (all three uses) and `encoder.USE=NAME` (one use)."""
     key, _, value = argument.partition("=")
-    if key == "encoder" and value in groups()["encoder"]:
+    if key == "encoder":
         return [f"encoder@encoder.{use}={value}" for use in USES]
     use = key.removeprefix("encoder.")
     if key.startswith("encoder.") and use in USES:
@@ -74,6 +74,21 @@ def overrides(arguments: list[str]) -> list[str]:
                 f"value in quotes: {key}='…{{00000..00099}}.tar'"
             )
     return [to_hydra(short) for argument in arguments for short in short_forms(argument)]
+
+
+def multirun(arguments: list[str]) -> list[str]:
+    """Arguments as `overrides` gives them, but for flags and lists of values (`key=a,b`), which are Hydra's."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    found = []
+    for argument in arguments:
+        for short in [argument] if argument.startswith("-") else short_forms(argument):
+            try:
+                is_sweep = OverridesParser.create().parse_override(short).is_sweep_override()
+            except Exception:  # the parser's own exceptions are many
+                is_sweep = False
+            found.append(short if is_sweep or short.startswith("-") else to_hydra(short))
+    return found
 
 
 def hydra_main(verb: str, run: Callable[[Any], Any]) -> None:

@@ -14,7 +14,7 @@ from dbp.config import build, compose, groups, require
 from dbp.engine.paths import expand_shards
 from dbp.errors import BudgetError, ConfigError, PoolError, nearest
 from dbp.selection.budget import Budget
-from dbp.verbs.command_line import overrides, short_forms, to_hydra
+from dbp.verbs.command_line import multirun, overrides, short_forms, to_hydra
 
 # build
 
@@ -361,3 +361,72 @@ def test_a_long_list_in_braces_is_expanded_although_no_file_may_have_such_a_name
     shards = touch(tmp_path, *(f"{name}.tar" for name in names))
     assert expand_shards(f"{tmp_path}/{{{','.join(names)}}}.tar") == shards
     assert len(",".join(names)) > os.pathconf(tmp_path, "PC_NAME_MAX")
+
+
+# files of a config folder
+
+
+def refusal(folder: Path, text: str, *more: str) -> str:
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    with pytest.raises(ConfigError) as refused:
+        compose("sweep", overrides(["experiment=mine", *more]), [str(folder)])
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong", "right"),
+    [
+        ("swep: {name: x}", "swep", "'sweep'"),
+        ("trainx: {seed: 1}", "trainx", "'train'"),
+        ("rot: SETS", "rot", "'root'"),
+        ("export: {datacmp: x}", "export.datacmp", "'datacomp'"),
+    ],
+)
+def test_a_key_that_is_misspelt_at_the_root_of_a_file_is_refused(
+    text: str, wrong: str, right: str, tmp_path: Path
+) -> None:
+    said = refusal(tmp_path, text)
+    assert f"{wrong} is not a setting" in said
+    assert "experiment=mine" in said
+    assert f"Did you mean {right}" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("defaults: [{override /pool: webdatset}]", "experiment=mine sets pool=webdatset: there is no such pool."),
+        (
+            "defaults: [{/score@scores.x: clipscore}]",
+            "experiment=mine sets score=clipscore: there is no such score.",
+        ),
+    ],
+)
+def test_what_an_experiment_chooses_wrongly_is_not_called_a_wrong_experiment(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    assert refusal(tmp_path, text).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pool=webdatset"], "pool=webdatset: there is no such pool. Did you mean 'webdataset'?"),
+        (["encoder=opnclip_b32"], "encoder@encoder.dedup=opnclip_b32: there is no such encoder."),
+        (["experiment=glyps"], "experiment=glyps: there is no such experiment. Did you mean 'glyphs'?"),
+    ],
+)
+def test_an_option_that_is_not_there_is_named_with_the_nearest(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose("curate", overrides(words))
+    assert str(refused.value).startswith(said)
+
+
+def test_words_of_a_multirun_are_quoted_but_for_its_lists() -> None:
+    words = ["-m", "pool.shards=a b/{00..09}.tar", "select.temperature=0.1,0.2", "encoder.score=openclip_b32"]
+    assert multirun(words) == [
+        "-m",
+        "pool.shards='a b/{00..09}.tar'",
+        "select.temperature=0.1,0.2",
+        "encoder@encoder.score=openclip_b32",
+    ]

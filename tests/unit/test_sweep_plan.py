@@ -145,6 +145,13 @@ def test_a_list_of_encoders_is_an_axis_and_a_setting_of_the_encoder_is_not():
     )
 
 
+def test_an_arm_with_nothing_in_it_is_refused_and_told_how_to_say_so() -> None:
+    with pytest.raises(ConfigError) as refused:
+        SweepSettings(name="x", arms={"uniform": None}, axes={}, encoder=None, control="uniform")
+    assert "sweep.arms.uniform" in str(refused.value)
+    assert "{}" in str(refused.value)
+
+
 def test_an_axis_of_methods_makes_an_arm_of_each():
     assert grid("sweep.select=[uniform,dbp]", "sweep.seed=[0,1]") == Grid(
         {"uniform": {"select": "uniform"}, "dbp": {"select": "dbp"}},
