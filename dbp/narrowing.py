@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dbp.data.keep_list import KeepList
+from dbp.engine.progress import log
 from dbp.engine.stage import Stage
 from dbp.engine.work import Work
+
+SUSPICIOUS = 0.5  # share of rows left by dedup below which it is called out
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,13 @@ class Narrowing(Stage):
         kept, counts = self.decide(**inputs)
         kept.save(work.folder)
         before = inputs["rows"].num_kept if "rows" in inputs else kept.num_pool_rows
+        is_asked_for = self.at_most(before) < before
+        if self.name == "dedup" and not is_asked_for and kept.num_kept < SUSPICIOUS * before:
+            log.warning(
+                "dedup removed %s of %s rows; pools rarely hold so many copies, but a weak encoder finds unlike "
+                "images alike. Lower dedup.epsilon or choose another encoder.dedup; `dbp report` shows pairs.",
+                f"{before - kept.num_kept:,}", f"{before:,}",
+            )  # fmt: skip
         return {"rows": before, "kept": kept.num_kept, "keep list": kept.digest, **counts}
 
 

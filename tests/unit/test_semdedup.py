@@ -774,6 +774,19 @@ def test_ranges_are_no_more_than_a_scheduler_bears(monkeypatch: pytest.MonkeyPat
 # settings
 
 
+@pytest.mark.parametrize(("copies", "is_said"), [(4, False), (7, True)])
+def test_dedup_that_removes_more_than_half_says_so_and_the_way_out(
+    copies: int, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = everything("pool", np.ones(10, bool))
+    similarity = np.where(np.arange(10) < copies, 0.99, 0.5).astype(np.float32)
+    similar = SimilarRows(similarity, np.zeros(10, np.int64), np.zeros(10, np.int32), None, Missing())
+    stage = SemDeDup(0.05, 2, 1, 8, "hard", 0, "image")
+    work = Work(tmp_path, tmp_path, "key")
+    stage.run(work, rows=rows, similar=similar)
+    assert ("removed 7 of 10 rows" in caplog.text and "dedup.epsilon" in caplog.text) == is_said
+
+
 @pytest.mark.parametrize("epsilon", [-0.1, 2.1, float("nan")])
 def test_an_epsilon_outside_of_cosine_distance_is_refused(epsilon: float) -> None:
     with pytest.raises(ConfigError, match=r"^epsilon=.*in \[0, 2\]: 1 - cosine"):
