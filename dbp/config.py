@@ -228,7 +228,7 @@ def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = Non
         with initialize_config_dir(str(config_folder().absolute()), version_base="1.3"):
             config = hydra_compose(verb, overrides=overrides + extra)
             with open_dict(config):
-                config.tasks = {**_own_tasks(config_dirs or []), **config.get("tasks", {})}
+                config.tasks = {**_own_tasks(config_dirs or []), **(config.get("tasks") or {})}
             if resolve:
                 OmegaConf.resolve(config)
             return config

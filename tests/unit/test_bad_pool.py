@@ -319,6 +319,18 @@ def test_a_file_that_is_no_tar_is_named_or_counted(store, tmp_path, content):
     assert counts(store, node)[DAMAGED] == 1
 
 
+def test_a_size_beyond_all_memory_is_damage_and_asks_for_none(store, tmp_path):
+    """The header's checksum holds; its size of 2 ** 45 bytes does not."""
+    shard = write_tar(tmp_path / "a.tar", pairs(["x"]))
+    content = bytearray(shard.read_bytes())
+    content[124:136] = b"\x80" + (1 << 45).to_bytes(11, "big")
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    shard.write_bytes(content)
+    with pytest.raises(PoolError, match=r"a\.tar cannot be read at its first member"):
+        store.get(index(shard))
+
+
 def test_a_missing_shard_stops_before_any_work(store, tmp_path):
     write_tar(tmp_path / "0.tar", pairs(["x"]))
     with pytest.raises(PoolError, match=r"2 of 3 shards are missing; the first is .*1\.tar"):
