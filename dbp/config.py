@@ -229,7 +229,7 @@ def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = Non
             config = hydra_compose(verb, overrides=overrides + extra)
             _check_root(config, overrides)
             with open_dict(config):
-                config.tasks = {**_own_tasks(config_dirs or []), **config.get("tasks", {})}
+                config.tasks = {**_own_tasks(config_dirs or []), **(config.get("tasks") or {})}
             if resolve:
                 OmegaConf.resolve(config)
             return config

@@ -58,9 +58,9 @@ class Suite(Evaluator):
     seed: int
     precision: Literal["fp32", "bf16"]
     plan: GlyphPlan | None = None
-    tasks: dict[str, Any] = field(default_factory=dict)
     batch_size: int = runtime(128)
     num_workers: int = runtime(0)
+    tasks: dict[str, Any] = runtime(default_factory=dict)
 
     def __post_init__(self) -> None:
         register(self.tasks)

@@ -123,7 +123,7 @@ def load_results(path: Path, *, with_outcomes: bool = True) -> list[Result]:
             values = json.loads(line)
             intervals = {name: (low, high) for name, (low, high) in values["intervals"].items()}
             result = Result(**(values | {"intervals": intervals}))
-            register({result.task: result.own_task} if result.own_task else {})
+            register({result.task: result.own_task} if result.own_task else {}, of_results=True)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise WorldError(
                 f"Line {number} of {path} is not a result of ours ({error}). Move the file away, "

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +23,7 @@ from evaluation.running.prepare import VERSION, Asked
 from evaluation.running.runner import Encoding, encode_for, evaluate_checkpoints
 from evaluation.sets.folders import set_files
 from evaluation.suites import resolve_suite
-from evaluation.tasks import own_facts, register
+from evaluation.tasks import find_task, own_facts, register
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,6 @@ class Evaluate(Stage):
     seed: int
     precision: Literal["fp32", "bf16", "reference"]
     max_templates: int | None = None
-    tasks: dict[str, Any] = field(default_factory=dict)
     protocol: Literal["corrected", "datacomp"] = runtime("corrected")
     batch_size: int = runtime(128)
     num_workers: int | Literal["auto"] = runtime("auto")
@@ -121,10 +120,10 @@ class Evaluate(Stage):
     keep_vectors: bool = runtime(True)
     crops: str | None = runtime(None)
     vectors: str | None = runtime(None)
+    tasks: dict[str, Any] = runtime(default_factory=dict)
 
     def __post_init__(self) -> None:
         register(self.tasks)
-        # What the suite does not hold is not part of the key.
         suite = resolve_suite(self.suite)
         object.__setattr__(self, "tasks", own_facts(task.key for task in suite))
         for task in suite:
@@ -141,6 +140,11 @@ class Evaluate(Stage):
             ("num_workers", self.num_workers == "auto" or self.num_workers >= 0, "0 or more"),
         ):
             require(holds, name, getattr(self, name), must)
+
+    def identity(self) -> dict[str, Any]:
+        """How tasks of the user are scored; their names and levels of chance may change."""
+        own = {key: [task.kind, task.folder] for key in self.tasks for task in [find_task(key)]}
+        return {"tasks": own} if own else {}
 
     def run(self, work: Work, checkpoint: Any, sets: Any) -> dict[str, Any]:
         failures: list[Failure] = []

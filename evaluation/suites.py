@@ -128,6 +128,8 @@ def resolve_suite(suite: str | Sequence[str]) -> list[Task]:
         ConfigError: A name is neither a suite nor a task, or nothing is named.
     """
     names, known = _names(suite), suites()
+    if twice := set(known) & set(load_tasks()):
+        raise ConfigError(f"tasks.{min(twice)}: there is a suite of this name. Give the YAML file another name.")
     if not names:
         raise ConfigError(f"suite={suite!r} names no task. Suites: {', '.join(sorted(known))}.")
     keys: dict[str, None] = {}

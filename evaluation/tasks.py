@@ -79,11 +79,12 @@ _own: dict[str, Task] = {}  # by key: those of the user that this process has me
 _facts: dict[str, dict[str, Any]] = {}  # their YAML
 
 
-def register(tasks: Mapping[str, Mapping[str, Any]]) -> None:
+def register(tasks: Mapping[str, Mapping[str, Any]], *, of_results: bool = False) -> None:
     """Make tasks of the user known in this process.
 
     Args:
         tasks: Key -> what its YAML file says, as `OwnTask` describes it.
+        of_results: They stand in results: what a YAML file says now comes first.
 
     Raises:
         ConfigError: A field is wrong, or a key names another task already.
@@ -93,9 +94,12 @@ def register(tasks: Mapping[str, Mapping[str, Any]]) -> None:
         values = {**asdict(own), "key": key, "name": own.name or key, "folder": own.folder or f"wds_{key}_test"}
         blank = dict.fromkeys(field.name for field in fields(Task))
         task = _with_chance({**blank, "in_average": False, "in_datacomp": False, **values})
-        if key in _published() or _own.get(key, task) != task:
-            raise ConfigError(f"tasks.{key}: there is another task of this key. Give the YAML file another name.")
-        _own[key], _facts[key] = task, dict(facts)
+        if key in _published() or "," in key:
+            raise ConfigError(
+                f"tasks.{key}: no task of the user can have this key. Give the YAML file another name."
+            )
+        if not (of_results and key in _own):
+            _own[key], _facts[key] = task, dict(facts)
 
 
 def own_facts(keys: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -27,7 +27,11 @@ class Chain(Narrowing):
 
     def identity(self) -> dict[str, Any]:
         """Kinds and versions of the filters; what they read beside their fields."""
-        return {"steps": [[type(step).__name__, step.version, _read(step)] for step in self.steps()]}
+        said: dict[str, Any] = {"steps": [[type(s).__name__, s.version, _read(s)] for s in self.steps()]}
+        reads = [[step.offered_as(need) for need in step.needs] for step in self.steps()]
+        if reads != [list(step.needs) for step in self.steps()]:  # which step reads which score
+            said["reads"] = reads
+        return said
 
     def at_most(self, num_rows: int) -> int:
         """The most rows that can be left of so many."""

@@ -50,8 +50,11 @@ class Stream:
         self.start, self.kept = offset, self.kept[offset - self.start :]
         while ahead > 0 and (passed := self.source.read(min(ahead, 1 << 20))):
             ahead -= len(passed)
-        while len(self.kept) < size and (more := self.source.read(size - len(self.kept))):
-            self.kept += more
+        pieces, there = [self.kept], len(self.kept)
+        while there < size and (more := self.source.read(min(size - there, 1 << 20))):  # a size may be garbled
+            pieces.append(more)
+            there += len(more)
+        self.kept = b"".join(pieces)
         return self.kept[:size]
 
 

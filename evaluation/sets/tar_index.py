@@ -71,6 +71,6 @@ def _sample(path: Path, shard: int, key: str, members: dict[str, tuple[int, int]
             f"Sample {key!r} of {path} has no picture ({', '.join(EVALUATION_FORMATS)}). "
             "Fetch the set again, or write it again with its pictures."
         )
-    small = [kind for kind in ANNOTATION_EXTENSIONS if kind in members]
+    small = [kind for kind in members if kind in ANNOTATION_EXTENSIONS]
     annotations = {kind: os.pread(file.fileno(), *members[kind][::-1]) for kind in small}
     return Sample(key, shard, extension, *members[extension], annotations)

@@ -36,9 +36,11 @@ MAIN = "report.html"
 
 def main(verb: str, arguments: list[str]) -> int:
     """Run `dbp report`."""
-    settings, words = read_arguments(arguments, tuple(SETTINGS))
-    settings = SETTINGS | settings
+    given, words = read_arguments(arguments, tuple(SETTINGS))
+    settings = SETTINGS | given
     if settings["paper"]:
+        for name in ("pictures", "figures"):
+            require(name not in given, name, given.get(name), "left out beside paper, whose tables have none")
         return beside_paper(settings, words)
     require(settings["figures"] in ("true", "false"), "figures", settings["figures"], "true or false")
     text = settings["pictures"]

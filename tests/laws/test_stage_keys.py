@@ -48,9 +48,8 @@ from training.stage import Train
 from training.watching.watch import Watch
 
 # Fields that cannot change alone, and what must change beside them.
-OWN = {"mine": {"kind": "classification", "main_metric": "acc1"}}  # a task of the user
 TOGETHER = {
-    ("Evaluate", "tasks"): {"tasks": OWN, "suite": ["mine"]},
+    ("Evaluate", "tasks"): None,  # enters through `identity`; tests/unit/test_evaluation_tasks.py
     ("Threshold", "maximum"): {"minimum": None, "maximum": 0.5},
     ("Train", "epochs"): {"epochs": 1.0, "samples_seen": None},
     ("Train", "samples_seen"): {

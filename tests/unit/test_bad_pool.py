@@ -356,6 +356,17 @@ def test_what_is_no_tar_behind_the_end_of_one_is_said(store, tmp_path):
     shard = write_tar(tmp_path / "a.tar", pairs(["x", "y"]))
     shard.write_bytes(shard.read_bytes() + b"signed by someone" * 99)
     with pytest.raises(PoolError, match=r"after member 'y\.txt': the header at byte \d[\d,]*, behind the mark"):
+
+
+def test_a_size_beyond_all_memory_is_damage_and_asks_for_none(store, tmp_path):
+    """The header's checksum holds; its size of 2 ** 45 bytes does not."""
+    shard = write_tar(tmp_path / "a.tar", pairs(["x"]))
+    content = bytearray(shard.read_bytes())
+    content[124:136] = b"\x80" + (1 << 45).to_bytes(11, "big")
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    shard.write_bytes(content)
+    with pytest.raises(PoolError, match=r"a\.tar cannot be read at its first member"):
         store.get(index(shard))
 
 

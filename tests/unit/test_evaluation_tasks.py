@@ -2,10 +2,13 @@ import re
 
 import pytest
 
+from dbp.engine.stage import parameters
 from dbp.errors import ConfigError
+from evaluation import tasks
 from evaluation.kinds.registry import KINDS
+from evaluation.stage import Evaluate
 from evaluation.suites import QUICK, groups, missing_members, resolve_suite, suites
-from evaluation.tasks import find_task, load_tasks
+from evaluation.tasks import find_task, load_tasks, register
 
 
 def test_the_table_holds_the_40_tasks_of_datacomp_first_and_those_of_glyphs_last():
@@ -131,3 +134,53 @@ def test_a_suite_of_nothing_is_refused():
 def test_a_misspelt_task_names_the_nearest():
     with pytest.raises(ConfigError, match=r"no task 'cifar01'\. Did you mean 'cifar10'\?"):
         find_task("cifar01")
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """A process that has met no task of the user; what the test registers is forgotten."""
+    monkeypatch.setattr(tasks, "_own", {})
+    monkeypatch.setattr(tasks, "_facts", {})
+
+
+CATS = {"kind": "classification", "main_metric": "acc1", "num_classes": 2}
+
+
+def parameters_of(**facts):
+    return parameters(Evaluate("cats", None, 0, "fp32", tasks={"cats": CATS | facts}))
+
+
+def test_a_task_of_the_user_has_its_defaults_and_its_level_of_chance(own):
+    register({"cats": CATS})
+    task = find_task("cats")
+    assert (task.name, task.folder, task.chance) == ("cats", "wds_cats_test", 0.5)
+    assert not task.in_average
+
+
+def test_what_a_file_says_now_comes_before_what_older_results_say(own):
+    register({"cats": CATS | {"name": "Cats"}})
+    register({"cats": CATS | {"name": "Older"}}, of_results=True)
+    assert find_task("cats").name == "Cats"
+    register({"cats": CATS | {"name": "Newer"}})
+    assert find_task("cats").name == "Newer"
+
+
+def test_how_a_task_is_scored_is_part_of_the_key_and_its_name_is_not(own):
+    plain = parameters_of()
+    assert parameters_of(name="Cats", chance=0.4) == plain
+    assert parameters_of(folder="elsewhere") != plain
+    assert "tasks" not in parameters(Evaluate("quick", None, 0, "fp32", tasks={"cats": CATS}))
+
+
+@pytest.mark.parametrize("key", ["cifar10", "a,b"])
+def test_a_key_that_is_taken_or_is_a_list_is_refused(own, key):
+    with pytest.raises(ConfigError) as refused:
+        register({key: CATS})
+    assert key in str(refused.value)
+
+
+def test_a_task_by_the_name_of_a_suite_is_refused(own):
+    register({"quick": CATS})
+    with pytest.raises(ConfigError) as refused:
+        resolve_suite("quick")
+    assert "tasks.quick" in str(refused.value)

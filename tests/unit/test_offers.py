@@ -216,6 +216,22 @@ def test_filters_of_one_chain_read_several_scores(tmp_path: Path) -> None:
     assert set(kept.rows.tolist()) == best & set(range(300))
 
 
+def test_chains_whose_steps_read_each_other_s_scores_have_keys_of_their_own(tmp_path: Path) -> None:
+    kind = "dbp.filtering.threshold"
+    store, keys = Store(tmp_path / "store"), set()
+    for first, second in (("number", "other"), ("other", "number"), ("number", ""), ("", "number")):
+        steps = (
+            f"{{_target_: {kind}.TopFraction, fraction: 0.5, score: '{first}'}}",
+            f"{{_target_: {kind}.TopFraction, fraction: 0.2, score: '{second}'}}",
+        )
+        chain = ("filter._target_=dbp.filtering.combine.All", f"+filter.filters=[{', '.join(steps)}]")
+        other = "+scores.other._target_=test_offers.Mix"
+        node = graph(NUMBER, other, *chain, "select=none")["select"]
+        store.get(node)
+        keys.add(store.key(node))
+    assert len(keys) == 4
+
+
 def test_a_score_may_be_made_of_those_before_it_and_of_none_after(tmp_path: Path) -> None:
     mix = "+scores.mix._target_=test_offers.Mix"
     nodes = graph(NUMBER, mix, "select=top_score", "select.score=mix", "budget.num_kept=5")

@@ -24,6 +24,7 @@ METHODS = {
     "select/none": "no selection",
     "select/metaclip_threshold": "metaclip",
 }  # the others by their registered name
+CLIP_SCORES = ("score/clip", "score/column")
 UNTOLD = ("seed", "budget")  # of a stage's parameters: what is no difference of methods
 
 
@@ -175,8 +176,12 @@ def _tell(found: Mapping[str, Entry], entry: Entry) -> _Told:
     for one in [e for e in (keep, train, evaluate) if e is not None]:
         for above in ancestors(found, one):
             settings |= {f"{above.stage}.{name}": value for name, value in _told(above)}
-    made = keep.manifest.get("made_by", {}).get("_target_", "") if keep else ""
-    word = METHODS.get(name_of(made), word_of(made))
+            settings |= {f"{above.stage}.{name}": scored for name, scored in _scores(found, above)}
+    made = name_of(keep.manifest.get("made_by", {}).get("_target_", "")) if keep else ""
+    word = METHODS.get(made, word_of(made))
+    if keep and made == "select/clip_score" and (score := _input(found, keep, "scores")):
+        scorer = name_of(score.manifest["made_by"]["_target_"])
+        word = word if scorer in CLIP_SCORES else f"top {word_of(scorer)}"
     seed = train.manifest["parameters"].get("seed", 0) if train else 0
     problem = None
     if evaluate is None:
@@ -184,6 +189,16 @@ def _tell(found: Mapping[str, Entry], entry: Entry) -> _Told:
     run = NamedRun(int(seed), *(e and e.key for e in (keep, train, evaluate)), problem=problem)
     kept = keep.manifest["counts"].get("kept", 0) if keep else 0
     return _Told(run, word or "gone", settings, int(kept))
+
+
+def _scores(found: Mapping[str, Entry], entry: Entry) -> list[tuple[str, str]]:
+    """What made each score that an artifact rests on, by the name of the input; arms that read others differ."""
+    names = [n for n in entry.manifest["inputs"] if n.partition(".")[0] == "scores"]
+    scores = [(n, score) for n in names if (score := _input(found, entry, n))]
+    return [
+        (n, json.dumps([name_of(score.manifest["made_by"]["_target_"]), dict(_told(score))], sort_keys=True))
+        for n, score in scores
+    ]
 
 
 def _told(entry: Entry) -> list[tuple[str, Any]]:
