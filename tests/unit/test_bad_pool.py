@@ -356,6 +356,7 @@ def test_what_is_no_tar_behind_the_end_of_one_is_said(store, tmp_path):
     shard = write_tar(tmp_path / "a.tar", pairs(["x", "y"]))
     shard.write_bytes(shard.read_bytes() + b"signed by someone" * 99)
     with pytest.raises(PoolError, match=r"after member 'y\.txt': the header at byte \d[\d,]*, behind the mark"):
+        store.get(index(shard))
 
 
 def test_a_size_beyond_all_memory_is_damage_and_asks_for_none(store, tmp_path):
