@@ -111,10 +111,7 @@ def _main(arguments: list[str]) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "interrupted; what was finished is kept, the same command goes on from there",
-            file=sys.stderr,
-        )
+        print("interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
         return 130
 
 

@@ -48,10 +48,7 @@ class Composer:
         self.made: dict[str, Any] = {}
 
     def config(
-        self,
-        settings: dict[str, Any],
-        optional: Iterable[str] = (),
-        encoder: Mapping[str, str] | None = None,
+        self, settings: dict[str, Any], optional: Iterable[str] = (), encoder: Mapping[str, str] | None = None
     ) -> Any:
         """The resolved config with some settings changed; one object for equal settings, to be read alone.
 

@@ -16,16 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FAST = ["-m", "not slow and not nightly"]
 # What numpy dispatches to at run time above its baseline; names that a processor lacks are skipped.
-ABOVE_BASELINE = (
-    "X86_V3",
-    "X86_V4",
-    "AVX512_ICL",
-    "AVX512_SPR",
-    "AVX2",
-    "FMA3",
-    "AVX512F",
-    "AVX512_SKX",
-)
+ABOVE_BASELINE = ("X86_V3", "X86_V4", "AVX512_ICL", "AVX512_SPR", "AVX2", "FMA3", "AVX512F", "AVX512_SKX")
 SIDE_BY_SIDE = ["-n", "2", "--dist", "loadscope", "--no-loadscope-reorder"]
 RUNS: dict[str, tuple[dict[str, str], list[str]]] = {
     "oldest kernels, one thread": (

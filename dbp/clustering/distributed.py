@@ -74,10 +74,7 @@ def _begun(shared: Path) -> lloyd.Fit | None:
     try:
         with np.load(shared / STATE) as found:
             return lloyd.Fit(
-                found["centroids"],
-                found["objective"].tolist(),
-                found["empty"].tolist(),
-                bool(found["is_still"]),
+                found["centroids"], found["objective"].tolist(), found["empty"].tolist(), bool(found["is_still"])
             )
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None

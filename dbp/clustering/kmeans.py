@@ -165,12 +165,7 @@ class KMeans(Parted):
 
     def __post_init__(self) -> None:
         auto = self.num_clusters == "auto"
-        require(
-            auto or int(self.num_clusters) >= 1,
-            "num_clusters",
-            self.num_clusters,
-            "at least 1, or auto",
-        )
+        require(auto or int(self.num_clusters) >= 1, "num_clusters", self.num_clusters, "at least 1, or auto")
         for name in ("num_iterations", "points_per_centroid", "threads", "block"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
 

@@ -164,13 +164,7 @@ def split_empty(
     return (on_grid(moved) if len(empty) else centroids), len(empty)
 
 
-def _pass(
-    centroids: np.ndarray,
-    blocks: Iterable[np.ndarray],
-    threads: int,
-    device: str,
-    length: float,
-) -> Sums:
+def _pass(centroids: np.ndarray, blocks: Iterable[np.ndarray], threads: int, device: str, length: float) -> Sums:
     """Assign every row and add it up; exact, so the threads' shares add up to one answer."""
     from dbp.exact.kernels import add_to
 

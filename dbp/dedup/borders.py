@@ -111,14 +111,7 @@ class Borders(Parted):
         for epsilon in EPSILONS:
             anywhere, inside = (int((side > 1 - epsilon).sum()) for side in best)
             seen = round(inside / anywhere, 4) if anywhere else None
-            table.append(
-                {
-                    "epsilon": epsilon,
-                    "near duplicate": anywhere,
-                    "in own cluster": inside,
-                    "seen": seen,
-                }
-            )
+            table.append({"epsilon": epsilon, "near duplicate": anywhere, "in own cluster": inside, "seen": seen})
         (work.folder / "borders.json").write_text(json.dumps(table, indent=1) + "\n")
         return {"rows": best.shape[1], "table": table}
 

@@ -100,10 +100,7 @@ class SemDeDup(Narrowing):
         clustering = self.clustering()
         fine = offers.beside(clusters=offers.bind(clustering))
         side = dict.fromkeys(clustering.unneeded())
-        return {
-            "similar": fine.bind(self.comparison()),
-            "borders": fine.beside(**side).bind(Borders()),
-        }
+        return {"similar": fine.bind(self.comparison()), "borders": fine.beside(**side).bind(Borders())}
 
     def comparison(self) -> NearestEarlier:
         """The stage whose result this one thresholds."""
@@ -197,12 +194,7 @@ def remove_greedily(rows: KeepList, similar: SimilarRows, epsilon: float) -> Kee
 
 
 def _decided(
-    rows: KeepList,
-    similar: SimilarRows,
-    keep: np.ndarray,
-    limit: float,
-    value: np.ndarray,
-    twin: np.ndarray,
+    rows: KeepList, similar: SimilarRows, keep: np.ndarray, limit: float, value: np.ndarray, twin: np.ndarray
 ) -> KeepList:
     codes, texts = similar.missing.codes_over(rows.num_pool_rows, "no embedding")
     codes[similar.has_vector] = len(texts)

@@ -146,10 +146,7 @@ class NearestEarlier(ReadsScore, Parted):
                 continue
             order = self.order(own, clusters, pool, scores)
             sides = [side(start, stop) for side in vectors]
-            how: dict[str, Any] = {
-                "combine": "max" if self.match == "either" else "min",
-                "threads": self.threads,
-            }
+            how: dict[str, Any] = {"combine": "max" if self.match == "either" else "min", "threads": self.threads}
             best, which = nearest_earlier(sides, order, device=pick_device(self.device), **how)
             similarity[start:stop] = best
             twin[start:stop] = np.where(which >= 0, own[which], -1)
@@ -207,12 +204,7 @@ class NearestEarlier(ReadsScore, Parted):
         return sides
 
     def finish(  # type: ignore[override]
-        self,
-        work: Work,
-        counts: Mapping[str, dict[str, Any]],
-        rows: KeepList,
-        clusters: Clusters,
-        **inputs: Any,
+        self, work: Work, counts: Mapping[str, dict[str, Any]], rows: KeepList, clusters: Clusters, **inputs: Any
     ) -> dict[str, Any]:
         n = rows.num_pool_rows
         similarity = np.full(n, np.nan, np.float32)

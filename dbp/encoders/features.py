@@ -123,10 +123,9 @@ def _member(npz: Path, name: str) -> np.ndarray:
         try:
             with archive.open(info) as member:
                 version = np.lib.format.read_magic(member)
-                read = {
-                    (1, 0): np.lib.format.read_array_header_1_0,
-                    (2, 0): np.lib.format.read_array_header_2_0,
-                }[version]
+                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+                    version
+                ]
                 shape, is_fortran, kind = read(member)
                 header = member.tell()
             if len(shape) != 2 or kind.kind != "f" or is_fortran:

@@ -78,9 +78,7 @@ def score_keys(scores: Scores, uid_hashes: UInt64[np.ndarray, " n"]) -> UInt64[n
 
 
 def first(
-    keys: UInt32[np.ndarray, " n"] | UInt64[np.ndarray, " n"],
-    mask: Bool[np.ndarray, " n"],
-    count: int,
+    keys: UInt32[np.ndarray, " n"] | UInt64[np.ndarray, " n"], mask: Bool[np.ndarray, " n"], count: int
 ) -> Bool[np.ndarray, " n"]:
     """The rows of a mask with the smallest keys; of equal keys the lower rows."""
     if count <= 0:

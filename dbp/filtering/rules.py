@@ -48,12 +48,7 @@ class Rules(Narrowing):
             words = word_counts(pool, rows.rows)
         failures = (
             ("too few words", words < self.min_words, words, self.min_words),
-            (
-                "too few characters",
-                characters < self.min_characters,
-                characters,
-                self.min_characters,
-            ),
+            ("too few characters", characters < self.min_characters, characters, self.min_characters),
             ("picture too small", shorter < self.min_side, shorter, self.min_side),
             ("picture too long", ratio > self.max_aspect_ratio, ratio, self.max_aspect_ratio),
         )

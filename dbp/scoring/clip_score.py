@@ -52,12 +52,7 @@ class ClipScore(Parted):
         return {"rows": len(rows)}
 
     def finish(  # type: ignore[override]
-        self,
-        work: Work,
-        counts: Mapping[str, dict[str, Any]],
-        pool: Pool,
-        image: Embeddings,
-        text: Embeddings,
+        self, work: Work, counts: Mapping[str, dict[str, Any]], pool: Pool, image: Embeddings, text: Embeddings
     ) -> dict[str, Any]:
         values = np.full(pool.num_rows, np.nan, np.float32)
         for name in counts:

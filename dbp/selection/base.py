@@ -85,11 +85,7 @@ def candidates(
 
 
 def by_quota(
-    rows: KeepList,
-    among: Candidates,
-    quotas: Int[np.ndarray, " k"],
-    reason: str,
-    kept_reason: str,
+    rows: KeepList, among: Candidates, quotas: Int[np.ndarray, " k"], reason: str, kept_reason: str
 ) -> KeepList:
     """Keep the first `quotas[j]` members of each cluster j, and say so for each row."""
     clusters = among.clusters

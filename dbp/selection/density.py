@@ -101,19 +101,11 @@ class Density(Selection):
         }
 
     def _measure(
-        self,
-        sizes: Int[np.ndarray, " k"],
-        intra: Float64[np.ndarray, " k"],
-        inter: Float64[np.ndarray, " k"],
+        self, sizes: Int[np.ndarray, " k"], intra: Float64[np.ndarray, " k"], inter: Float64[np.ndarray, " k"]
     ) -> Float64[np.ndarray, " k"]:
         if self.complexity == "product":
             return complexity(inter, intra)
-        choices = {
-            "d_intra": intra,
-            "d_inter": inter,
-            "size": sizes / sizes.sum(),
-            "equal": np.ones(len(sizes)),
-        }
+        choices = {"d_intra": intra, "d_inter": inter, "size": sizes / sizes.sum(), "equal": np.ones(len(sizes))}
         return choices[self.complexity]
 
     def run(self, work: Work, **inputs: Any) -> dict[str, Any]:

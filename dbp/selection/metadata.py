@@ -100,12 +100,7 @@ class Balancing(Narrowing):
         return found
 
     def decided(
-        self,
-        rows: KeepList,
-        balance: Balance,
-        threshold: float,
-        keep: Bool[np.ndarray, " n"],
-        **columns: Any,
+        self, rows: KeepList, balance: Balance, threshold: float, keep: Bool[np.ndarray, " n"], **columns: Any
     ) -> KeepList:
         """The keep list: its value is a row's probability, its limit the row's random number."""
         codes = np.zeros(rows.num_pool_rows, np.uint8)
@@ -119,13 +114,7 @@ class Balancing(Narrowing):
             return (keyed_hash(balance.hashes, balance.seed) >> np.uint64(11)) * 2.0**-53
 
         return rows.within(
-            "select",
-            keep,
-            (codes, [NONE, UNLUCKY]),
-            LUCKY,
-            value=probability,
-            limit=luck,
-            **columns,
+            "select", keep, (codes, [NONE, UNLUCKY]), LUCKY, value=probability, limit=luck, **columns
         )
 
     def run(self, work: Work, **inputs: Any) -> dict[str, Any]:

@@ -54,10 +54,7 @@ class Prototypes(Selection):
         else:
             quotas = self._global_quotas(among, sizes, budget)
         kept = by_quota(rows, among, quotas, f"not {self.members} enough", f"{self.members} member")
-        return kept, {
-            "clusters": clusters.num_clusters,
-            "clusters kept whole": int((quotas == sizes).sum()),
-        }
+        return kept, {"clusters": clusters.num_clusters, "clusters kept whole": int((quotas == sizes).sum())}
 
     def _global_quotas(self, among: Candidates, sizes: np.ndarray, budget: int) -> np.ndarray:
         """Kept rows of each cluster when the floor is taken first and the rest overall."""

@@ -64,10 +64,7 @@ def project(
 
 
 def allocate(
-    targets: Float[np.ndarray, " k"],
-    budget: int,
-    lower: Int[np.ndarray, " k"],
-    upper: Int[np.ndarray, " k"],
+    targets: Float[np.ndarray, " k"], budget: int, lower: Int[np.ndarray, " k"], upper: Int[np.ndarray, " k"]
 ) -> Int[np.ndarray, " k"]:
     """Whole quotas: the projection, rounded by largest remainders.
 

@@ -54,9 +54,7 @@ def prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[list[s
 
 
 def build_classifier(
-    class_names: Sequence[str],
-    templates: Sequence[str],
-    encode_texts: EncodeTexts,
+    class_names: Sequence[str], templates: Sequence[str], encode_texts: EncodeTexts
 ) -> Float[np.ndarray, "d k"]:
     """Average each class's prompts into one unit vector.
 

@@ -111,13 +111,7 @@ def why_not_comparable(first: Result, second: Result) -> str | None:
 
 
 def pair(
-    metric: str,
-    first: Result,
-    second: Result,
-    *,
-    seed: int,
-    num_exchanges: int,
-    num_resamples: int = NUM_RESAMPLES,
+    metric: str, first: Result, second: Result, *, seed: int, num_exchanges: int, num_resamples: int = NUM_RESAMPLES
 ) -> Paired:
     """Compare two checkpoints on one metric of one task.
 

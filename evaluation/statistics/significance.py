@@ -56,10 +56,7 @@ def resample_counts(
 
 
 def mean_replicates(
-    values: Shaped[np.ndarray, " n"],
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    generator: np.random.Generator,
+    values: Shaped[np.ndarray, " n"], *, num_resamples: int = NUM_RESAMPLES, generator: np.random.Generator
 ) -> Float[np.ndarray, " r"]:
     """Means of resampled values, as hits (0 or 1) or differences of hits (-1, 0 or 1)."""
     distinct, counts = np.unique(values, return_counts=True)
@@ -72,10 +69,7 @@ def mean_replicates(
 
 
 def picture_draws(
-    num_pictures: int,
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    generator: np.random.Generator,
+    num_pictures: int, *, num_resamples: int = NUM_RESAMPLES, generator: np.random.Generator
 ) -> Iterator[Float32[np.ndarray, "b n"]]:
     """How often each picture is drawn in each resample, in blocks of resamples.
 

@@ -55,12 +55,7 @@ def tell(
 
 
 def write_summary(
-    plan: Plan,
-    store: Store,
-    settings: SweepSettings,
-    failures: dict[str, str],
-    encoders: Encoders,
-    out: Path,
+    plan: Plan, store: Store, settings: SweepSettings, failures: dict[str, str], encoders: Encoders, out: Path
 ) -> list[Arm]:
     """Print the table; write table.md, table.csv, JSON and the plots into `out`; return the arms."""
     arms = collect_arms(plan, store, failures, settings.control)
@@ -170,10 +165,7 @@ def planted_report(plan: Plan, store: Store, encoders: Encoders) -> tuple[dict[s
     assert folder is not None
     truth = pq.read_table(folder / "truth.parquet").slice(0, pool.num_rows)
     unseen = _unseen(store, encoders.get(point.seed, {}), pool)
-    found: dict[str, Any] = {
-        "notes": _shares(points),
-        "rows unseen by the encoder": int(unseen.sum()),
-    }
+    found: dict[str, Any] = {"notes": _shares(points), "rows unseen by the encoder": int(unseen.sum())}
     lines = [f"On the {int(unseen.sum()):,} rows that the encoder was not trained on:"]
     if store.entry(point.nodes["score"]):
         values = store.get(point.nodes["score"]).values

@@ -58,13 +58,9 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, "
           f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}")  # fmt: skip
-    {
-        "assign": assign,
-        "chain": chain,
-        "triangle": triangle,
-        "quotas": quotas,
-        "temperature": temperature,
-    }[options.what](options)
+    {"assign": assign, "chain": chain, "triangle": triangle, "quotas": quotas, "temperature": temperature}[
+        options.what
+    ](options)
 
 
 # measuring
@@ -90,11 +86,7 @@ def products(width: int, columns: int, threads: int, seconds: float, rows: int =
     """Plain fp32 products of blocks, on so many threads, for some time: operations, and seconds that they took."""
 
     def share(_: int) -> int:
-        a, b, out = (
-            torch.randn(rows, width),
-            torch.randn(columns, width),
-            torch.empty(rows, columns),
-        )
+        a, b, out = (torch.randn(rows, width), torch.randn(columns, width), torch.empty(rows, columns))
         began, times = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
             torch.mm(a, b.T, out=out)

@@ -25,13 +25,7 @@ import numpy as np
 
 SPLIT = "test"
 NAMES = ["cat", "dog", "bus", "tree", "river", "house", "moon", "boat", "lamp", "fish"]
-TEMPLATES = [
-    "a photo of a {c}.",
-    "a drawing of a {c}.",
-    "art of the {c}.",
-    "a blurry {c}.",
-    "the {c}.",
-]
+TEMPLATES = ["a photo of a {c}.", "a drawing of a {c}.", "art of the {c}.", "a blurry {c}.", "the {c}."]
 
 
 def jpeg(rng: np.random.Generator, width: int, height: int, colour: np.ndarray) -> bytes:
@@ -118,10 +112,7 @@ def tree(options: argparse.Namespace, folder: Path) -> None:
         turns = [(ours, run_ours), (rival, run_rival)]
         for times, command in turns if number % 2 == 0 else turns[::-1]:
             times.append(seconds(command))
-        print(
-            f"round {number + 1}: ours {ours[-1]:.0f} s, clip_benchmark {rival[-1]:.0f} s",
-            flush=True,
-        )
+        print(f"round {number + 1}: ours {ours[-1]:.0f} s, clip_benchmark {rival[-1]:.0f} s", flush=True)
     found = load_results(folder / "ours0" / "evaluations" / "tree" / "results.jsonl", with_outcomes=False)
     mine = {r.task: r.metrics for r in found if r.protocol == "datacomp"}
     worst = 0.0

@@ -137,12 +137,7 @@ def study(tables: int, say: Callable[[str], None]) -> None:
                             for table in (y, moved)
                             for found in (
                                 verdicts(table, contrasts, sample),
-                                verdicts(
-                                    table.mean(axis=2, keepdims=True),
-                                    contrasts,
-                                    sample / TASKS,
-                                    table,
-                                ),
+                                verdicts(table.mean(axis=2, keepdims=True), contrasts, sample / TASKS, table),
                             )
                         ]
                         for name in tests[0]:

@@ -110,10 +110,7 @@ class Cluster:
         parents, keepers = {}, []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                pid, status = (
-                    int(folder.name),
-                    (folder / "stat").read_text().rpartition(")")[2].split(),
-                )
+                pid, status = (int(folder.name), (folder / "stat").read_text().rpartition(")")[2].split())
                 parents[pid] = int(status[1])
                 mark = f"DBP_TEST_NODE={self.state}/{node}\0".encode()
                 if mark in (folder / "environ").read_bytes():

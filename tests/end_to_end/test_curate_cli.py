@@ -34,10 +34,7 @@ def write_pool(folder, num_rows=NUM_ROWS, per_shard=30):
         with tarfile.open(folder / f"{start // per_shard:05d}.tar", "w") as tar:
             for row in range(start, min(start + per_shard, num_rows)):
                 content = b"<html>" if row == 7 else picture(row)
-                for name, data in (
-                    (f"s{row:04d}.png", content),
-                    (f"s{row:04d}.txt", f"row {row}".encode()),
-                ):
+                for name, data in ((f"s{row:04d}.png", content), (f"s{row:04d}.txt", f"row {row}".encode())):
                     info = tarfile.TarInfo(name)
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))

@@ -109,10 +109,7 @@ class House:
         self.folder = folder
         write_model(folder)
         write_classification(
-            folder / "SETS" / "wds_vtab-dtd_test",
-            class_names=["cat", "dog"],
-            num_samples=20,
-            seed=0,
+            folder / "SETS" / "wds_vtab-dtd_test", class_names=["cat", "dog"], num_samples=20, seed=0
         )
         self.dbp("curate", "pool=glyphs", "pool.plan.num_pairs=200", "dedup=none", "select=none")
         listed = self.dbp("ls")
@@ -132,10 +129,7 @@ class House:
             )  # fmt: skip
 
     def pool(self) -> list[str]:
-        return [
-            "pool=webdataset",
-            f"pool.shards={self.folder}/data/{{00000000..{len(self.shards) - 1:08d}}}.tar",
-        ]
+        return ["pool=webdataset", f"pool.shards={self.folder}/data/{{00000000..{len(self.shards) - 1:08d}}}.tar"]
 
     def dbp(self, *words: str) -> str:
         """Run the command line; return what it printed, after its exit status is checked."""

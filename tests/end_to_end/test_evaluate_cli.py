@@ -132,13 +132,7 @@ def test_a_suite_that_is_killed_goes_on_to_the_results_of_an_undisturbed_run(hou
 
 @pytest.mark.slow
 def test_on_a_terminal_each_task_has_a_bar_and_one_that_fails_leaves_the_others(house, whole):
-    suite = [
-        "cifar10",
-        "vtab/kitti_closest_vehicle_distance",
-        FLICKR,
-        "glyphs/scripts",
-        "wilds/fmow",
-    ]
+    suite = ["cifar10", "vtab/kitti_closest_vehicle_distance", FLICKR, "glyphs/scripts", "wilds/fmow"]
     terminal, its_end = pty.openpty()
     process = house.start(
         "model.config=wrapped.json", f"suite=[{','.join(suite)}]", "export.clip_benchmark=files",

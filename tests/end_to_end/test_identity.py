@@ -78,28 +78,16 @@ def test_two_workers_change_nothing(pool: Path, tmp_path: Path, reference: dict[
 @pytest.mark.parametrize(
     ("runner", "block", "rows"),
     [
-        (
-            ["parts.runner=processes", "parts.workers=1", "dedup.runs=yes"],
-            8192,
-            graph.ROWS_OF_VECTORS,
-        ),
+        (["parts.runner=processes", "parts.workers=1", "dedup.runs=yes"], 8192, graph.ROWS_OF_VECTORS),
         (["parts.runner=processes", "parts.workers=5", "parts.threads=2"], 1000, FEW),
         ([*LOCAL, "parts.workers=2", "parts.threads=2"], 1000, FEW),
         pytest.param(
-            [*LOCAL, "parts.workers=5", "dedup.runs=yes"],
-            8192,
-            graph.ROWS_OF_VECTORS,
-            marks=pytest.mark.nightly,
+            [*LOCAL, "parts.workers=5", "dedup.runs=yes"], 8192, graph.ROWS_OF_VECTORS, marks=pytest.mark.nightly
         ),
     ],
 )
 def test_no_runner_changes_anything(
-    pool: Path,
-    tmp_path: Path,
-    reference: dict[str, Any],
-    runner: list[str],
-    block: int,
-    rows: int,
+    pool: Path, tmp_path: Path, reference: dict[str, Any], runner: list[str], block: int, rows: int
 ) -> None:
     made = graph.curate([*graph.settings(pool, tmp_path / "store"), *runner], block, rows)
     assert made["digest"] == reference["digest"]

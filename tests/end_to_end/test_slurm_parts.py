@@ -130,10 +130,7 @@ def test_arrays_over_two_nodes_each_lost_once_make_the_keep_list_of_one_process(
             stores[0].get(one)
             continue
         thread = lose_while_running(
-            slurm,
-            {"embed": "n1", "similar": "n2"}[one.stage.name],
-            one.stage.name,
-            lost[one.stage.name],
+            slurm, {"embed": "n1", "similar": "n2"}[one.stage.name], one.stage.name, lost[one.stage.name]
         )
         stores[1].get(one)
         thread.join()

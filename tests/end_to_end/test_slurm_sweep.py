@@ -46,10 +46,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param([0], id="one seed"),
-        pytest.param([0, 1], id="two seeds", marks=pytest.mark.nightly),
-    ],
+    params=[pytest.param([0], id="one seed"), pytest.param([0, 1], id="two seeds", marks=pytest.mark.nightly)],
 )
 def seeds(request: pytest.FixtureRequest) -> list[int]:
     """Those of the grid: one takes half the time."""

@@ -34,10 +34,7 @@ def write_pool(folder: Path) -> None:
                 pixels = chance.integers(0, 256, (32, 32, 3), np.uint8)
                 Image.fromarray(pixels).save(out, "PNG")
                 caption = f"sample number {row}".encode()
-                for name, content in (
-                    (f"{row:05d}.png", out.getvalue()),
-                    (f"{row:05d}.txt", caption),
-                ):
+                for name, content in ((f"{row:05d}.png", out.getvalue()), (f"{row:05d}.txt", caption)):
                     info = tarfile.TarInfo(name)
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))

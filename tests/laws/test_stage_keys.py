@@ -52,24 +52,15 @@ TOGETHER = {
     ("Evaluate", "tasks"): None,  # enters through `identity`; tests/unit/test_evaluation_tasks.py
     ("Threshold", "maximum"): {"minimum": None, "maximum": 0.5},
     ("Train", "epochs"): {"epochs": 1.0, "samples_seen": None},
-    ("Train", "samples_seen"): {
-        "samples_seen": 2**15 * 33 * 105,
-        "epochs": None,
-    },  # whole batches of all
-    ("Train", "round_budget"): [
-        {"round_budget": True},
-        {"round_budget": False, "samples_seen": 2**15 * 33 * 105},
-    ],
+    ("Train", "samples_seen"): {"samples_seen": 2**15 * 33 * 105, "epochs": None},  # whole batches of all
+    ("Train", "round_budget"): [{"round_budget": True}, {"round_budget": False, "samples_seen": 2**15 * 33 * 105}],
     # auto is fp32 on a CPU: equal keys, rightly
     ("Train", "precision"): [{"precision": "bf16"}, {"precision": "fp32"}],
     ("TrainCaptioner", "batch_size"): {"batch_size": 1},
     ("TrainCaptioner", "precision"): [{"precision": "bf16"}, {"precision": "fp32"}],
     ("Budget", "prune_ratio"): {"prune_ratio": 0.5, "keep_fraction": None},
     ("Budget", "num_kept"): {"num_kept": 5, "keep_fraction": None},
-    ("SemDeDup", "epsilon"): [
-        {"epsilon": 0.06, "num_kept": None},
-        {"epsilon": 0.07, "num_kept": None},
-    ],
+    ("SemDeDup", "epsilon"): [{"epsilon": 0.06, "num_kept": None}, {"epsilon": 0.07, "num_kept": None}],
     # A number to keep goes with one rule alone.
     ("SemDeDup", "rule"): [
         {"rule": "greedy"},
@@ -96,17 +87,7 @@ TOGETHER = {
     ("Sets", "root"): None,
 }
 # A file's content enters the key and its path does not; tested with each stage that reads one.
-READ = {
-    "checkpoint",
-    "config",
-    "images",
-    "texts",
-    "metadata",
-    "folder",
-    "file",
-    "path",
-    "centroids",
-}
+READ = {"checkpoint", "config", "images", "texts", "metadata", "folder", "file", "path", "centroids"}
 READ |= {"targets", "ids", "words", "language", "by", "wordnet", "pairs", "text", "titles"}
 
 
@@ -223,11 +204,7 @@ def variants(value: Any, path: str = "") -> Iterator[tuple[str, bool, Any]]:
         matters = not item.metadata.get("runtime") and item.name not in unread
         if dataclasses.is_dataclass(current):
             for inner, inner_matters, changed in variants(current, f"{name}."):
-                yield (
-                    inner,
-                    matters and inner_matters,
-                    dataclasses.replace(value, **{item.name: changed}),
-                )
+                yield (inner, matters and inner_matters, dataclasses.replace(value, **{item.name: changed}))
             continue
         given = TOGETHER.get((type(value).__name__, item.name), {})
         if item.name in READ and item.metadata.get("runtime"):
@@ -442,9 +419,7 @@ def index(shards: Path) -> Index:
     return Index(uid="key", caption="txt", max_pixels=10**6, shards=str(shards))
 
 
-def test_a_pool_is_named_by_names_sizes_and_times_of_its_shards_never_by_folders(
-    tmp_path: Path,
-) -> None:
+def test_a_pool_is_named_by_names_sizes_and_times_of_its_shards_never_by_folders(tmp_path: Path) -> None:
     import os
     import shutil
 

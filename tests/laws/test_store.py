@@ -368,9 +368,7 @@ def test_processes_that_write_one_key_at_the_same_time_all_end_well(store: Store
     assert len(list(store.entries())) == 1
 
 
-def test_a_writer_that_is_killed_leaves_the_store_readable_and_its_parts_to_the_next(
-    store: Store,
-) -> None:
+def test_a_writer_that_is_killed_leaves_the_store_readable_and_its_parts_to_the_next(store: Store) -> None:
     killed = start_writer(store, "abcdef", 0.05)
     assert killed.stdout is not None
     while killed.stdout.readline().strip() != "2":

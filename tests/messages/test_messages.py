@@ -52,30 +52,18 @@ POOL = "pool.shards=nowhere/{0..3}.tar"
             ["+select.temprature=0.1", "budget.num_kept=5"],
             "ConfigError: select.temprature=0.1 is not a setting of Density. Did you mean 'temperature'?",
         ),
-        (
-            ["budgte.num_kept=5"],
-            "ConfigError: budgte.num_kept is not a setting here. Did you mean 'budget'?",
-        ),
+        (["budgte.num_kept=5"], "ConfigError: budgte.num_kept is not a setting here. Did you mean 'budget'?"),
         (
             ["select=uniform", "select.temperature=0.1", "budget.num_kept=5"],
             "ConfigError: select.temperature is not a setting here. It can be: seed.",
         ),
-        (
-            ["budget.keep_fraction=1.7"],
-            "BudgetError: budget.keep_fraction=1.7: it must be above 0 and at most 1",
-        ),
-        (
-            ["budget.keep_fraction=half"],
-            "ConfigError: budget.keep_fraction='half': it must be a finite number",
-        ),
+        (["budget.keep_fraction=1.7"], "BudgetError: budget.keep_fraction=1.7: it must be above 0 and at most 1"),
+        (["budget.keep_fraction=half"], "ConfigError: budget.keep_fraction='half': it must be a finite number"),
         (
             ["budget.num_kept=5", "select.temperature=inf"],
             "ConfigError: select.temperature=inf: it must be a finite number",
         ),
-        (
-            ["budget.num_kept=0.3"],
-            "ConfigError: budget.num_kept=0.3: it must be a whole number",
-        ),
+        (["budget.num_kept=0.3"], "ConfigError: budget.num_kept=0.3: it must be a whole number"),
         (
             ["budget.keep_fraction=0.3", "budget.num_kept=10"],
             "BudgetError: give exactly one of budget.prune_ratio (fraction removed), "
@@ -97,10 +85,7 @@ POOL = "pool.shards=nowhere/{0..3}.tar"
             ["budget.num_kept=5", "dedup.epsilon=3"],
             "ConfigError: dedup.epsilon=3.0: it must be in [0, 2]: 1 - cosine",
         ),
-        (
-            ["budget.num_kept=5", "cluster.on=dedupe"],
-            "ConfigError: cluster.on='dedupe': Did you mean 'dedup'?",
-        ),
+        (["budget.num_kept=5", "cluster.on=dedupe"], "ConfigError: cluster.on='dedupe': Did you mean 'dedup'?"),
         (
             ["--foo"],
             "ConfigError: --foo is no option here. Settings are given as key=value; options are "
@@ -155,10 +140,7 @@ def test_no_verb_at_all_prints_the_usage(capsys: pytest.CaptureFixture[str]) -> 
             ["why", "uid"],
             "ConfigError: dbp why needs keep=KEY, the key of a keep list; `dbp ls stage=select` lists them",
         ),
-        (
-            ["why", "kep=abc", "uid"],
-            "ConfigError: kep is not a setting here. Did you mean 'keep'?",
-        ),
+        (["why", "kep=abc", "uid"], "ConfigError: kep is not a setting here. Did you mean 'keep'?"),
         (["gc", "delete=yes"], "ConfigError: delete='yes': it must be true or false"),
         (
             ["export", "keep=abc", "format=datacmp", "out=x.npy"],
@@ -183,14 +165,8 @@ def test_a_key_that_is_not_there_says_where_it_was_looked_for(said, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["gc", "delet=true"],
-            "ConfigError: delet is not a setting of dbp gc. Did you mean 'delete'?",
-        ),
-        (
-            ["ls", "stag=train"],
-            "ConfigError: stag is not a setting of dbp ls. Did you mean 'stage'?",
-        ),
+        (["gc", "delet=true"], "ConfigError: delet is not a setting of dbp gc. Did you mean 'delete'?"),
+        (["ls", "stag=train"], "ConfigError: stag is not a setting of dbp ls. Did you mean 'stage'?"),
         (
             ["curate", "pool.shards=a/0.tar", "pool.shards=a/1.tar", "budget.num_kept=5"],
             "ConfigError: pool.shards=a/0.tar pool.shards=a/1.tar: pool.shards is given twice. A shell makes "

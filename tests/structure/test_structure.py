@@ -22,16 +22,7 @@ HEAVY = {"torch", "torchvision", "open_clip", "timm", "faiss", "lightning", "hyd
 HEAVY |= {"wandb", "webdataset", "matplotlib", "clip_benchmark", "sklearn", "submitit"}
 
 # Inside dbp: folders of algorithms, and the few arrows between them.
-ALGORITHMS = {
-    "encoders",
-    "clustering",
-    "dedup",
-    "scoring",
-    "filtering",
-    "selection",
-    "captioning",
-    "metadata",
-}
+ALGORITHMS = {"encoders", "clustering", "dedup", "scoring", "filtering", "selection", "captioning", "metadata"}
 ARROWS = {("dedup", "clustering"), ("selection", "clustering"), ("selection", "metadata")}
 ARROWS |= {("captioning", "encoders")}  # its image network
 ARROWS |= {("selection", "captioning")}  # TL;DR selects by clusters of codes
@@ -215,9 +206,7 @@ print("loaded", *(name for name in sys.modules if "." not in name))
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["--version"], ["curate", "--help"], ["sweep", "-h"], ["why", "--help"]],
-    ids=" ".join,
+    "arguments", [["--help"], ["--version"], ["curate", "--help"], ["sweep", "-h"], ["why", "--help"]], ids=" ".join
 )
 def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
     loaded = set(run_in_a_fresh_python(LOADED.format(arguments=arguments)))
@@ -227,11 +216,7 @@ def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
 
 def test_help_names_every_verb_and_works_as_a_module() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "dbp", "--help"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=60,
+        [sys.executable, "-m", "dbp", "--help"], cwd=ROOT, text=True, capture_output=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
     for verb in ("curate", "train", "evaluate", "sweep", "show", "why", "ls", "gc", "export"):

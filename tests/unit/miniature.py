@@ -60,13 +60,7 @@ def write_classification(
     labels = generator.integers(len(class_names), size=num_samples)
     colours = generator.integers(256, size=(len(class_names), 3))
     samples = [{"png": noise_png(generator, size, colours[label]), "cls": str(label).encode()} for label in labels]
-    write_set(
-        folder,
-        samples,
-        class_names=class_names,
-        templates=templates,
-        samples_per_shard=samples_per_shard,
-    )
+    write_set(folder, samples, class_names=class_names, templates=templates, samples_per_shard=samples_per_shard)
 
 
 def write_retrieval(folder: Path, *, captions: Sequence[Sequence[str]], seed: int, size: int = 40) -> None:

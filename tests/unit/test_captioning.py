@@ -256,9 +256,7 @@ def test_perplexity_counts_codes_weighed_by_use() -> None:
 # the whole
 
 
-def test_the_captioner_names_colour_and_shape_of_pictures_it_has_not_seen(
-    captioner: Captioner,
-) -> None:
+def test_the_captioner_names_colour_and_shape_of_pictures_it_has_not_seen(captioner: Captioner) -> None:
     use, rng = opened(captioner, "cpu"), np.random.default_rng(99)
     wanted = [words(row) for row in range(80)]
     made = [use.tower.preprocess(picture(*w, rng)) for w in wanted]

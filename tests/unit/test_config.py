@@ -91,10 +91,7 @@ def test_numbers_take_the_type_of_their_field_so_that_keys_agree() -> None:
             {"engine": {"power": 9, "fule": "diesel"}},
             "car.engine.fule='diesel' is not a setting of Engine. Did you mean 'fuel'?",
         ),
-        (
-            {"engine": {"power": 9, "fuel": "desel"}},
-            "car.engine.fuel='desel': Did you mean 'diesel'?",
-        ),
+        ({"engine": {"power": 9, "fuel": "desel"}}, "car.engine.fuel='desel': Did you mean 'diesel'?"),
         ({"engine": {"power": -1}}, "car.engine.power=-1.0: it must be above 0"),
         ({"engine": {}}, "car.engine.power is not set, and Engine needs it"),
         ({"wheels": "four"}, "car.wheels='four': it must be a whole number"),
@@ -104,10 +101,7 @@ def test_numbers_take_the_type_of_their_field_so_that_keys_agree() -> None:
         ({"wheels": "1,2"}, "car.wheels='1,2': it must be a whole number"),
         ({"engine": {"power": "much"}}, "car.engine.power='much': it must be a finite number"),
         ({"engine": {"power": True}}, "car.engine.power=True: it must be a finite number"),
-        (
-            {"engine": {"power": float("inf")}},
-            "car.engine.power=inf: it must be a finite number",
-        ),
+        ({"engine": {"power": float("inf")}}, "car.engine.power=inf: it must be a finite number"),
         ({"is_new": "yes"}, "car.is_new='yes': it must be true or false"),
         ({"is_new": 1}, "car.is_new=1: it must be true or false"),
         ({"name": True}, "car.name=True: it must be text"),
@@ -325,10 +319,7 @@ def test_braces_and_wildcards_go_together(tmp_path: Path) -> None:
 
 
 def test_remote_shards_are_expanded_and_not_looked_for() -> None:
-    assert expand_shards("https://host/{0..1}.tar?a=b") == [
-        "https://host/0.tar?a=b",
-        "https://host/1.tar?a=b",
-    ]
+    assert expand_shards("https://host/{0..1}.tar?a=b") == ["https://host/0.tar?a=b", "https://host/1.tar?a=b"]
     assert expand_shards("pipe:cat {0..1}.tar") == ["pipe:cat 0.tar", "pipe:cat 1.tar"]
 
 
@@ -354,9 +345,7 @@ def test_an_empty_list_of_shards_is_refused() -> None:
         expand_shards([])
 
 
-def test_a_long_list_in_braces_is_expanded_although_no_file_may_have_such_a_name(
-    tmp_path: Path,
-) -> None:
+def test_a_long_list_in_braces_is_expanded_although_no_file_may_have_such_a_name(tmp_path: Path) -> None:
     names = [f"{number:05d}" for number in range(100)]
     shards = touch(tmp_path, *(f"{name}.tar" for name in names))
     assert expand_shards(f"{tmp_path}/{{{','.join(names)}}}.tar") == shards

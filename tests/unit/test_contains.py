@@ -384,12 +384,7 @@ def test_the_command_line_says_yes_or_no(tmp_path, capsys):
     twice = str(raw(tmp_path / "twice", [UID, UID]))
     assert contains.main([twice, UID, "--allow-repeats"]) == 0
     assert capsys.readouterr().out == f"{UID} yes 2 times\n"
-    for wrong in (
-        [path, "key"],
-        [twice, UID],
-        [str(tmp_path / "none"), "a"],
-        [str(tmp_path / "keep.npy"), "3"],
-    ):
+    for wrong in ([path, "key"], [twice, UID], [str(tmp_path / "none"), "a"], [str(tmp_path / "keep.npy"), "3"]):
         assert contains.main(wrong) == 2
         assert capsys.readouterr().err
 
@@ -426,10 +421,7 @@ def test_a_filter_finds_the_key_in_the_sample_or_its_json(tmp_path):
         assert by_uid.sample_filter("json:uid")({"__key__": "0007", "json": about})
     assert not by_uid.sample_filter("json:uid", also=lambda s: "txt" in s)({"json": {"uid": UID}})
     assert by_uid.sample_filter("uid.txt")({"uid.txt": UID.encode()})
-    for name, sample in {
-        "json:uid": {"__key__": "a", "json": b'{"id": 3}'},
-        "key": {"__key__": "a"},
-    }.items():
+    for name, sample in {"json:uid": {"__key__": "a", "json": b'{"id": 3}'}, "key": {"__key__": "a"}}.items():
         with pytest.raises(ValueError, match=rf"sample 'a' has no {name}, only"):
             by_uid.sample_filter(name)(sample)
 

@@ -271,11 +271,7 @@ def test_names_are_found_as_whole_words_in_any_case():
     kept = np.array([[True, True, False, True, True], [False, False, True, False, True]])
     counts = count_named(names, captions, kept)
     #                          cat  shark Cat  ""  tshirt white nowhere
-    assert counts.tolist() == [
-        [1, 2, 1, 0, 1, 3, 0],
-        [1, 1, 1, 0, 0, 2, 0],
-        [0, 1, 0, 0, 1, 2, 0],
-    ]
+    assert counts.tolist() == [[1, 2, 1, 0, 1, 3, 0], [1, 1, 1, 0, 0, 2, 0], [0, 1, 0, 0, 1, 2, 0]]
     with pytest.raises(ValueError, match="5 captions for 4 rows"):
         count_named(names, captions, kept[:, :4])
 
@@ -350,10 +346,7 @@ def store(tmp_path_factory):
         train = manifest(store, "train", f"{number}1", {"keep": keep.key})
         folder = manifest(store, "evaluate", f"{number}2", {"checkpoint": train.name})
         right = np.random.default_rng(number).random(26 * 40) < 0.4
-        write(
-            folder / "results.jsonl",
-            classified("glyphs/letters", right, 26, checkpoint=f"{number}"),
-        )
+        write(folder / "results.jsonl", classified("glyphs/letters", right, 26, checkpoint=f"{number}"))
     return store
 
 

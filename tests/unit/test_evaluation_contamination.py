@@ -9,13 +9,7 @@ import pytest
 from dbp.data.embeddings import Embeddings, save_part
 from dbp.errors import ConfigError
 from evaluation.checks import contamination
-from evaluation.checks.contamination import (
-    HEADING,
-    find_matches,
-    only,
-    table_rows,
-    with_and_without,
-)
+from evaluation.checks.contamination import HEADING, find_matches, only, table_rows, with_and_without
 from evaluation.kinds import retrieval, winogavil
 from evaluation.kinds.classification import Classification
 from evaluation.kinds.retrieval import Retrieval
@@ -118,10 +112,7 @@ def test_a_subset_without_a_vector_has_no_match(world):
     [
         (lambda test: test[:, :7], r"vectors have width 7, the pool's 12"),
         (lambda test: np.where(np.arange(25)[:, None] == 4, 0, test), r"1 of 25 .* is picture 4"),
-        (
-            lambda test: np.where(np.arange(25)[:, None] > 22, np.nan, test),
-            r"2 of 25 .* picture 23",
-        ),
+        (lambda test: np.where(np.arange(25)[:, None] > 22, np.nan, test), r"2 of 25 .* picture 23"),
     ],
 )
 def test_vectors_that_cannot_be_compared_are_told(world, change, error):

@@ -94,11 +94,7 @@ def test_the_digest_changes_with_a_name_a_label_or_a_picture_and_not_with_the_sh
 
     plain = digest("plain")
     assert digest("sharded", per_shard=1) == plain
-    changed = [
-        digest("names", names=("a", "c")),
-        digest("label", label=b"0"),
-        digest("picture", last=pictures[0]),
-    ]
+    changed = [digest("names", names=("a", "c")), digest("label", label=b"0"), digest("picture", last=pictures[0])]
     assert len({plain, *changed}) == 4
 
 

@@ -112,12 +112,7 @@ def test_pictures_are_seen_as_the_models_own_file_says(tmp_path):
     write_classification(folder, class_names=list("abcdefg"), num_samples=30, seed=0)
     given = said(tmp_path, f"checkpoint={weights}", "suite=mnist", "evaluate.keep_vectors=false")
     assert run(compose("evaluate", given)) == 0
-    own = {
-        "mean": [0.5] * 3,
-        "std": [0.1] * 3,
-        "interpolation": "bilinear",
-        "resize_mode": "squash",
-    }
+    own = {"mean": [0.5] * 3, "std": [0.1] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
     (tmp_path / "config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": own}))
     assert run(compose("evaluate", given)) == 0
     plain, other = results_of(tmp_path)[0], results_of(tmp_path)[2]

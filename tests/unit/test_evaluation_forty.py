@@ -25,18 +25,7 @@ import pytest
 import torch
 from clip_benchmark.datasets.builder import build_wds_dataset
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
-from forty import (
-    COCO,
-    COLUMNS,
-    CONFIG,
-    FACE_SETS,
-    FLICKR,
-    MAIN,
-    NAMES,
-    folder_of,
-    write_forty,
-    write_model,
-)
+from forty import COCO, COLUMNS, CONFIG, FACE_SETS, FLICKR, MAIN, NAMES, folder_of, write_forty, write_model
 from PIL import Image
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
@@ -372,10 +361,7 @@ def finely(reference: Reference, key: str) -> dict[str, Any]:
         best = minimize_scalar(lambda scale, other=~side: -of(other, scale).sum(), bounds=(0, 1e4), options=options)
         fitted[side] = of(side, best.x)
     scale = float(reference.model.logit_scale.detach().exp())
-    return {
-        "log_likelihood": of(np.ones(len(labels), bool), scale).mean(),
-        "log_likelihood_fitted": fitted.mean(),
-    }
+    return {"log_likelihood": of(np.ones(len(labels), bool), scale).mean(), "log_likelihood_fitted": fitted.mean()}
 
 
 def test_the_miniatures_are_those_of_all_tasks(found):

@@ -286,12 +286,7 @@ def test_replicates_of_a_small_group_are_of_resamples_that_have_it():
 def test_groups_count_the_first_field_fastest_and_are_named_last_field_first():
     group, names = groups.number_groups({"gender": np.array([0, 1, 1, 0]), "race": np.array([2, 0, 1, 1])})
     assert group.tolist() == [4, 1, 3, 2]
-    assert [names[i] for i in group] == [
-        "race:2_gender:0",
-        "race:0_gender:1",
-        "race:1_gender:1",
-        "race:1_gender:0",
-    ]
+    assert [names[i] for i in group] == ["race:2_gender:0", "race:0_gender:1", "race:1_gender:1", "race:1_gender:0"]
     assert len(names) == 6
 
 

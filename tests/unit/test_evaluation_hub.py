@@ -19,10 +19,7 @@ from evaluation.sets.tar_index import EvaluationDataError
 CAPTIONS = [["a cat", 'a "red" cat, sitting'], ["ein Hünd"], ["x", "y", "z\n"], ["two words"]]
 NAMES = ["eagle", "tea party", "ash", "moon"]
 # Candidates, cue, associations.
-INSTANCES = [
-    (["ash", "eagle", "moon"], "bald", ["eagle"]),
-    (["tea party", "ash"], "Gray", ["ash", "tea party"]),
-]
+INSTANCES = [(["ash", "eagle", "moon"], "bald", ["eagle"]), (["tea party", "ash"], "Gray", ["ash", "tea party"])]
 
 
 def pictures():

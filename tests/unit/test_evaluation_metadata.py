@@ -65,10 +65,7 @@ def test_columns_that_are_not_needed_may_hold_anything():
         (b"PK\x03\x04 an archive", r"Cannot read the \.npy member of .*s{i}\.png"),
         (npy([1, 2, 3]) + b"more", r"s{i}\.png holds int64 in 156 bytes, not one array of numbers"),
         (npy(["1", "2", "3"]), r"s{i}\.png holds <U1 in"),
-        (
-            npy([2.5, 0, 0]),
-            r"region of .*s{i}\.png is 2\.5 in its \.npy member, not a whole number",
-        ),
+        (npy([2.5, 0, 0]), r"region of .*s{i}\.png is 2\.5 in its \.npy member, not a whole number"),
         (npy([0, np.nan, 0]), r"year of .*s{i}\.png is nan"),
         (npy([-1, 0, 0]), r"region of .*s{i}\.png is -1"),
         (npy([0, 10**9, 0]), r"from 0 to 1,000\. The columns must be region, year, y"),

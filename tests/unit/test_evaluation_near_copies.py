@@ -244,12 +244,7 @@ def test_a_pool_without_vectors_and_one_whose_vectors_were_read_are_told(world, 
     entry = store.find(world.found().embeddings.key)
     manifest = entry.folder / "manifest.json"
     said = json.loads(manifest.read_text())
-    read = {
-        "_target_": "dbp.encoders.precomputed.Precomputed",
-        "label": "x",
-        "images": "i.npy",
-        "texts": None,
-    }
+    read = {"_target_": "dbp.encoders.precomputed.Precomputed", "label": "x", "images": "i.npy", "texts": None}
     said["made_by"]["encoder"] = read
     manifest.write_text(json.dumps(said))
     with pytest.raises(StoreError, match=r"were read from files.*Embed the pool with a network: dbp"):

@@ -101,8 +101,7 @@ def test_the_probe_is_refitted_on_train_and_validation_and_scored_on_test():
     train, validation, test = (made_up(n, seed, noise=1.5) for n, seed in ((300, 3), (150, 4), (400, 5)))
     found = logistic.probe(train, validation, test, 6, seed=0)
     both = Part(
-        np.concatenate([train.features, validation.features]),
-        np.concatenate([train.labels, validation.labels]),
+        np.concatenate([train.features, validation.features]), np.concatenate([train.labels, validation.labels])
     )
     theirs = LogisticRegression(C=1 / found.penalty, tol=1e-8, max_iter=5_000)
     theirs.fit(both.features, both.labels)
@@ -149,14 +148,8 @@ def with_nan(features, row):
 @pytest.mark.parametrize(
     ("broken", "error"),
     [
-        (
-            lambda p: Part(p.features[:0], p.labels[:0]),
-            "The test part of the linear probe is empty",
-        ),
-        (
-            lambda p: Part(p.features[:, :9], p.labels),
-            r"test part .* have width 9, those of train 16",
-        ),
+        (lambda p: Part(p.features[:0], p.labels[:0]), "The test part of the linear probe is empty"),
+        (lambda p: Part(p.features[:, :9], p.labels), r"test part .* have width 9, those of train 16"),
         (lambda p: Part(with_nan(p.features, 7), p.labels), r"Vector 7 of the test part .* finite"),
         (
             lambda p: Part(p.features, p.labels + 1),

@@ -44,20 +44,7 @@ def root(tmp_path_factory):
     write_classification(root / "wds_stl10_test", class_names=[*NAMES[3:], "night heron"], num_samples=150, seed=4)
     write_classification(root / "wds_vtab-pcam_test", class_names=["benign", "tumour"], num_samples=60, seed=1)
     generator = np.random.default_rng(2)
-    words = [
-        "a",
-        "an",
-        "red",
-        "blue",
-        "old",
-        "tiny",
-        "cat",
-        "dog",
-        "tree",
-        "house",
-        "near",
-        "under",
-    ]
+    words = ["a", "an", "red", "blue", "old", "tiny", "cat", "dog", "tree", "house", "near", "under"]
     captions = [
         [" ".join(generator.choice(words, size=6)) for _ in range(generator.integers(1, 6))] for _ in range(90)
     ]
@@ -142,11 +129,7 @@ def test_neither_batches_nor_workers_change_a_number(model, root):
     # More workers than tars, and than batches.
     other = evaluate(model, root, suite, batch_size=100, num_workers=2)
     for one, two in zip(plain, other, strict=True):
-        assert (one.metrics, one.intervals, one.set_digest) == (
-            two.metrics,
-            two.intervals,
-            two.set_digest,
-        )
+        assert (one.metrics, one.intervals, one.set_digest) == (two.metrics, two.intervals, two.set_digest)
 
 
 def test_datacomp_drops_the_blank_name_and_reads_later_labels_one_off(model, root):

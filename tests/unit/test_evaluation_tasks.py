@@ -35,13 +35,7 @@ def test_every_folder_follows_datacomps_rule():
 
 def test_the_groups_have_the_sizes_of_datacomps_columns():
     sizes = {group: len(members) for group, members in groups().items() if group != "Glyphs"}
-    assert sizes == {
-        "ImageNet": 1,
-        "ImageNet dist. shifts": 6,
-        "VTAB": 13,
-        "Retrieval": 3,
-        "Average": 38,
-    }
+    assert sizes == {"ImageNet": 1, "ImageNet dist. shifts": 6, "VTAB": 13, "Retrieval": 3, "Average": 38}
 
 
 def test_datacomp38_is_the_whole_list_of_40_of_which_38_count():
@@ -117,8 +111,7 @@ def test_a_list_may_mix_suites_and_tasks_and_names_each_task_once():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "meant"),
-    [("datacomp83", "datacomp38"), ("vtab/dtb", "vtab/dtd"), ("glyph", "glyphs")],
+    ("wrong", "meant"), [("datacomp83", "datacomp38"), ("vtab/dtb", "vtab/dtd"), ("glyph", "glyphs")]
 )
 def test_a_misspelt_suite_or_task_names_the_nearest(wrong, meant):
     with pytest.raises(ConfigError) as error:

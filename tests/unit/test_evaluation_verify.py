@@ -6,13 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from miniature import (
-    TEMPLATES,
-    noise_png,
-    write_classification,
-    write_retrieval,
-    write_set,
-)
+from miniature import TEMPLATES, noise_png, write_classification, write_retrieval, write_set
 
 from dbp.errors import WorldError
 from evaluation.kinds.registry import KINDS

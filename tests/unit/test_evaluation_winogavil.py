@@ -5,15 +5,7 @@ from sklearn.metrics import jaccard_score
 
 from dbp.errors import ConfigError
 from evaluation.kinds import winogavil
-from evaluation.kinds.winogavil import (
-    METRICS,
-    Winogavil,
-    jaccard_scores,
-    metrics,
-    on_draws,
-    prompt,
-    replicates,
-)
+from evaluation.kinds.winogavil import METRICS, Winogavil, jaccard_scores, metrics, on_draws, prompt, replicates
 from evaluation.sets.hub import open_winogavil
 
 SIZES = (5, 6, 10, 12)
@@ -49,8 +41,7 @@ def random_outcomes(seed, num_instances=200):
 
 
 @pytest.mark.parametrize(
-    ("cue", "text"),
-    [("Eclipse", "An eclipse"), ("hour", "A hour"), ("usual", "An usual"), ("X-ray", "A x-ray")],
+    ("cue", "text"), [("Eclipse", "An eclipse"), ("hour", "A hour"), ("usual", "An usual"), ("X-ray", "A x-ray")]
 )
 def test_the_article_goes_by_the_first_letter_and_the_cue_is_lower_case(cue, text):
     assert prompt(cue) == text
@@ -156,11 +147,7 @@ def opened(tmp_path):
     write_set(tmp_path, [{"png": noise_png(generator, 4)} for _ in range(4)])
     names = [f"s{i:07d}" for i in range(4)]
     lines = ["candidates,cue,associations"]
-    for order, cue, true in (
-        ((2, 0, 1), "Ant", (0,)),
-        ((1, 2), "bee", (2,)),
-        ((2, 1), "Ant", (1,)),
-    ):
+    for order, cue, true in (((2, 0, 1), "Ant", (0,)), ((1, 2), "bee", (2,)), ((2, 1), "Ant", (1,))):
         candidates = "[" + ", ".join(f'""{names[i]}""' for i in order) + "]"
         associations = "[" + ", ".join(f'""{names[i]}""' for i in true) + "]"
         lines.append(f'"{candidates}",{cue},"{associations}"')

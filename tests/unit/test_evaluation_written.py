@@ -39,14 +39,7 @@ def test_a_script_is_the_class_whose_words_a_caption_begins_with():
 
 
 def test_script_quality_by_hand():
-    written = [
-        "greek small letter beta",
-        "latin x",
-        None,
-        "rightwards arrow",
-        "greek y",
-        "anything",
-    ]
+    written = ["greek small letter beta", "latin x", None, "rightwards arrow", "greek y", "anything"]
     found = script_quality(written, [ALPHA, BETA, A, ARROW, ALPHA, ord("+")])
     # greek 2 of 3, latin 0 of 1, arrow 1 of 1; a plus sign is of no script.
     assert found == {
@@ -58,10 +51,7 @@ def test_script_quality_by_hand():
 
 def test_repairs_by_hand():
     truth = pa.table(
-        {
-            "character": [ALPHA, ALPHA, BETA, A, A, ARROW],
-            "caption_swapped": [True, True, True, True, False, False],
-        }
+        {"character": [ALPHA, ALPHA, BETA, A, A, ARROW], "caption_swapped": [True, True, True, True, False, False]}
     )
     originals = [NAMES[A], NAMES[A], NAMES[ALPHA], NAMES[ARROW], NAMES[A], NAMES[ARROW]]
     written = [NAMES[ALPHA], NAMES[A], NAMES[ALPHA], None, "a latin thing", NAMES[ARROW]]

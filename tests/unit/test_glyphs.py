@@ -14,14 +14,7 @@ from PIL import Image
 
 from dbp.errors import ConfigError, StoreError
 from dbp.pools.glyph_fonts import all_glyphs, base_letter, look_alikes
-from dbp.pools.glyph_tasks import (
-    TASKS,
-    class_names,
-    render_tasks,
-    script,
-    task_folder,
-    templates,
-)
+from dbp.pools.glyph_tasks import TASKS, class_names, render_tasks, script, task_folder, templates
 from dbp.pools.glyphs import GlyphPlan, render_pool, split_glyphs
 
 PLAN = GlyphPlan(num_pairs=701, samples_per_shard=300, task_pictures=400)
@@ -84,11 +77,7 @@ def test_a_share_is_the_floor_of_the_exact_decimal_product():
 
 def test_shards_are_named_and_filled_as_img2dataset_does(pool):
     folder, counts, samples, truth = pool
-    assert sorted(p.name for p in (folder / "shards").iterdir()) == [
-        "00000.tar",
-        "00001.tar",
-        "00002.tar",
-    ]
+    assert sorted(p.name for p in (folder / "shards").iterdir()) == ["00000.tar", "00001.tar", "00002.tar"]
     assert counts["shards"] == 3
     assert list(samples) == [row["uid"] for row in truth]
     assert list(samples)[299:302] == ["000000299", "000010000", "000010001"]

@@ -130,10 +130,7 @@ def test_a_broken_tar_is_named_and_its_sound_samples_are_used(folder):
 
 def test_captions_in_the_json_are_found_and_named(tmp_path):
     rows = {
-        f"{n}": {
-            "png": picture(n, "png"),
-            "json": json.dumps({"text": "a b c", "uid": f"u{n}"}).encode(),
-        }
+        f"{n}": {"png": picture(n, "png"), "json": json.dumps({"text": "a b c", "uid": f"u{n}"}).encode()}
         for n in range(20)
     }
     write_tar(tmp_path / "pool/0.tar", rows)
@@ -157,10 +154,7 @@ def test_keys_that_come_again_call_for_a_hash(tmp_path):
 @pytest.mark.parametrize("rows", [180, 40_000, 1_000_000, 280_000_000])
 def test_the_numbers_follow_from_the_rows(folder, rows):
     found = look(folder)
-    found.total_bytes, found.num_read = (
-        found.total_bytes * rows // 40,
-        1,
-    )  # as if most were not read
+    found.total_bytes, found.num_read = (found.total_bytes * rows // 40, 1)  # as if most were not read
     s = suggest(found, folder, 0.3)
     assert s.num_dedup_clusters == pytest.approx(math.sqrt(0.75 * rows), abs=1)
     assert s.num_clusters == min(500, s.num_dedup_clusters)
@@ -251,10 +245,7 @@ def test_once_clusters_exist_the_file_tells_what_temperatures_would_do(folder, t
         (["FOLDER", "keep_fraction=some"], "keep_fraction='some': it must be a number"),
         (["FOLDER", "keep_fraction=0.01"], "too few to train on"),
         (["FOLDER", "tau=1"], "tau is not a setting here"),
-        (
-            ["FOLDER", "out=cats.yaml"],
-            "in a folder called experiment, so name a file like .*experiment/cats.yaml",
-        ),
+        (["FOLDER", "out=cats.yaml"], "in a folder called experiment, so name a file like .*experiment/cats.yaml"),
         (["FOLDER", "out=experiment/my cats.yaml"], "its name may have letters, digits"),
     ],
 )

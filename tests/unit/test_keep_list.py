@@ -358,9 +358,7 @@ def test_a_list_in_the_store_says_why_and_the_store_says_what_was_compared(tmp_p
         assert bare.equals(loaded.decisions.drop(["value"]))
 
 
-def test_where_an_artifact_that_a_decision_rests_on_is_gone_the_reasons_are_left(
-    tmp_path: Path,
-) -> None:
+def test_where_an_artifact_that_a_decision_rests_on_is_gone_the_reasons_are_left(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     key, _ = curated(store)
     shutil.rmtree(store.root / "index")
@@ -383,9 +381,4 @@ def test_a_stage_that_narrows_reports_rows_before_and_after(tmp_path: Path) -> N
     pool = ThreeHundred()
     (tmp_path / "pool").touch()
     counts = Below(100).run(Work(tmp_path, tmp_path, "key"), rows=rows, pool=pool.open(tmp_path))
-    assert counts == {
-        "rows": 250,
-        "kept": 100,
-        "keep list": KeepList.load(tmp_path).digest,
-        "asked": 1,
-    }
+    assert counts == {"rows": 250, "kept": 100, "keep list": KeepList.load(tmp_path).digest, "asked": 1}

@@ -22,13 +22,7 @@ from dbp.engine.stage import Stage
 from dbp.engine.work import Work
 from dbp.errors import ConfigError
 
-FIT = {
-    "num_iterations": 5,
-    "points_per_centroid": 50,
-    "seed": 0,
-    "modality": "image",
-    "on": "dedup",
-}
+FIT = {"num_iterations": 5, "points_per_centroid": 50, "seed": 0, "modality": "image", "on": "dedup"}
 GRID = 2**24
 
 
@@ -328,9 +322,7 @@ def test_blocks_threads_and_runs_change_no_byte_of_what_is_written(tmp_path: Pat
     assert plain[0].items() < with_runs[0].items()
 
 
-def test_members_come_by_cluster_and_row_with_their_vectors_also_from_sorted_runs(
-    tmp_path: Path,
-) -> None:
+def test_members_come_by_cluster_and_row_with_their_vectors_also_from_sorted_runs(tmp_path: Path) -> None:
     rng = np.random.default_rng(14)
     rows = np.sort(rng.choice(500, 350, replace=False))
     image = write(tmp_path, rng.normal(size=(350, 8)), rows, num_parts=4)

@@ -12,15 +12,7 @@ import pytest
 
 from dbp.clustering import lloyd
 from dbp.clustering.distributed import STATE, fit_all
-from dbp.clustering.lloyd import (
-    Fit,
-    choose_sample,
-    fit,
-    iterate,
-    num_sampled,
-    on_grid,
-    split_empty,
-)
+from dbp.clustering.lloyd import Fit, choose_sample, fit, iterate, num_sampled, on_grid, split_empty
 from dbp.data.embeddings import Embeddings, save_part
 from dbp.data.vectors import Vectors
 from dbp.exact.order import keyed_hash

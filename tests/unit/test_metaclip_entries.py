@@ -160,11 +160,7 @@ def test_a_given_list_keeps_its_order_whatever_its_format(tmp_path: Path) -> Non
     ("name", "content", "message"),
     [
         ("a.json", "[]", r"no entry is left for MetaCLIP's metadata \(the source is empty\)"),
-        (
-            "a.json",
-            '["", "!"]',
-            r"no entry is left .*blank: 1, one punctuation mark: 1.*thresholds",
-        ),
+        ("a.json", '["", "!"]', r"no entry is left .*blank: 1, one punctuation mark: 1.*thresholds"),
         ("a.json", '["dog", 3]', r"a.json: item 1 is 3, no text. Put it in quotes."),
         ("a.json", "7", "a.json holds int, no list of texts"),
         ("a.json", '["dog', "a.json cannot be read as JSON: .* must hold a list of texts"),
@@ -217,22 +213,10 @@ def wordnet(tmp_path: Path) -> str:
 
 def test_wordnet_gives_the_names_of_its_synsets_or_all_its_words(wordnet: str, tmp_path: Path) -> None:
     texts, counts = made(WordNet("names", wordnet), tmp_path / "names")
-    assert texts == [
-        "entity",
-        "new york state",
-        "u",
-        "galore",
-    ]  # the name of "U.S." ends at its dot
+    assert texts == ["entity", "new york state", "u", "galore"]  # the name of "U.S." ends at its dot
     assert counts == {"entries": 4, "duplicate": 1}
     texts, _ = made(WordNet("all", wordnet), tmp_path / "all")
-    assert texts == [
-        "entity",
-        *("New York State", "Empire State", "NY"),
-        "U.S.",
-        "US",
-        "galore",
-        "Able",
-    ]
+    assert texts == ["entity", *("New York State", "Empire State", "NY"), "U.S.", "US", "galore", "Able"]
 
 
 def test_a_damaged_wordnet_names_file_and_line(wordnet: str, tmp_path: Path) -> None:
@@ -367,18 +351,13 @@ def pool_of(captions: list[str | None]) -> Pool:
     return Pool(Columns(table), [], "pool", "txt", 10**6)
 
 
-def test_a_pool_s_own_captions_give_its_words_and_pairs_in_any_order_of_rows(
-    tmp_path: Path,
-) -> None:
+def test_a_pool_s_own_captions_give_its_words_and_pairs_in_any_order_of_rows(tmp_path: Path) -> None:
     captions: list[str | None] = [*TEXT * 3]
     captions[2] = None
     source = FromCaptions(5, 5, 2.0, 1000)
     rows = everything("pool", np.ones(len(captions), bool))
     texts, _ = made(source, tmp_path / "made", rows=rows, pool=pool_of(captions))
-    assert texts == [
-        *("cream", "ice", "the", "cat"),
-        *("ice cream", "the cat"),
-    ]
+    assert texts == [*("cream", "ice", "the", "cat"), *("ice cream", "the cat")]
     backwards = made(source, tmp_path / "made", rows=rows, pool=pool_of(captions[::-1]))[0]
     assert backwards == texts
     sampled = made(FromCaptions(1, 1, 0.0, 4), tmp_path / "made", rows=rows, pool=pool_of(captions))
@@ -462,21 +441,14 @@ def curated(folder: Path, *overrides: str) -> tuple[Any, dict[str, Any], list[st
 
 def test_curation_binds_entries_matches_and_selection(tmp_path: Path) -> None:
     kept, counts, stages = curated(
-        tmp_path,
-        "select=metaclip_glyphs",
-        "select.metadata.min_information=-9",
-        "budget.num_kept=60",
+        tmp_path, "select=metaclip_glyphs", "select.metadata.min_information=-9", "budget.num_kept=60"
     )
     assert kept.num_kept == 60
     assert stages[-3:] == ["entries", "match", "select"]
     assert "embed" not in stages
     assert 0 < counts["threshold"] < 60
     assert counts["no entry matches"] == 10
-    assert kept.counts() == {
-        "select: not drawn": 170,
-        "select: drawn": 60,
-        "select: no entry matches": 10,
-    }
+    assert kept.counts() == {"select: not drawn": 170, "select: drawn": 60, "select: no entry matches": 10}
 
 
 def test_a_given_threshold_takes_no_budget(tmp_path: Path) -> None:

@@ -24,12 +24,7 @@ from evaluation.report.paper.tables import FoundTable, PaperTables, Want
 from evaluation.results import Result, save_results
 
 ROOT = Path(__file__).parents[2]
-DBP = {
-    "select.temperature": 0.1,
-    "select.num_neighbours": 20,
-    "select.balance": 0,
-    "select.members": "hard",
-}
+DBP = {"select.temperature": 0.1, "select.num_neighbours": 20, "select.balance": 0, "select.members": "hard"}
 LAION = {"cluster.num_clusters": 500, "encoder.cluster": "Dinov2 dinov2_vitl14"}
 
 
@@ -221,10 +216,7 @@ def test_an_unknown_number_of_the_paper_is_said_beside_ours(ours):
         ({"model": "ViT-L-14"}, "ViT-L-14, not ViT-B-32"),
         ({"samples_seen": 16}, "16 samples seen, not 3.6 B"),
         ({"limit": 40}, "40 samples of each test set"),
-        (
-            {"settings": DBP | LAION | {"cluster.num_clusters": 50}},
-            "cluster.num_clusters 50, not 500",
-        ),
+        ({"settings": DBP | LAION | {"cluster.num_clusters": 50}}, "cluster.num_clusters 50, not 500"),
         ({"settings": DBP | LAION | {"encoder.cluster": "OpenClip ViT-B-16"}}, "not dinov2"),
         ({"num_kept": 116_000_000}, "41.9% kept, not 40%"),
     ],
@@ -595,8 +587,6 @@ def test_the_latex_compiles_where_pdflatex_is(shown, tmp_path):
         pytest.skip("pdflatex is not installed")
     (tmp_path / "t.tex").write_text(render(shown, "tex"))
     done = subprocess.run(
-        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"],
-        cwd=tmp_path,
-        capture_output=True,
+        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"], cwd=tmp_path, capture_output=True
     )
     assert done.returncode == 0, done.stdout[-2000:]

@@ -252,9 +252,7 @@ def test_a_job_file_gives_an_equal_stage_and_equal_inputs(tmp_path: Path) -> Non
     assert opened.parts(**again) == parts
 
 
-def test_a_worker_finds_a_pool_where_its_driver_does_and_not_where_it_was_indexed(
-    tmp_path: Path,
-) -> None:
+def test_a_worker_finds_a_pool_where_its_driver_does_and_not_where_it_was_indexed(tmp_path: Path) -> None:
     write_pool(tmp_path / "old", num_shards=2, per_shard=3)
 
     def embedding(folder: Path) -> Node:
@@ -444,9 +442,7 @@ def test_workers_end_when_their_driver_is_killed(tmp_path: Path, witness: Path) 
 # tasks of submitit
 
 
-def test_a_part_that_always_fails_ends_with_its_last_words_and_the_rest_is_made(
-    tmp_path: Path,
-) -> None:
+def test_a_part_that_always_fails_ends_with_its_last_words_and_the_rest_is_made(tmp_path: Path) -> None:
     store = Store(tmp_path / "store", runner=Slurm(2, LOCAL | {"rounds": 1}))
     with pytest.raises(WorldError) as failure:
         store.get(spelling(act="fail", at=2))

@@ -31,14 +31,7 @@ from dbp.planning import rate as rates
 from dbp.planning.advice import advice
 from dbp.planning.amounts import bytes_text, count_text, flops_text, seconds_text
 from dbp.planning.effort import COLUMNS as PASSES
-from dbp.planning.effort import (
-    NETWORK,
-    PRODUCT,
-    READING,
-    WRITING,
-    Effort,
-    Sizes,
-)
+from dbp.planning.effort import NETWORK, PRODUCT, READING, WRITING, Effort, Sizes
 from dbp.planning.efforts import EFFORTS
 from dbp.planning.from_files import pool_size, usual_width
 from dbp.planning.machine import Machine, memory_free, probe
@@ -53,14 +46,7 @@ from dbp.verbs.tune import main
 
 # Round rates, so that seconds are worked by hand.
 SLOW = Machine(
-    product=1e9,
-    memory=1e8,
-    columns=1e6,
-    reading=1e7,
-    writing=1e6,
-    sending=None,
-    disk_free=1e9,
-    memory_free=1e9,
+    product=1e9, memory=1e8, columns=1e6, reading=1e7, writing=1e6, sending=None, disk_free=1e9, memory_free=1e9
 )
 
 

@@ -189,10 +189,7 @@ def test_shards_stay_in_order_beyond_a_hundred_thousand():
     assert sorted(names) == names
 
 
-@pytest.mark.parametrize(
-    ("uid", "expected"),
-    [("key", "a/b"), ("json:uid", "00ff"), ("json:number", "7")],
-)
+@pytest.mark.parametrize(("uid", "expected"), [("key", "a/b"), ("json:uid", "00ff"), ("json:number", "7")])
 def test_a_uid_is_the_key_or_a_field_of_the_json(store, tmp_path, uid, expected):
     told = json.dumps({"uid": "00ff", "number": 7}).encode()
     shard = write_tar(tmp_path / "a.tar", [*pairs(["a/b"]), ("a/b.json", told)])
@@ -374,18 +371,7 @@ def test_a_stream_that_has_changed_since_the_index_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "folder",
-    [
-        "{curly}",
-        "a=b",
-        "(round)",
-        "[square]",
-        "x, y",
-        "blank and é ü 日本",
-        "{0..3}",
-        "*",
-        "a'b\"c",
-    ],
+    "folder", ["{curly}", "a=b", "(round)", "[square]", "x, y", "blank and é ü 日本", "{0..3}", "*", "a'b\"c"]
 )
 def test_a_folder_of_any_name_arrives_unchanged(tmp_path, folder):
     shards = [write_tar(tmp_path / folder / f"{i:05d}.tar", pairs("a")) for i in range(3)]

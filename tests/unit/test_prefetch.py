@@ -33,8 +33,7 @@ def test_weights_of_the_recipe_are_loaded_once_and_told(tmp_path, capsys):
 def test_published_weights_are_asked_for_by_model_and_tag_without_a_pool(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(
-        "dbp.encoders.openclip.load_openclip",
-        lambda *given, **named: asked.append((*given, *named.items())),
+        "dbp.encoders.openclip.load_openclip", lambda *given, **named: asked.append((*given, *named.items()))
     )
     none = [f"encoder.{use}=precomputed" for use in ("dedup", "cluster", "score")]
     said = [*none, "model.name=ViT-B-32", "pretrained=openai"]

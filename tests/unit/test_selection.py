@@ -105,10 +105,7 @@ def takes_budget(name: str) -> bool:
 
 
 # What bounds a method beside the budget, set so that it does not.
-UNBOUND: dict[str, dict[str, Any]] = {
-    "dbp": {"min_per_cluster": 0},
-    "tldr": {"matching_fraction": 1.0},
-}
+UNBOUND: dict[str, dict[str, Any]] = {"dbp": {"min_per_cluster": 0}, "tldr": {"matching_fraction": 1.0}}
 METHODS = [name for name in PRESETS if takes_budget(name)]
 LISTS = [name for name in PRESETS if name not in METHODS]
 
@@ -541,10 +538,7 @@ def test_a_fraction_refers_to_the_rows_that_the_budget_names(of: str, num_kept: 
     filtered = dedup.narrow("filter", np.arange(80) < 60, "low", "high")
     base = {"pool": pool, "dedup": dedup, "filtered": filtered}[of]
     Uniform(Budget(keep_fraction=0.3, of=of), 0).run(
-        Work(tmp_path, tmp_path, "key"),
-        rows=filtered,
-        base=base,
-        pool=pool_of([str(i) for i in range(100)]),
+        Work(tmp_path, tmp_path, "key"), rows=filtered, base=base, pool=pool_of([str(i) for i in range(100)])
     )
     assert KeepList.load(tmp_path).num_kept == num_kept
 
@@ -567,10 +561,7 @@ def test_a_budget_of_no_row_is_refused() -> None:
     ("given", "said"),
     [
         ({}, "given: none of them"),
-        (
-            {"prune_ratio": 0.7, "keep_fraction": 0.3},
-            "given: budget.prune_ratio=0.7 and budget.keep_fraction=0.3",
-        ),
+        ({"prune_ratio": 0.7, "keep_fraction": 0.3}, "given: budget.prune_ratio=0.7 and budget.keep_fraction=0.3"),
         ({"keep_fraction": 1.7}, "keep_fraction=1.7: it must be above 0 and at most 1"),
         ({"keep_fraction": 0.0}, "keep_fraction=0.0: it must be above 0 and at most 1"),
         ({"prune_ratio": 1.0}, "prune_ratio=1.0: it must be at least 0 and below 1"),

@@ -8,21 +8,11 @@ from dbp.data import clusters as clusters_module
 from dbp.data.clusters import Clusters, spans
 from dbp.data.scores import Scores
 from dbp.exact import order
-from dbp.exact.order import (
-    ascending,
-    descending,
-    first,
-    first_of_each,
-    keyed_hash,
-    member_keys,
-    ranks,
-    score_keys,
-)
+from dbp.exact.order import ascending, descending, first, first_of_each, keyed_hash, member_keys, ranks, score_keys
 
 TINY = np.float32(1e-45)  # the smallest fp32 number
 VALUES = np.array(
-    [0, -0.0, 1, -1, np.inf, -np.inf, np.nan, -np.nan, TINY, -TINY, 3.4e38, -3.4e38, 0.1, 0.1, 0.5],
-    np.float32,
+    [0, -0.0, 1, -1, np.inf, -np.inf, np.nan, -np.nan, TINY, -TINY, 3.4e38, -3.4e38, 0.1, 0.1, 0.5], np.float32
 )
 SEEDS = range(8)
 
@@ -256,8 +246,7 @@ def test_the_rows_taken_are_those_whose_rank_is_below_the_quota(seed: int) -> No
     quotas = rng.integers(0, sizes + 1)
     place = ranks(keys, mask, cluster)
     np.testing.assert_array_equal(
-        first_of_each(keys, cluster, mask, quotas),
-        (place >= 0) & (place < np.append(quotas, 0)[cluster]),
+        first_of_each(keys, cluster, mask, quotas), (place >= 0) & (place < np.append(quotas, 0)[cluster])
     )
     overall = ranks(keys, mask)
     np.testing.assert_array_equal(first(keys, mask, 30), (overall >= 0) & (overall < 30))

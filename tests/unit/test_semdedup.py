@@ -505,11 +505,7 @@ class World:
         clusters = clustering.bind(rows=rows, centroids=centroids, **own)
         scores = self.node("scores", self.scores) if stage.keep == "score" else None
         similar = stage.comparison().bind(rows=rows, pool=pool, clusters=clusters, scores=scores, **sides)
-        return {
-            "clusters": clusters,
-            "similar": similar,
-            "dedup": stage.bind(rows=rows, similar=similar),
-        }
+        return {"clusters": clusters, "similar": similar, "dedup": stage.bind(rows=rows, similar=similar)}
 
     def dedup(self, stage: SemDeDup) -> tuple[KeepList, Clusters, SimilarRows]:
         nodes = self.bind(stage)
@@ -543,10 +539,7 @@ class World:
             "largest": -(self.size[0] * self.size[1]),
         }
         return [
-            sorted(
-                np.flatnonzero(clusters.assignment == j).tolist(),
-                key=lambda r: (values[keep][r], r),
-            )
+            sorted(np.flatnonzero(clusters.assignment == j).tolist(), key=lambda r: (values[keep][r], r))
             for j in range(clusters.num_clusters)
         ]
 
@@ -634,11 +627,7 @@ def test_the_stored_comparison_is_that_of_all_pairs_of_each_cluster(world: World
     ids=str,
 )
 def test_threads_parts_tiles_and_sorted_runs_change_nothing_that_is_stored(
-    way: dict[str, Any],
-    parts: str,
-    world: World,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    way: dict[str, Any], parts: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept, _, near = world.dedup(semdedup(0.05, rule="greedy"))
     if parts == "many":
@@ -724,13 +713,7 @@ def test_clusters_of_size_nought_one_and_two_are_compared_within(tmp_path: Path)
     (tmp_path / "made").mkdir()
     work = Work(tmp_path / "made", tmp_path / "shared", "key")
     pool = Pool(Columns(pa.table({"uid": list("abcdef")})), [], "pool", "txt", 1)
-    counts = stage.run(
-        work,
-        rows=all_rows(6),
-        pool=pool,
-        clusters=clusters,
-        image=Embeddings.load(tmp_path),
-    )
+    counts = stage.run(work, rows=all_rows(6), pool=pool, clusters=clusters, image=Embeddings.load(tmp_path))
     near = SimilarRows.load(tmp_path / "made")
     assert near.twin.tolist() == [-1, -1, 1, -1, 3, -1]
     assert remove_similar(all_rows(6), near, 0.01).rows.tolist() == [0, 1, 3, 4, 5]
@@ -742,11 +725,7 @@ def test_clusters_of_size_nought_one_and_two_are_compared_within(tmp_path: Path)
 def test_ranges_cover_each_cluster_once_and_keep_their_bounds(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(seed)
     sizes = rng.choice([0, 0, 1, 2, 10, 50, 400], rng.integers(1, 60))
-    width, work, most_rows = (
-        16,
-        float(rng.choice([1, 500, 20_000, 1e9])),
-        int(rng.choice([1, 60, 10**6])),
-    )
+    width, work, most_rows = (16, float(rng.choice([1, 500, 20_000, 1e9])), int(rng.choice([1, 60, 10**6])))
     monkeypatch.setattr(similar_module, "PART_COST", work)
     monkeypatch.setattr(similar_module, "PART_ROWS", most_rows)
     bounds, costs = cluster_ranges(sizes, width)
@@ -838,8 +817,7 @@ def pool_of(samples: list[tuple[str, str]]) -> Pool:
 
 
 @pytest.mark.parametrize(
-    ("with_caption", "kept", "twins"),
-    [(False, [0, 1], {2: 0, 3: 0, 4: 1}), (True, [0, 1, 2], {3: 0, 4: 1})],
+    ("with_caption", "kept", "twins"), [(False, [0, 1], {2: 0, 3: 0, 4: 1}), (True, [0, 1, 2], {3: 0, 4: 1})]
 )
 def test_the_first_of_equal_contents_stays_and_is_named(
     with_caption: bool, kept: list[int], twins: dict[int, int], tmp_path: Path

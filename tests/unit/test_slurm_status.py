@@ -42,10 +42,7 @@ def test_a_job_that_asked_for_no_memory_had_the_default_of_the_site() -> None:
 
 
 def test_status_tells_each_point_from_the_queue_the_files_and_the_ends_of_jobs(
-    tmp_path: Path,
-    slurm: Slurm,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, slurm: Slurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = Home(tmp_path, 7)
     home.make(home.rows, toy("sets"), home.points[0].last)
@@ -100,10 +97,7 @@ def test_cancel_takes_back_what_is_in_the_queue_and_no_job_of_others(
 ) -> None:
     home = Home(tmp_path)
     home.sweep().hand_in(by_person=True)
-    slurm.say(
-        "queue",
-        "".join(f"{job}|PENDING|x|1:00\n" for job in ("9|0", "102|0", "102|1", "104|N/A")),
-    )
+    slurm.say("queue", "".join(f"{job}|PENDING|x|1:00\n" for job in ("9|0", "102|0", "102|1", "104|N/A")))
     assert home.sweep().cancel() == 0
     assert slurm.calls("scancel") == [["102", "104"]]
     assert "3 tasks of 2 jobs cancelled; what was made is kept" in capsys.readouterr().out

@@ -62,11 +62,7 @@ def test_the_shared_job_tries_a_broken_stage_once_for_all_points(
     monkeypatch.setitem(sys.modules, "training.resume.preemption", quiet)
     TRIED.clear()
     why = "StoreError: broken rows cannot be made"
-    assert task.shared(home.record, list(points.items())) == {
-        "key 0": why,
-        "key 1": why,
-        "key 2": None,
-    }  # type: ignore[arg-type]
+    assert task.shared(home.record, list(points.items())) == {"key 0": why, "key 1": why, "key 2": None}  # type: ignore[arg-type]
     assert TRIED == ["broken rows", "rows", "sets"]
 
 
@@ -80,9 +76,7 @@ def test_a_run_that_was_asked_to_leave_has_not_failed(monkeypatch: pytest.Monkey
         task.attempt(leave)
 
 
-def test_a_signal_ends_a_stage_and_lets_training_end_itself(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_signal_ends_a_stage_and_lets_training_end_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     quiet = SimpleNamespace(requeue=lambda: asked.append("requeue") or "it is requeued")
     monkeypatch.setitem(sys.modules, "training.resume.preemption", quiet)
@@ -125,9 +119,7 @@ def test_a_rank_that_follows_does_not_say_how_the_arm_ended(
     assert task.arm(tmp_path, [("key", {"paths": {"runs": str(tmp_path)}})]) == {}
 
 
-def test_a_process_of_a_packed_job_takes_its_point_and_its_gpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_process_of_a_packed_job_takes_its_point_and_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     packed: Any = [(key, {"launcher": {"arms_per_job": 4}}) for key in "abc"]
     found = []
     for number in range(4):

@@ -154,11 +154,7 @@ def test_centroids_are_found_beside_or_above_or_where_they_are_said_to_be(tmp_pa
         find_centroids(folder, None, "x")
     with pytest.raises(ConfigError, match=r"x='nowhere.npy' is no file"):
         find_centroids(folder, "nowhere.npy", "x")
-    above, beside, given = (
-        tmp_path / "kmeans_centroids.npy",
-        folder / "kmeans_centroids.npy",
-        tmp_path / "c.npy",
-    )
+    above, beside, given = (tmp_path / "kmeans_centroids.npy", folder / "kmeans_centroids.npy", tmp_path / "c.npy")
     for file, said in ((above, None), (beside, None), (given, given)):
         np.save(file, np.eye(3))
         assert find_centroids(folder, said, "x") == file

@@ -139,10 +139,7 @@ def test_the_trained_encoder_goes_only_where_no_weights_are_named():
 
 def test_a_list_of_encoders_is_an_axis_and_a_setting_of_the_encoder_is_not():
     arguments = ["sweep.encoder.cluster=[local_clip,dinov2_l14]", "sweep.encoder.seed=5"]
-    assert divide(arguments) == (
-        ["sweep.encoder.seed=5"],
-        {"encoder.cluster": ["local_clip", "dinov2_l14"]},
-    )
+    assert divide(arguments) == (["sweep.encoder.seed=5"], {"encoder.cluster": ["local_clip", "dinov2_l14"]})
 
 
 def test_an_arm_with_nothing_in_it_is_refused_and_told_how_to_say_so() -> None:
@@ -154,9 +151,7 @@ def test_an_arm_with_nothing_in_it_is_refused_and_told_how_to_say_so() -> None:
 
 def test_an_axis_of_methods_makes_an_arm_of_each():
     assert grid("sweep.select=[uniform,dbp]", "sweep.seed=[0,1]") == Grid(
-        {"uniform": {"select": "uniform"}, "dbp": {"select": "dbp"}},
-        {"seed": [0, 1]},
-        {"dbp": "uniform"},
+        {"uniform": {"select": "uniform"}, "dbp": {"select": "dbp"}}, {"seed": [0, 1]}, {"dbp": "uniform"}
     )
 
 
@@ -165,10 +160,7 @@ def test_an_arm_that_selects_gets_a_control_of_equal_size_from_the_same_rows():
     assert made.arms["uniform"] == {"select": "uniform"}
     assert made.controls == {"dbp": "uniform", "ssp": "uniform"}
     # Rows that were chosen from others need others by chance.
-    arms = {
-        "dbp": {"select": "dbp", "select.temperature": 0.2},
-        "raw": {"select": "ssp", "dedup": "none"},
-    }
+    arms = {"dbp": {"select": "dbp", "select.temperature": 0.2}, "raw": {"select": "ssp", "dedup": "none"}}
     controls = add_controls(arms, "uniform")
     assert controls == {"dbp": "uniform", "raw": "uniform (raw)"}
     assert arms["uniform (raw)"] == {"dedup": "none", "select": "uniform"}

@@ -167,10 +167,7 @@ def test_select_tldr_rests_on_clusters_of_codes_and_not_on_the_coarse_ones() -> 
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (
-            "select=tldr",
-            r"select=tldr clusters codes, and captioner=none makes none\. Say captioner=",
-        ),
+        ("select=tldr", r"select=tldr clusters codes, and captioner=none makes none\. Say captioner="),
         ("caption=refined", r"caption=refined writes captions, and captioner=none makes none"),
     ],
 )
@@ -197,11 +194,7 @@ def test_a_run_reads_what_the_captioner_wrote_and_others_are_as_before() -> None
 
 @pytest.mark.parametrize(
     ("option", "rule"),
-    [
-        ("refined", "concatenate"),
-        ("refined_alternate", "alternate"),
-        ("refined_replace", "replace"),
-    ],
+    [("refined", "concatenate"), ("refined_alternate", "alternate"), ("refined_replace", "replace")],
 )
 def test_the_mixing_rules_of_refined_captions(option: str, rule: str, tmp_path: Path) -> None:
     from dbp.data.captions import write_captions
@@ -218,11 +211,7 @@ def test_the_mixing_rules_of_refined_captions(option: str, rule: str, tmp_path: 
     rows, keys = np.array([0, 1] * 50), np.arange(100, dtype=np.uint64)
     found = mixed.captions(rows, np.zeros(100, np.int64), keys)
     assert set(found[1::2]) == {"a B"}
-    expected = {
-        "concatenate": {"an A; letter a"},
-        "alternate": {"an A", "letter a"},
-        "replace": {"letter a"},
-    }
+    expected = {"concatenate": {"an A; letter a"}, "alternate": {"an A", "letter a"}, "replace": {"letter a"}}
     assert set(found[::2]) == expected[rule]
     with pytest.raises(ConfigError, match=f"caption.rule={rule} takes captions of a captioner"):
         mix.open(pool, tmp_path, 0, Ranks())

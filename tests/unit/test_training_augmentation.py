@@ -101,12 +101,7 @@ def test_without_a_shift_pictures_are_those_of_the_evaluation(picture: Image.Ima
     recipe = Shift(0)
     batch = recipe.move(fitted(recipe, picture, np.zeros(2))[None].copy(), np.zeros((1, 2)))
     module = Contrastive(
-        torch.nn.Linear(1, 1),
-        optimiser(),
-        Horizon(2, 2, 1),
-        0,
-        OPENAI_DATASET_MEAN,
-        OPENAI_DATASET_STD,
+        torch.nn.Linear(1, 1), optimiser(), Horizon(2, 2, 1), 0, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
     )
     expected = open_clip.image_transform(32, is_train=False)(picture)
     assert torch.equal(module.normalise(torch.from_numpy(batch))[0], expected)

@@ -126,16 +126,7 @@ def test_peaks_go_by_the_exact_name_and_are_never_guessed(monkeypatch: pytest.Mo
             "NVIDIA H300",
         )
     }  # fmt: skip
-    assert list(peaks.values()) == [
-        989.4e12,
-        835.5e12,
-        989.4e12,
-        756e12,
-        835.5e12,
-        None,
-        None,
-        None,
-    ]
+    assert list(peaks.values()) == [989.4e12, 835.5e12, 989.4e12, 756e12, 835.5e12, None, None, None]
     assert gauge(monkeypatch, "NVIDIA H200", "fp32").peak_flops == 66.9e12
     assert gauge(monkeypatch, "NVIDIA H300", "fp32").name == "NVIDIA H300"
 
@@ -185,9 +176,7 @@ class Library(ModuleType):
         return 5000 * self.asked
 
 
-def test_energy_is_read_in_joules_of_the_card_by_its_own_name(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_energy_is_read_in_joules_of_the_card_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(uuid="1234")
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: properties)
     monkeypatch.setitem(sys.modules, "pynvml", Library(counts=True))

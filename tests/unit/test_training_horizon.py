@@ -140,8 +140,7 @@ def test_the_settings_are_importable_without_torch_or_lightning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "steps"),
-    [(12_800_000_000, 142_045), (90_112 + 45_055, 1), (90_112 + 45_056, 2), (5, 1)],
+    ("samples", "steps"), [(12_800_000_000, 142_045), (90_112 + 45_055, 1), (90_112 + 45_056, 2), (5, 1)]
 )
 def test_a_budget_is_rounded_to_the_nearest_batches_when_asked(samples: int, steps: int) -> None:
     # 12.8 B samples in batches of 90,112 are 142,045.45 steps: DataComp xlarge.

@@ -20,16 +20,7 @@ from dbp.data.pool import Pool
 from dbp.engine.progress import Progress
 from dbp.errors import PoolError
 from training.account.cost import Gauge
-from training.account.counts import (
-    START,
-    Tally,
-    content_groups,
-    fed,
-    link,
-    mark,
-    num_repeated,
-    uid_names,
-)
+from training.account.counts import START, Tally, content_groups, fed, link, mark, num_repeated, uid_names
 from training.account.horizon import Horizon
 from training.account.metrics import Csv, metrics_file, read_metrics
 from training.account.recorder import Recorder

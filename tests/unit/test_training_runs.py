@@ -223,10 +223,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(
     with pytest.raises(Killed):
         killed.train(replace(saving, loggers=(Killer(64),)))
     partial = sorted((tmp_path / "two").rglob("checkpoint-*.ckpt"))
-    assert [path.name for path in partial] == [
-        "checkpoint-000000000024.ckpt",
-        "checkpoint-000000000048.ckpt",
-    ]
+    assert [path.name for path in partial] == ["checkpoint-000000000024.ckpt", "checkpoint-000000000048.ckpt"]
     with caplog.at_level(logging.INFO, "dbp"):
         resumed = killed.train(replace(saving, num_workers=2, cache=True, loggers=(Csv(),)))
     assert "going on after step 6 of 10" in caplog.text
@@ -371,10 +368,7 @@ def test_plain_open_clip_loads_the_checkpoint_with_the_same_embeddings(world: Wo
 def test_a_checkpoint_says_what_made_it(world: World) -> None:
     checkpoint = world.train(replace(TRAIN, samples_seen=16))
     assert checkpoint.samples_seen == 16
-    assert checkpoint.subset == {
-        "pool": world.store.key(world.pool),
-        "keep": world.store.key(world.keep()),
-    }
+    assert checkpoint.subset == {"pool": world.store.key(world.pool), "keep": world.store.key(world.keep())}
     assert checkpoint.settings["optimiser"]["lr"] == 1e-3
     assert not list(checkpoint.folder.rglob("*lightning*"))
     with pytest.raises(StoreError, match="is no finished run of ours"):

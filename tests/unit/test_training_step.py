@@ -81,10 +81,7 @@ def test_twelve_steps_are_bit_identical_with_open_clip_s_own_loop(precision: str
     module = trained(ours, tmp_path, fed, precision)
 
     loader = [(module.normalise(b["images"]), b["tokens"]) for b in fed]
-    data = SimpleNamespace(
-        set_epoch=lambda epoch: None,
-        dataloader=Listed(loader),
-    )
+    data = SimpleNamespace(set_epoch=lambda epoch: None, dataloader=Listed(loader))
     optimiser = make_optimiser(theirs, settings())
     args = SimpleNamespace(
         device="cpu", precision="amp_bf16" if precision == "bf16" else "fp32", distill=False,
@@ -142,9 +139,7 @@ def test_one_long_caption_among_thousands_costs_its_group_alone() -> None:
     assert all(int(lengths[group.rows].max()) <= group.length for group in groups)
 
 
-def test_places_behind_a_caption_move_no_feature_and_no_gradient(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_places_behind_a_caption_move_no_feature_and_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.step.trimming.GROUP", 2)
     model = fresh_model(Model(config=TINY), seed=2).model.double()
     assert can_trim(model)

@@ -31,14 +31,7 @@ from training.feed.augmentation import Shift
 from training.feed.data import Pairs
 from training.feed.mixture import MixedOrder
 from training.feed.order import Batches, Order
-from training.feed.shard_cache import (
-    NoRoom,
-    ShardCache,
-    _is_free,
-    _locked,
-    least_bytes,
-    what_is_wrong,
-)
+from training.feed.shard_cache import NoRoom, ShardCache, _is_free, _locked, least_bytes, what_is_wrong
 from training.feed.streaming import StreamedBatches, Streaming, Windows
 from training.feed.subset import Subset
 

@@ -100,10 +100,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_classification(folder / f"wds_{key}_test", class_names=list(classes), num_samples=num, seed=1, size=6)
     captions = [[f"caption {i} {j}" for j in range(1 + i % 3)] for i in range(40)]
     write_retrieval(
-        folder / "wds_retrieval-flickr_1k_test_image_text_retrieval_test",
-        captions=captions,
-        seed=2,
-        size=6,
+        folder / "wds_retrieval-flickr_1k_test_image_text_retrieval_test", captions=captions, seed=2, size=6
     )
     return folder
 

@@ -18,10 +18,7 @@ NOTHING = np.zeros(0, np.int64)
 
 
 def write(
-    folder: Path,
-    parts: list[np.ndarray],
-    vectors: np.ndarray,
-    failed: dict[int, str] | None = None,
+    folder: Path, parts: list[np.ndarray], vectors: np.ndarray, failed: dict[int, str] | None = None
 ) -> Embeddings:
     """Parts that hold the vectors of some rows; `vectors` is over the whole pool."""
     for number, rows in enumerate(parts):
@@ -193,17 +190,10 @@ def test_where_no_row_has_a_vector_every_answer_is_no(tmp_path: Path) -> None:
     assert made.has(np.arange(4)).tolist() == [False] * 4
 
 
-def test_vectors_are_written_with_both_lengths_and_what_has_no_direction_is_set_apart(
-    tmp_path: Path,
-) -> None:
+def test_vectors_are_written_with_both_lengths_and_what_has_no_direction_is_set_apart(tmp_path: Path) -> None:
     vectors = np.array([[3, 4], [0, 0], [np.nan, 1], [1e30, 1e30], [1e-30, 0]], np.float32)
     counts = save_part(tmp_path, np.array([2, 4, 5, 8, 9]), vectors, {7: "undecodable image"})
-    assert counts == {
-        "rows": 3,
-        "zero embedding": 1,
-        "embedding not finite": 1,
-        "undecodable image": 1,
-    }
+    assert counts == {"rows": 3, "zero embedding": 1, "embedding not finite": 1, "undecodable image": 1}
     table = pq.read_table(tmp_path / "rows.parquet")
     assert table["row"].to_pylist() == [2, 8, 9]
     np.testing.assert_allclose(table["norm"], [5, np.sqrt(2) * 1e30, 1e-30], rtol=1e-6)

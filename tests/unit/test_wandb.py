@@ -130,16 +130,7 @@ def test_a_killed_training_goes_on_in_one_record_without_a_gap(tmp_path):
     import sys
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
-    from training_runs import (
-        BATCH,
-        STEPS,
-        arguments,
-        finish,
-        manifest,
-        start,
-        wait_for_step,
-        write_pool,
-    )
+    from training_runs import BATCH, STEPS, arguments, finish, manifest, start, wait_for_step, write_pool
 
     write_pool(tmp_path / "pool")
     command = arguments(tmp_path / "pool", tmp_path, "logger=wandb")

@@ -129,11 +129,7 @@ def odd_tar(path, kind):
             info = tarfile.TarInfo(name)
             info.size = length * 7 % 1030
             tar.addfile(info, io.BytesIO(b"\xff" * info.size))
-        for kind_of, name in (
-            (tarfile.DIRTYPE, "folder"),
-            (tarfile.SYMTYPE, "s"),
-            (tarfile.LNKTYPE, "l"),
-        ):
+        for kind_of, name in ((tarfile.DIRTYPE, "folder"), (tarfile.SYMTYPE, "s"), (tarfile.LNKTYPE, "l")):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind_of, "n" * (99 if kind == "ustar" else 300)
             tar.addfile(info)
@@ -153,13 +149,7 @@ def test_headers_are_read_as_python_reads_them(tmp_path, kind):
     path = odd_tar(tmp_path / "odd.tar", kind)
     with tarfile.open(path) as tar:
         expected = [
-            (
-                i.name.encode(),
-                i.offset,
-                i.offset_data,
-                i.size,
-                i.offset_data + -(-i.size // 512) * 512,
-            )
+            (i.name.encode(), i.offset, i.offset_data, i.size, i.offset_data + -(-i.size // 512) * 512)
             for i in tar
             if i.isfile()
         ]
@@ -257,17 +247,7 @@ def test_members_that_do_not_stand_together_are_gathered(tmp_path, open_pool):
     assert pool.num_rows == 3
     write_shards(pool, keep_of(pool, [0, 1]), tmp_path / "out", shuffle=False)
     with tarfile.open(tmp_path / "out/00000000.tar") as tar:
-        assert tar.getnames() == [
-            "a.cls",
-            "a.png",
-            "a.txt",
-            "a.json",
-            "b.cls",
-            "b.png",
-            "b.txt",
-            "b.json",
-            "b.seg",
-        ]
+        assert tar.getnames() == ["a.cls", "a.png", "a.txt", "a.json", "b.cls", "b.png", "b.txt", "b.json", "b.seg"]
         assert tar.extractfile("b.cls").read() == b"of the next"
 
 
@@ -599,8 +579,7 @@ def test_samples_of_another_length_are_a_fault(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"rows": [0, 1]}, {"shard_size": 3}, {"seed": 1}, {"shuffle": False}, {"repeats": [2, 1, 1]}],
+    "change", [{"rows": [0, 1]}, {"shard_size": 3}, {"seed": 1}, {"shuffle": False}, {"repeats": [2, 1, 1]}]
 )
 def test_shards_of_another_list_or_setting_are_not_mixed(tmp_path, pool, change):
     settings = {"rows": [0, 1, 25], "shard_size": 2, "seed": 0, "shuffle": True}

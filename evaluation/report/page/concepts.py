@@ -83,10 +83,7 @@ def by_temperature(clusters: Clusters, choosers: Sequence[Chooser]) -> dict[str,
 
 
 def members(
-    clusters: Clusters,
-    keeps: Sequence[KeepList],
-    complexity: Sequence[float | None],
-    most: int,
+    clusters: Clusters, keeps: Sequence[KeepList], complexity: Sequence[float | None], most: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """A bounded sample of rows: as many of each shown cluster, evenly from the nearest to the farthest.
 
