@@ -125,6 +125,9 @@ def wanted_nodes(nodes: dict[str, Node], until: str) -> list[Node]:
         return list(dict.fromkeys(node for node in every if isinstance(node.stage, Embed)))
     if until == "matches" and until in nodes["select"].inputs:
         return [nodes["select"].inputs[until]]
+    if until.startswith("scores.") and until not in nodes:
+        there = ", ".join(name for name in nodes if name.startswith("scores.")) or "none"
+        raise ConfigError(f"until={until}: this recipe has no score of this name; it has {there}.")
     if until not in nodes:
         raise ConfigError(
             f"until={until}: this recipe makes none. centroids need cluster=kmeans, borders dedup=semdedup, "

@@ -86,6 +86,7 @@ class SemDeDup(Narrowing):
                 self.floor,
                 f"at most 1 - dedup.epsilon = {most:g}, so that every pair above it is stored",
             )
+        require(not self.score or self.keep == "score", "score", self.score, "empty unless dedup.keep=score")
         self.comparison()
 
     def unread(self) -> set[str]:
