@@ -49,6 +49,7 @@ from training.watching.watch import Watch
 
 # Fields that cannot change alone, and what must change beside them.
 TOGETHER = {
+    ("SemDeDup", "score"): None,  # read beside keep=score alone; of no key: tests/unit/test_offers.py
     ("Evaluate", "tasks"): None,  # enters through `identity`; tests/unit/test_evaluation_tasks.py
     ("Threshold", "maximum"): {"minimum": None, "maximum": 0.5},
     ("Train", "epochs"): {"epochs": 1.0, "samples_seen": None},
