@@ -95,7 +95,7 @@ def test_a_second_sweep_makes_nothing_and_a_new_axis_value_makes_only_its_arm(ho
     assert sweep(home) == 0
     assert manifests(home) == before
     # The keep lists of DBP differ by temperature only where the quotas do; 1e-4 makes them differ.
-    assert sweep(home, "sweep.select.temperature=[0.1,0.0001]") == 0
+    assert sweep(home, "sweep.select.temperature=[0.1,0.0001]", "sweep.name=axis") == 0
     new = [Path(path).parent.parent.name for path in manifests(home) - before]
     assert sorted(new) == ["evaluate", "select", "train"]
 
