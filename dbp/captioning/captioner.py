@@ -18,8 +18,9 @@ from jaxtyping import Float32, Int
 from dbp.captioning.network import Network
 from dbp.captioning.vocabulary import Vocabulary
 from dbp.device import pick_device
-from dbp.encoders.base import Encoder, Tower, file_digest
+from dbp.encoders.base import Encoder, Tower
 from dbp.engine.disk import link_or_copy
+from dbp.engine.paths import file_digest
 from dbp.engine.stage import Stage, describe, plain, rebuild, runtime
 from dbp.engine.work import Work
 from dbp.errors import ConfigError, StoreError, WorldError

@@ -1,20 +1,14 @@
 """What an encoder is: a frozen network with an image side, a text side, or both."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from dbp.data.pool import Pool
-from dbp.errors import ConfigError
-
-Modality = Literal["image", "text", "joint"]
 
 
 @dataclass
@@ -47,25 +41,3 @@ class Encoder(ABC):
     ) -> Float[np.ndarray, "m d"]:
         """Vectors that another tool made, of rows that all lie in one shard of the pool."""
         raise TypeError(f"{type(self).__name__} computes its vectors")
-
-
-@cache
-def _digest(path: Path, size: int, changed: int) -> str:
-    content = hashlib.sha256()
-    with open(path, "rb") as handle:
-        while block := handle.read(1 << 22):
-            content.update(block)
-    return content.hexdigest()
-
-
-def file_digest(path: Path | str, setting: str) -> str:
-    """SHA-256 of a file of weights.
-
-    Raises:
-        ConfigError: There is no such file; it names the setting.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{setting}={str(path)!r}: there is no such file. Give the path of the weights.")
-    stat = path.stat()
-    return _digest(path, stat.st_size, stat.st_mtime_ns)

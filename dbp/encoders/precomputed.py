@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dbp.data.pool import Pool
-from dbp.encoders.base import Encoder, Tower, file_digest
+from dbp.encoders.base import Encoder, Tower
+from dbp.engine.paths import file_digest
 from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError
 

@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from dbp.device import pick_device
-from dbp.encoders.base import Encoder, Tower, file_digest
+from dbp.encoders.base import Encoder, Tower
 from dbp.encoders.tokens import tokens_of
+from dbp.engine.paths import file_digest
 from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError, nearest
 

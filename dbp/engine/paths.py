@@ -1,12 +1,14 @@
 """Where things lie: the configs, and the shards that a path pattern names."""
 
 import glob
+import hashlib
 import os
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
-from dbp.errors import PoolError
+from dbp.errors import ConfigError, PoolError
 
 REMOTE = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
 
@@ -89,3 +91,22 @@ def _literal_prefix(pattern: str) -> tuple[str, str]:
         if os.path.exists(prefix):  # pathlib's raises where a name is too long
             return str(prefix), str(Path(*parts[count:])) if count < len(parts) else ""
     return "", pattern
+
+
+def file_digest(path: Path | str, setting: str) -> str:
+    """SHA-256 of a file that the user brought, read once by this process while its size and time stay.
+
+    Raises:
+        ConfigError: There is no such file; it names the setting.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{setting}={str(path)!r}: there is no such file. Give its path.")
+    stat = path.stat()
+    return _digest(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -17,9 +17,9 @@ from jaxtyping import Bool
 from dbp.config import require
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
+from dbp.engine.paths import file_digest
 from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError, nearest
-from dbp.formats.exchange import digest_of
 from dbp.narrowing import Narrowing
 
 BLOCK = 1 << 16  # captions held at once
@@ -72,7 +72,7 @@ class Language(Narrowing):
 
     def identity(self) -> dict[str, Any]:
         kind, _, rest = self.by.partition(":")
-        return {"by": kind, "model": digest_of(rest, "language=fasttext") if kind == "fasttext" else rest}
+        return {"by": kind, "model": file_digest(rest, "language=fasttext") if kind == "fasttext" else rest}
 
     def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         keep = over_captions(rows, pool, self._says(pool))
@@ -153,7 +153,7 @@ class NamesObject(Narrowing):
 
     def identity(self) -> dict[str, Any]:
         files = {"ids": self.ids, "words": self.words}
-        return {name: path and digest_of(path, f"filter.{name}") for name, path in files.items()}
+        return {name: path and file_digest(path, f"filter.{name}") for name, path in files.items()}
 
     def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         if not self.ids:

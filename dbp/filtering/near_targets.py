@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float32, Int
 
 from dbp.data.embeddings import Embeddings
 from dbp.data.keep_list import KeepList
+from dbp.engine.paths import file_digest
 from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError
-from dbp.formats.exchange import digest_of
 from dbp.narrowing import Narrowing
 
 PRODUCTS = 1 << 24  # inner products held at once: 64 MB
@@ -38,7 +38,7 @@ class NearTargets(Narrowing):
 
     def identity(self) -> dict[str, Any]:
         files = {"centroids": self.centroids, "targets": self.targets}
-        return {name: path and digest_of(path, f"filter.{name}") for name, path in files.items()}
+        return {name: path and file_digest(path, f"filter.{name}") for name, path in files.items()}
 
     def decide(self, rows: KeepList, image: Embeddings) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         centroids = _matrix(self.centroids, "centroids", image.width)

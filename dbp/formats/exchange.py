@@ -1,9 +1,7 @@
 """Other tools' lists of samples, in and out: uid files, one name a line, columns of Parquet files."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -13,28 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dbp.engine.disk import replacing
-from dbp.errors import ConfigError, WorldError, nearest
+from dbp.errors import WorldError, nearest
 from dbp.formats.contains import repeats_in
 from dbp.formats.uid_pairs import UID_DTYPE, Texts, sort_pairs, uids_to_pairs
-
-
-def digest_of(path: str, setting: str) -> str:
-    """SHA-256 of a file that a person brought.
-
-    Raises:
-        ConfigError: There is no such file; it names the setting.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"{setting}={path!r}: there is no such file. Give its path.")
-    stat = file.stat()
-    return _digest(file, stat.st_size, stat.st_mtime_ns)
-
-
-@cache
-def _digest(file: Path, size: int, changed: int) -> str:
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def kind_of(path: Path | str) -> Literal["npy", "raw", "text", "parquet"]:

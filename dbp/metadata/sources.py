@@ -11,11 +11,11 @@ import numpy as np
 from dbp.config import require
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
+from dbp.engine.paths import file_digest
 from dbp.engine.progress import progress
 from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError
 from dbp.exact.order import first, keyed_hash
-from dbp.formats.exchange import digest_of
 from dbp.metadata.base import EntrySource, Joined, Numbers
 from dbp.metadata.ngrams import NGrams
 from dbp.metadata.wikipedia import Pairs, Place, Titles, Words
@@ -36,7 +36,7 @@ class Given(EntrySource):
     file: str | None = runtime(None)
 
     def identity(self) -> dict[str, Any]:
-        return {"list": digest_of(self.file, "select.metadata.file")} if self.file else {}
+        return {"list": file_digest(self.file, "select.metadata.file")} if self.file else {}
 
     def texts(self, **inputs: Any) -> Iterable[str]:
         if not self.file:
@@ -137,7 +137,7 @@ class WordNet(EntrySource):
         if not self.folder:
             return {}
         files = [Path(self.folder) / f"data.{part}" for part in PARTS_OF_SPEECH]
-        return {"files": [digest_of(str(file), "select.metadata.folder") for file in files]}
+        return {"files": [file_digest(str(file), "select.metadata.folder") for file in files]}
 
     def texts(self, **inputs: Any) -> Iterable[str]:
         if not self.folder:

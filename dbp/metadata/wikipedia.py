@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from dbp.config import require
+from dbp.engine.paths import file_digest
 from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError
-from dbp.formats.exchange import digest_of
 from dbp.metadata.base import EntrySource
 from dbp.metadata.ngrams import NGrams, by_count, mutual_information
 
@@ -24,7 +24,7 @@ class _Read(EntrySource):
 
     def identity(self) -> dict[str, Any]:
         given = {name: getattr(self, name, None) for name in ("file", "text")}
-        return {name: digest_of(path, name) for name, path in given.items() if path}
+        return {name: file_digest(path, name) for name, path in given.items() if path}
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Pairs(_Read):
         require(self.min_count >= 1, "min_count", self.min_count, "at least 1")
 
     def identity(self) -> dict[str, Any]:
-        words = {"words": digest_of(self.words, "words")} if self.words and self.file else {}
+        words = {"words": file_digest(self.words, "words")} if self.words and self.file else {}
         return super().identity() | words
 
     def texts(self, **inputs: Any) -> Iterable[str]:

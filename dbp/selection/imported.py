@@ -9,9 +9,10 @@ from jaxtyping import Bool
 from dbp.config import require
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
+from dbp.engine.paths import file_digest
 from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError
-from dbp.formats.exchange import digest_of, kind_of, read_texts, read_uid_file
+from dbp.formats.exchange import kind_of, read_texts, read_uid_file
 from dbp.formats.uid_pairs import BLOCK, Names, hashes_64, hex_bytes, match_pairs
 from dbp.narrowing import Narrowing
 
@@ -41,7 +42,7 @@ class ImportedList(Narrowing):
     file: str | None = runtime(None)
 
     def identity(self) -> dict[str, Any]:
-        return {"list": digest_of(self.file, "select.file")} if self.file else {}
+        return {"list": file_digest(self.file, "select.file")} if self.file else {}
 
     def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         if not self.file:

@@ -11,7 +11,7 @@ from dbp.captioning.refine import Refine
 from dbp.config import require
 from dbp.data.captions import Captions, import_captions
 from dbp.data.pool import Pool
-from dbp.encoders.base import file_digest
+from dbp.engine.paths import file_digest
 from dbp.engine.stage import runtime
 from dbp.errors import ConfigError
 from training.feed.order import CAPTION, mix, stream

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int
 from dbp.config import require
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
-from dbp.encoders.base import file_digest
+from dbp.engine.paths import file_digest
 from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError, nearest
 from dbp.formats.uid_pairs import hashes_64, texts_of

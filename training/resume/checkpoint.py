@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dbp.encoders.base import file_digest
+from dbp.engine.paths import file_digest
 from dbp.errors import StoreError
 
 WEIGHTS = "weights.pt"
