@@ -72,6 +72,21 @@ def spans(source: int | Stream) -> Iterator[Span]:
         read, total = source.read, None
     else:
         read, total = partial(os.pread, source), os.fstat(source).st_size
+    head, found = read(32, 0), _spans(read, total)
+    try:
+        first = next(found, None)
+    except Damaged as error:
+        # A tar may begin with such signs, as those of a member's name; what cannot be read as one is what it says.
+        other = next((what for sign, what in OTHERS.items() if head.startswith(sign)), None)
+        if other is None:
+            raise
+        raise Damaged(f"it is {other}") from error
+    if first:
+        yield first
+        yield from found
+
+
+def _spans(read: Read, total: int | None) -> Iterator[Span]:
     offset, window, base, mark = 0, b"", 0, -1
 
     def where(offset: int) -> str:
@@ -84,8 +99,6 @@ def spans(source: int | Stream) -> Iterator[Span]:
         if at + BLOCK > len(window):
             window, base, at = read(WINDOW, offset), offset, 0
         block = window[at : at + BLOCK]
-        if offset == 0 and (other := next((what for sign, what in OTHERS.items() if block.startswith(sign)), "")):
-            raise Damaged(f"it is {other}")
         if len(block) < BLOCK:
             raise Damaged("it ends without the mark that ends a tar")
         if not block[0] and not block.strip(b"\0"):

@@ -336,6 +336,12 @@ def test_a_shard_that_is_another_kind_of_file_is_called_what_it_is(store, tmp_pa
         store.get(index(tmp_path / "a.tar"))
 
 
+@pytest.mark.parametrize("name", ["BZhang", "<b>", "version https:"])
+def test_a_tar_whose_first_name_looks_like_another_kind_of_file_is_a_tar(store, tmp_path, name):
+    shard = write_tar(tmp_path / "a.tar", pairs([name, "x"]))
+    assert store.get(index(shard)).uids() == [name, "x"]
+
+
 @pytest.mark.parametrize("zeros", [0, 512, 1 << 17])
 @pytest.mark.parametrize("address", ["{}", "pipe:cat {}"])
 def test_tars_put_one_behind_the_other_are_read_to_the_last(store, tmp_path, address, zeros):
