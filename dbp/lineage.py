@@ -4,6 +4,7 @@ from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.engine.store import Entry, Store
 from dbp.errors import StoreError
+from dbp.names import name_of, word_of
 
 
 def lineage(store: Store, entry: Entry) -> list[Entry]:
@@ -21,6 +22,15 @@ def lineage(store: Store, entry: Entry) -> list[Entry]:
 
     visit(entry)
     return list(found.values())
+
+
+def score_name(entry: Entry) -> str:
+    """What a score is, by its artifact: `clip_score`, also of a column of CLIP scores; else its column or word."""
+    made = entry.manifest["made_by"]
+    column = str(made.get("column", ""))
+    if name_of(made["_target_"]) == "score/clip" or "clip" in column:
+        return "clip_score"
+    return column or word_of(made["_target_"])
 
 
 def open_keep_list(store: Store, key: str) -> tuple[Entry, KeepList]:

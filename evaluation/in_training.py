@@ -25,8 +25,7 @@ from evaluation.running.encode import Towers, encode_pictures
 from evaluation.running.prepare import Asked, Prepared, prepare
 from evaluation.sets.data import EvaluationSet
 from evaluation.sets.tar_index import EvaluationDataError
-from evaluation.suites import resolve_suite
-from evaluation.tasks import own_facts, register
+from evaluation.suites import own_tasks, resolve_suite
 from training.resume.ranks import Ranks
 from training.watching.watch import Evaluator
 from training.watching.watched import Measure, Watched
@@ -63,8 +62,7 @@ class Suite(Evaluator):
     tasks: dict[str, Any] = runtime(default_factory=dict)
 
     def __post_init__(self) -> None:
-        register(self.tasks)
-        object.__setattr__(self, "tasks", own_facts(task.key for task in resolve_suite(self.suite)))
+        object.__setattr__(self, "tasks", own_tasks(self.tasks, self.suite))
         require(self.limit is None or self.limit > 0, "limit", self.limit, "above 0, or null for all")
         require(self.batch_size > 0, "batch_size", self.batch_size, "above 0")
         require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")

@@ -22,8 +22,8 @@ from evaluation.running.encode import Towers
 from evaluation.running.prepare import VERSION, Asked
 from evaluation.running.runner import Encoding, encode_for, evaluate_checkpoints
 from evaluation.sets.folders import set_files
-from evaluation.suites import resolve_suite
-from evaluation.tasks import find_task, own_facts, register
+from evaluation.suites import own_tasks, resolve_suite
+from evaluation.tasks import find_task, register
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,8 @@ class Evaluate(Stage):
     tasks: dict[str, Any] = runtime(default_factory=dict)
 
     def __post_init__(self) -> None:
-        register(self.tasks)
-        suite = resolve_suite(self.suite)
-        object.__setattr__(self, "tasks", own_facts(task.key for task in suite))
-        for task in suite:
+        object.__setattr__(self, "tasks", own_tasks(self.tasks, self.suite))
+        for task in resolve_suite(self.suite):
             find_kind(task.kind, f"tasks.{task.key}.kind")
         for name, holds, must in (
             ("limit", self.limit is None or self.limit > 0, "above 0, or null for all"),

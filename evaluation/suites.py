@@ -9,10 +9,11 @@ suites follow papers; what those papers evaluate and nothing here can read stand
 `missing_members`, to be named wherever such a suite is planned or averaged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dbp.errors import ConfigError, nearest
-from evaluation.tasks import Task, find_task, load_tasks
+from evaluation.tasks import Task, find_task, load_tasks, own_facts, register
 
 # Small sets of several kinds; together 2 % of the whole suite's time by DataComp's own list.
 QUICK = ("imagenetv2", "cifar10", "vtab/dtd", "vtab/eurosat", "retrieval/flickr_1k_test_image_text_retrieval")
@@ -139,6 +140,12 @@ def resolve_suite(suite: str | Sequence[str]) -> list[Task]:
             raise ConfigError(f"suite={name} is neither a suite nor a task. {near}")
         keys.update(dict.fromkeys(known.get(name, (name,))))
     return [find_task(key) for key in keys]
+
+
+def own_tasks(tasks: Mapping[str, Mapping[str, Any]], suite: str | Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Make tasks of the user known, and keep those that a suite holds: the others are no part of an evaluation."""
+    register(tasks)
+    return own_facts(task.key for task in resolve_suite(suite))
 
 
 def _names(suite: str | Sequence[str]) -> list[str]:

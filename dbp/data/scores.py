@@ -51,6 +51,6 @@ class Scores:
 
     @classmethod
     def load(cls, folder: Path) -> "Scores":
-        file = folder / ABOUT  # scores of before 0.2 have none
+        file = folder / ABOUT  # older artifacts have none
         about = json.loads(file.read_text()) if file.exists() else {}
         return cls(read_column(folder, "score"), Missing.load(folder), **about)

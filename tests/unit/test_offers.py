@@ -15,12 +15,15 @@ from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
 from dbp.engine.stage import Node, Stage
-from dbp.engine.store import Store
+from dbp.engine.store import Entry, Store
 from dbp.engine.work import Work
 from dbp.errors import ConfigError
+from dbp.lineage import score_name
 from dbp.narrowing import Narrowing
 from dbp.settings import read
 from dbp.verbs.command_line import overrides
+from evaluation.report.page.roster import from_keys
+from evaluation.report.paper.runs import _steps
 
 SMALL = (
     "pool=rehearsal", "encoder=rehearsal", "pool.rows=600", "pool.rows_per_file=300", "pool.width=16",
@@ -269,3 +272,41 @@ def test_a_component_that_does_not_make_what_its_slot_holds_is_refused(slot: str
     with pytest.raises(ConfigError) as refused:
         graph("select=none", f"~{slot}", f"+{slot}._target_=test_offers.{name}")
     assert f"{slot}._target_='{name}'" in str(refused.value)
+
+
+COLUMNS = ("+score@scores.wide=datacomp_l14", "scores.wide.column=width", "+score@scores.high=datacomp_l14",
+           "scores.high.column=height")  # fmt: skip
+
+
+def entry_of(store: Store, *settings: str) -> Entry:
+    node = graph(*COLUMNS, "budget.num_kept=50", *settings)["select"]
+    store.get(node)
+    return store.find(str(store.key(node)))
+
+
+def test_arms_that_read_other_scores_are_other_arms_of_a_report(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    half = ("filter=top_fraction", "filter.fraction=0.5")
+    named = [
+        entry_of(store, "select=top_score", *half, "filter.score=wide"),
+        entry_of(store, "select=top_score", *half, "filter.score=high"),
+        entry_of(store, "select=top_score", "select.score=wide"),
+        entry_of(store, "select=top_score"),
+    ]
+    roster = from_keys({entry.key: entry for entry in store.entries()}, named)
+    assert [len(arm.runs) for arm in roster.arms] == [1, 1, 1, 1]
+    assert [arm.method.split()[:2] for arm in roster.arms] == [["clip", "score"]] * 2 + [
+        ["top", "width"],
+        ["clip", "score"],
+    ]
+
+
+def test_a_paper_s_clip_score_is_no_other_score(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    wide = entry_of(store, "select=top_score", "select.score=wide")
+    clip = entry_of(store, "select=top_score")
+    steps = []
+    for entry in (wide, clip):
+        scorers = {"scores": score_name(store.find(entry.manifest["inputs"]["scores"]["key"]))}
+        steps.append(_steps(entry.manifest["made_by"], scorers))
+    assert steps == [("width",), ("clip_score",)]

@@ -15,6 +15,7 @@ from typing import Any
 from dbp.engine.disk import replace_json
 from dbp.engine.store import Entry
 from dbp.errors import WorldError
+from dbp.lineage import score_name
 from dbp.names import name_of, word_of
 
 FILE = "arms.json"
@@ -24,7 +25,6 @@ METHODS = {
     "select/none": "no selection",
     "select/metaclip_threshold": "metaclip",
 }  # the others by their registered name
-CLIP_SCORES = ("score/clip", "score/column")
 UNTOLD = ("seed", "budget")  # of a stage's parameters: what is no difference of methods
 
 
@@ -180,8 +180,7 @@ def _tell(found: Mapping[str, Entry], entry: Entry) -> _Told:
     made = name_of(keep.manifest.get("made_by", {}).get("_target_", "")) if keep else ""
     word = METHODS.get(made, word_of(made))
     if keep and made == "select/clip_score" and (score := _input(found, keep, "scores")):
-        scorer = name_of(score.manifest["made_by"]["_target_"])
-        word = word if scorer in CLIP_SCORES else f"top {word_of(scorer)}"
+        word = word if score_name(score) == "clip_score" else f"top {score_name(score)}"
     seed = train.manifest["parameters"].get("seed", 0) if train else 0
     problem = None
     if evaluate is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dbp.engine.store import Entry, Store
 from dbp.errors import DbpError, StoreError, WorldError, nearest
-from dbp.lineage import lineage
+from dbp.lineage import lineage, score_name
 from dbp.names import PLACES, name_of, word_of
 from evaluation.results import Result, load_results
 
@@ -27,7 +27,6 @@ STEPS: dict[str, tuple[str, ...]] = {
     "filter/datacomp_basic": ("basic",),
     "select/metaclip_threshold": ("metaclip",),
 }
-CLIP_SCORES = ("score/clip", "score/column")  # other scores are steps of their own name
 KNOWN_STEPS = sorted(
     {
         step
@@ -138,7 +137,7 @@ def _run(store: Store, evaluations: Sequence[Entry]) -> OurRun:
     for entry in chain.values():
         made = entry.manifest["made_by"]
         scores = {n: up["key"] for n, up in entry.manifest["inputs"].items() if n.partition(".")[0] == "scores"}
-        scorers = {n: name_of(store.find(key).manifest["made_by"]["_target_"]) for n, key in scores.items()}
+        scorers = {n: score_name(store.find(key)) for n, key in scores.items()}
         steps += _steps(made, scorers)
         settings |= _flat(entry.stage, made) | _inputs(store, entry)
     settings |= {"train.epochs": parameters.get("epochs"), "model": counts["model"]}
@@ -171,13 +170,13 @@ def _run(store: Store, evaluations: Sequence[Entry]) -> OurRun:
 
 
 def _steps(made: Mapping[str, Any], scorers: Mapping[str, str]) -> tuple[str, ...]:
-    """What a stage does to the rows; `scorers` names what made the scores that it reads, by input."""
+    """What a stage does to the rows; `scorers` names the scores that it reads, by input."""
     if "filters" in made:
         return tuple(step for inner in made["filters"] for step in _steps(inner, scorers))
     target = str(made["_target_"])
     steps = STEPS.get(name_of(target), (word_of(target),))
     scorer = scorers.get(f"scores.{made.get('score')}") or scorers.get("scores")
-    return (word_of(scorer),) if steps == ("clip_score",) and scorer and scorer not in CLIP_SCORES else steps
+    return (scorer,) if steps == ("clip_score",) and scorer else steps
 
 
 def _flat(stage: str, made: Mapping[str, Any]) -> dict[str, Any]:
