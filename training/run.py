@@ -110,9 +110,13 @@ def lay_out(objective: Objective, budget: Budget, subset: Subset) -> tuple[Subse
     if streaming is not None:
         windows = streaming.windows(subset.pool, subset.rows, objective.seed)
         subset = subset.within(streaming.open(subset.pool, subset.rows))
-    if mixture is None:
+    weights = subset.weights
+    if mixture is not None:
+        own = mixture.weights(subset.pool, subset.rows)
+        weights = own if weights is None else own * weights
+    if weights is None:
         return subset, Order(subset.keys, objective.seed, windows), budget.horizon(len(subset))
-    order = MixedOrder(subset.keys, objective.seed, mixture.weights(subset.pool, subset.rows), windows)
+    order = MixedOrder(subset.keys, objective.seed, weights, windows)
     return subset, order, mixed_horizon(order, budget)
 
 
@@ -211,6 +215,7 @@ def train(
         "precision": run.precision,
         "device": run.device,
         "held_out": run.held_out,
+        **run.order.about(),
         **recorder.counts(),
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float16, Float32, Float64, Int32
 
 from dbp.clustering import lloyd
+from dbp.clustering.separate import apart
 from dbp.config import require
 from dbp.data.clusters import Clusters
 from dbp.data.embeddings import Embeddings
@@ -63,6 +64,7 @@ class FitCentroids(Stage):
         start: `random` rows, or `kmeans++`.
         full: Use every row, streamed once for each iteration, instead of a sample in memory. Under
             torchrun or srun the processes share the rows.
+        most_cosine: Drop each centroid whose cosine to one before it is at least this; null keeps all.
     """
 
     name: ClassVar[str] = "centroids"
@@ -76,6 +78,7 @@ class FitCentroids(Stage):
     modality: Sides
     start: lloyd.Start = "random"
     full: bool = False
+    most_cosine: float | None = None
     threads: int = runtime(1)
     device: str = runtime("auto")
 
@@ -115,10 +118,11 @@ class FitCentroids(Stage):
         else:
             sample = vectors.gather(chosen)
             found = lloyd.fit(sample, k, self.num_iterations, self.seed, self.start, **speed)
-        np.save(work.folder / "centroids.npy", found.centroids)
+        centroids = found.centroids if self.most_cosine is None else apart(found.centroids, self.most_cosine)
+        np.save(work.folder / "centroids.npy", centroids)
         return {
             "rows": n,
-            "clusters": k,
+            "clusters": len(centroids),
             "sample": n if self.full else count,
             "points per centroid": round((n if self.full else count) / k, 1),
             "iterations": len(found.objective),
@@ -157,6 +161,7 @@ class KMeans(Parted):
     on: Literal["pool", "dedup", "filtered"]
     start: lloyd.Start = "random"
     full: bool = False
+    most_cosine: float | None = None
     runs: Literal["auto", "yes", "no"] = runtime("no")
     also: tuple[int, ...] = runtime(())
     threads: int = runtime(1)
@@ -168,6 +173,8 @@ class KMeans(Parted):
         require(auto or int(self.num_clusters) >= 1, "num_clusters", self.num_clusters, "at least 1, or auto")
         for name in ("num_iterations", "points_per_centroid", "threads", "block"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        near = self.most_cosine
+        require(near is None or -1 < near <= 1, "most_cosine", near, "above -1 and at most 1, or null")
 
     def unneeded(self) -> set[str]:
         return other_side(self.modality)
@@ -185,6 +192,7 @@ class KMeans(Parted):
             self.modality,
             self.start,
             self.full,
+            self.most_cosine,
             self.threads,
             self.device,
         )

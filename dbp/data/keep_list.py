@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float32, Int, Real, UInt8
+
+from dbp.errors import ConfigError
 
 DECISIONS = pa.schema(
     [
@@ -31,9 +33,10 @@ DECISIONS = pa.schema(
         ("cluster", pa.int32()),
         ("rank", pa.int64()),  # place within the cluster, or in the whole list; 0 is taken first
         ("quota", pa.int64()),  # rows to keep in that cluster, or in all
+        ("weight", pa.float32()),  # of a kept row: how often it stands in an epoch of training
     ]
 )
-VALUES = tuple(DECISIONS.names[4:])
+VALUES = tuple(DECISIONS.names[4:-1])
 Column = np.ndarray | Callable[[], np.ndarray]  # over all rows; a function is called when asked for
 
 
@@ -56,13 +59,14 @@ class Layer:
 class KeepList:
     """Rows of one pool that stay.
 
-    Laws: each row of the pool stands once in `decisions`; equal rows of an equal pool have an equal
-    digest; `&` and `|` give keep lists of the same pool.
+    Laws: each row of the pool stands once in `decisions`; equal rows and weights of an equal pool have an
+    equal digest; `&` and `|` give keep lists of the same pool, without weights.
     """
 
     pool_digest: str
     mask: Bool[np.ndarray, " n"]
     layers: tuple[Layer, ...] = ()  # the last one decided last
+    weights: Float32[np.ndarray, " m"] | None = None  # how often each kept row stands in an epoch; None is once
 
     @property
     def num_pool_rows(self) -> int:
@@ -71,6 +75,29 @@ class KeepList:
     @cached_property
     def num_kept(self) -> int:
         return int(np.count_nonzero(self.mask))
+
+    @cached_property
+    def num_draws(self) -> float:
+        """The sum of the weights: rows in an epoch, repeats counted, in the mean."""
+        return float(self.num_kept) if self.weights is None else float(self.weights.sum(dtype=np.float64))
+
+    @cached_property
+    def repeats(self) -> Int[np.ndarray, " m"] | None:
+        """The weights as whole numbers; none where each row is taken once.
+
+        Raises:
+            ConfigError: A weight is not a whole number, so that epochs differ.
+        """
+        if self.weights is None:
+            return None
+        counts = self.weights.astype(np.int64)
+        if len(broken := np.flatnonzero(counts != self.weights)):
+            raise ConfigError(
+                f"keep list {self.digest[:12]} has {len(broken):,} fractional weights, such as "
+                f"{self.weights[broken[0]]:g}: its rows are drawn anew in each epoch, which a list of names cannot "
+                "say. Export format=parquet, whose column weight holds them, or set select.per_epoch=false."
+            )
+        return counts
 
     @cached_property
     def rows(self) -> Int[np.ndarray, " m"]:
@@ -84,9 +111,10 @@ class KeepList:
 
     @cached_property
     def digest(self) -> str:
-        """Content identity: of the pool and the rows, not of how they were found."""
-        content = f"{self.pool_digest} {self.num_pool_rows} ".encode()
-        return hashlib.sha256(content + self.bits.tobytes()).hexdigest()[:24]
+        """Content identity: of the pool, the rows and their weights, not of how they were found."""
+        content = f"{self.pool_digest} {self.num_pool_rows} ".encode() + self.bits.tobytes()
+        weights = b"" if self.weights is None else self.weights.astype("<f4").tobytes()
+        return hashlib.sha256(content + weights).hexdigest()[:24]
 
     def counts(self) -> dict[str, int]:
         """Rows by the stage and reason that decided them, most first."""
@@ -124,7 +152,19 @@ class KeepList:
         codes[gone] = 2 if isinstance(reasons, str) else reasons[0][gone] + np.uint8(2)
         codes[mask] = 1
         layer = Layer(stage, ("", kept_reason, *texts), codes, columns)
-        return KeepList(self.pool_digest, mask, (*self.layers, layer))
+        weights = None if self.weights is None else self.weights[mask[self.mask]]
+        return KeepList(self.pool_digest, mask, (*self.layers, layer), weights)
+
+    def weighted(self, weights: Real[np.ndarray, " m"]) -> "KeepList":
+        """The same rows, each standing so often in an epoch: whole numbers, or means of what is drawn anew.
+
+        Args:
+            weights: Of `rows`; above 0. Where all are 1, nothing is stored.
+        """
+        assert len(weights) == self.num_kept, "one weight for each kept row"
+        assert (np.asarray(weights) > 0).all(), "a kept row has a weight above 0"
+        found = np.asarray(weights, np.float32)
+        return replace(self, weights=None if (found == 1).all() else found)
 
     def narrow(
         self,
@@ -214,15 +254,25 @@ class KeepList:
                 "stage": text(stage, stages),
                 "reason": text(reason, names),
                 **{name: _column(values[name], DECISIONS.field(name).type) for name in VALUES},
+                "weight": self._weights_of(rows),
             },
             schema=DECISIONS,
         )
 
+    def _weights_of(self, rows: np.ndarray) -> pa.Array:
+        kept = self.mask[rows]
+        found = np.ones(len(rows), np.float32)
+        if self.weights is not None:
+            found[kept] = self.weights[np.searchsorted(self.rows, rows[kept])]
+        return pa.array(found, mask=~kept)
+
     # on disk
 
     def save(self, folder: Path) -> None:
-        """Write `keep.npy` (one bit a row), `reason.parquet` and `keep.json`."""
+        """Write `keep.npy` (one bit a row), `reason.parquet`, `keep.json` and, if rows have any, `weights.npy`."""
         np.save(folder / "keep.npy", self.bits)
+        if self.weights is not None:
+            np.save(folder / "weights.npy", self.weights)
         layers = self.layers
         pq.write_table(
             pa.table({str(at): pa.array(layer.codes) for at, layer in enumerate(layers)}),
@@ -234,6 +284,7 @@ class KeepList:
             "pool": self.pool_digest,
             "rows": self.num_pool_rows,
             "kept": self.num_kept,
+            **({} if self.weights is None else {"draws": self.num_draws}),
             "digest": self.digest,
             "layers": [{"stage": layer.stage, "texts": list(layer.texts)} for layer in layers],
         }
@@ -249,7 +300,8 @@ class KeepList:
             Layer(layer["stage"], tuple(layer["texts"]), codes.read(columns=[str(at)])[str(at)].to_numpy(), {})
             for at, layer in enumerate(about["layers"])
         )
-        return cls(about["pool"], mask, layers)
+        weights = folder / "weights.npy"
+        return cls(about["pool"], mask, layers, np.load(weights) if weights.exists() else None)
 
 
 def everything(

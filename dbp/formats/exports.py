@@ -35,6 +35,8 @@ def export_keep(store: Store, key: str, form: str, out: Path) -> str:
         count = write_tables(out, tables)
         return f"wrote the decisions over {count:,} rows of keep list {entry.key} to {out}"
     rows = np.flatnonzero(~keep.mask) if form == "removed" else keep.rows
+    if form in ("datacomp", "txt") and keep.repeats is not None:
+        rows = np.repeat(rows, keep.repeats)  # a name that stands there twice is a sample that is taken twice
     if form == "datacomp":
         write_uid_file(out, pool.index.at("uid", rows))
     elif form == "txt":
@@ -46,6 +48,11 @@ def export_keep(store: Store, key: str, form: str, out: Path) -> str:
                         "hold it. Export format=parquet."
                     )
                 handle.writelines(f"{uid}\n".encode() for uid in uids)
+    elif form == "parquet" and keep.weights is not None:
+        weights = keep.over(keep.weights, 0)
+        write_tables(
+            out, _blocks(rows, lambda block: _named(pool, block).append_column("weight", [weights[block]]))
+        )
     else:
         write_tables(out, _blocks(rows, lambda block: _named(pool, block)))
     return f"wrote {len(rows):,} uids of keep list {entry.key} to {out}"

@@ -6,7 +6,7 @@ moves the bytes; rates beside Python's tarfile are printed by `tests/benchmarks/
 
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,11 @@ from dbp.data.pool import hash_64, open_known
 from dbp.engine.disk import write_json
 from dbp.engine.paths import is_remote
 from dbp.errors import PoolError, WorldError
-from dbp.formats.tar_headers import Damaged, Span, spans, split, text
+from dbp.formats.tar_headers import BLOCK, Damaged, Span, spans, split, text
 from dbp.formats.tars import SAMPLE_FORMATS
 
 END_OF_TAR = bytes(1024)
+LONGEST_KEY = 80  # bytes of a uid that can name a sample, so that a number and an extension fit beside it
 # What copy_file_range says where a file system, or a pair of them, cannot do it.
 CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 FORMATS = frozenset(extension.encode() for extension in SAMPLE_FORMATS)
@@ -49,7 +50,8 @@ class TarPlan:
     starts: Int[np.ndarray, " r"]
     lengths: Int[np.ndarray, " r"]
     first_range: Int[np.ndarray, " s"]  # of each sample
-    key_hashes: UInt64[np.ndarray, " s"]
+    key_hashes: UInt64[np.ndarray, " s"]  # of the names that samples have in the target
+    names: dict[int, str] = field(default_factory=dict)  # of samples that get another key: their place, and it
 
     @property
     def num_bytes(self) -> int:
@@ -148,6 +150,8 @@ def write_tar(plan: TarPlan, verify: bool = True, sync: bool = True) -> bool:
             for shard, path in enumerate(plan.shards):
                 at = order[edges[shard] : edges[shard + 1]]
                 copy_ranges(path, handle.fileno(), plan.starts[at], plan.lengths[at], places[at])
+            if plan.names:
+                rename(handle.fileno(), plan)
             if sync:
                 os.fsync(handle.fileno())
         if verify and (fault := fault_of(beside, plan)):
@@ -166,6 +170,46 @@ def write_tar(plan: TarPlan, verify: bool = True, sync: bool = True) -> bool:
     finally:
         beside.unlink(missing_ok=True)
     return True
+
+
+def can_name(uid: str) -> bool:
+    """Whether a uid can stand as a sample's key in a tar: without dots and slashes, and short."""
+    return uid.isprintable() and 0 < len(uid.encode()) <= LONGEST_KEY and not {".", "/", "\\"} & set(uid)
+
+
+def rename(tar: int, plan: TarPlan) -> None:
+    """Give samples of a written tar other keys, where its plan says so; no byte of their content changes.
+
+    The header's name is replaced. A longer name from before, in a header of its own, is taken back: a GNU name by
+    the new one, a pax `path` by a keyword that readers ignore.
+    """
+    places = (np.cumsum(plan.lengths) - plan.lengths)[plan.first_range]
+    for name, start, data, *_ in list(spans(tar)):
+        sample = int(np.searchsorted(places, start, side="right")) - 1
+        if (key := plan.names.get(sample)) is None:
+            continue
+        new = key.encode() + name[len(split(name)[0]) :]
+        if len(new) > 100:
+            raise WorldError(
+                f"{plan.target}: a copy of {text(name)!r} cannot be named {text(new)!r}: above 100 bytes."
+            )
+        header = bytearray(os.pread(tar, data - start, start))
+        at = 0
+        while at < len(header) - BLOCK:  # what stands before the member's own header
+            kind, size = header[at + 156], int(header[at + 124 : at + 136].rstrip(b" \0"), 8)
+            said = slice(at + BLOCK, at + BLOCK + size)
+            if kind == ord("L"):
+                header[said] = new.ljust(size, b"\0")
+            elif kind == ord("x"):
+                header[said] = bytes(header[said]).replace(b" path=", b" PATH=")
+            at += BLOCK + (size + BLOCK - 1) // BLOCK * BLOCK
+        own = slice(len(header) - BLOCK, len(header))
+        block = bytearray(header[own])
+        block[:100], block[345:500] = new.ljust(100, b"\0"), bytes(155)
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+        header[own] = block
+        os.pwrite(tar, header, start)
 
 
 def fault_of(tar: Path, plan: TarPlan) -> str:

@@ -1,7 +1,5 @@
 """Which sample stands where in shards of equal size."""
 
-from collections.abc import Callable
-
 import numpy as np
 from jaxtyping import Int, UInt64
 
@@ -11,34 +9,19 @@ NEAR = 1000  # how far a sample may be moved to part it from a neighbour of the 
 
 
 def arrange(
-    uid_hashes: UInt64[np.ndarray, " m"],
-    key_hashes: UInt64[np.ndarray, " m"],
-    shard_size: int,
-    shuffled: Callable[[UInt64[np.ndarray, " e"]], UInt64[np.ndarray, " e"]] | None,
-    repeats: Int[np.ndarray, " m"] | None = None,
+    by: UInt64[np.ndarray, " e"] | Int[np.ndarray, " e"], key_hashes: UInt64[np.ndarray, " e"], shard_size: int
 ) -> tuple[Int[np.ndarray, " e"], Int[np.ndarray, " s1"]]:
-    """The sample at each place of the output, and the places where shards begin and the last one ends.
+    """The entry at each place of the output, and the places where shards begin and the last one ends.
 
     Args:
-        uid_hashes: A hash of each sample's uid.
-        key_hashes: A hash of each sample's key; equal ones are kept apart.
-        shard_size: The most samples in a shard; sizes differ by one at most.
-        shuffled: Makes the numbers by which samples are sorted from their uid's hashes, so that what two
-            keep lists share stands in the same relative order in both. None keeps the samples' order.
-        repeats: How often each sample stands in the output, at least once; by default once.
+        by: What entries are sorted by; equal ones keep their order.
+        key_hashes: A hash of each entry's key; equal ones are kept apart.
+        shard_size: The most entries in a shard; sizes differ by one at most.
 
     Raises:
-        ConfigError: More than half of a shard's samples have one key.
+        ConfigError: More than half of a shard's entries have one key.
     """
-    number = np.arange(len(key_hashes))
-    copy = np.zeros(len(number), np.int64)
-    if repeats is not None:
-        number = np.repeat(number, repeats)
-        copy = np.arange(len(number)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-    by = copy  # pass after pass
-    if shuffled is not None:  # the first copy stands where it would stand without repeats
-        by = shuffled(uid_hashes[number] + copy.astype(np.uint64))
-    order = number[np.argsort(by, kind="stable")]
+    order = np.argsort(by, kind="stable")
     num_shards = -(-len(order) // shard_size)
     edges = np.arange(num_shards + 1) * len(order) // num_shards
     return set_apart(order, key_hashes, edges), edges
@@ -61,7 +44,7 @@ def set_apart(
         if counts.max() > (len(part) + 1) // 2:
             raise ConfigError(
                 f"{shard:08d}.tar would hold {counts.max():,} samples of one key among {len(part):,}, and "
-                "webdataset takes neighbours with one key for one sample. Raise shard_size, or lower repeats."
+                "webdataset takes neighbours with one key for one sample. Raise shard_size."
             )
         places = _swapped(group.tolist())
         part[:] = part[_alternating(group, counts) if places is None else places]

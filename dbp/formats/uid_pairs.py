@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Int, UInt8, UInt64
+from jaxtyping import Bool, Int, UInt8, UInt32, UInt64
 
 from dbp.errors import ConfigError
 
@@ -200,6 +200,14 @@ class Names:
     def num_repeats(self) -> int:
         """Names that stand there already, by their hash."""
         return int(np.count_nonzero(self._sorted[1:] == self._sorted[:-1]))
+
+    @cached_property
+    def counts(self) -> UInt32[np.ndarray, " n"]:
+        """How often the name at each place stands there, by its hash."""
+        edges = np.flatnonzero(np.r_[True, self._sorted[1:] != self._sorted[:-1], True])
+        found = np.empty(len(self._sorted), np.uint32)
+        found[self._order] = np.repeat(np.diff(edges), np.diff(edges))
+        return found
 
     def find(self, hashes: UInt64[np.ndarray, " m"], texts: Texts) -> Int[np.ndarray, " m"]:
         """For each text the first place where it stands among the names; -1 where it does not."""

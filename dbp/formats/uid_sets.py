@@ -115,7 +115,8 @@ def _open(store: Store, name: str) -> Listed:
     nothing = np.zeros(0, UID_DTYPE)
     if name.startswith("keep:"):
         entry, keep = open_keep_list(store, name.removeprefix("keep:"))
-        return Listed(name, nothing, open_pool_of(store, entry).index.at("uid", keep.rows))
+        rows = keep.rows if keep.repeats is None else np.repeat(keep.rows, keep.repeats)
+        return Listed(name, nothing, open_pool_of(store, entry).index.at("uid", rows))
     if kind_of(name) in ("text", "parquet"):
         return Listed(name, nothing, read_texts(name))
     return Listed(name, read_uid_file(name, allow_repeats=True), None)

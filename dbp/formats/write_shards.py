@@ -24,12 +24,12 @@ from jaxtyping import Int, UInt64
 
 from dbp.config import require
 from dbp.data.keep_list import KeepList
-from dbp.data.pool import Pool
+from dbp.data.pool import Pool, hash_64
 from dbp.engine.paths import is_remote
 from dbp.engine.progress import progress
 from dbp.errors import ConfigError, PoolError, WorldError
 from dbp.exact.order import keyed_hash
-from dbp.formats.range_copy import END_OF_TAR, Extents, TarPlan, locate, write_tar
+from dbp.formats.range_copy import END_OF_TAR, Extents, TarPlan, can_name, locate, write_tar
 from dbp.formats.shard_folder import alone_in, claim, finish, need_space, tar_name
 from dbp.formats.shard_order import arrange
 from dbp.formats.uid_pairs import UID_DTYPE, uids_to_pairs
@@ -59,7 +59,6 @@ def write_shards(
     shard_size: int = 10_000,
     seed: int = 0,
     shuffle: bool = True,
-    repeats: Int[np.ndarray, " m"] | None = None,
     workers: int = 1,
     verify: bool = True,
 ) -> dict[str, Any]:
@@ -69,14 +68,14 @@ def write_shards(
     all uids are 32 hexadecimal digits, `sample_ids.npy`, both as DataComp writes them. A tar is written
     beside, checked, synced and renamed; run again, what is finished is not written again. Two samples
     with one key are never neighbours in a tar, since webdataset would take them for one; they keep
-    their names. Memory: about 120 bytes per kept row and 4 per row of the pool.
+    their names. A row that the keep list takes several times is written as often, each copy at a place of its
+    own and under a name of its own (`UID-0`, `UID-1`, …, as DataComp's resharder does). Memory: about 120 bytes
+    per kept row and 4 per row of the pool.
 
     Args:
         shard_size: The most samples in one tar.
         seed: Orders samples by a keyed hash of their uids, over the whole output.
         shuffle: False goes tar by tar, in each in the order of rows.
-        repeats: How often to write each kept row, at least once (a uid that repeats in a DataComp list
-            says so). Each copy has its own place in the shuffle.
         workers: Processes; the tars are the same for any number.
         verify: Read the headers of each tar again: every sample of the plan once, in its place.
 
@@ -99,17 +98,19 @@ def write_shards(
             "format=webdataset: this pool is metadata alone, without tars to copy from. Export "
             "format=datacomp, and filter downloaded tars while loading (docs/loaders.md)."
         )
-    if repeats is not None and (len(repeats) != keep.num_kept or np.min(repeats) < 1):
-        raise ConfigError(f"repeats must be 1 or more for each of the {keep.num_kept:,} kept rows")
+    repeats = keep.repeats
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out={str(out)!r} is a file. Give a folder for the shards.")
     samples = _locate_all(pool, keep, workers)
-    times = None if repeats is None else repeats[np.searchsorted(keep.rows, samples.rows)]
-    shuffled = partial(keyed_hash, seed=seed) if shuffle else None
-    order, edges = arrange(samples.uid_hashes, samples.key_hashes, shard_size, shuffled, times)
-    once = np.bincount(order, minlength=keep.num_kept)
-    assert np.array_equal(once, np.ones_like(once) if times is None else times), "each as often as said"
+    entries = _entries(
+        pool, samples, repeats if repeats is None else repeats[np.searchsorted(keep.rows, samples.rows)]
+    )
+    by = entries.copy
+    if shuffle:  # the first copy stands where it would stand without repeats
+        by = keyed_hash(samples.uid_hashes[entries.sample] + entries.copy.astype(np.uint64), seed)
+    order, edges = arrange(by, entries.key_hashes, shard_size)
+    assert np.array_equal(np.sort(order), np.arange(len(order))), "each entry once"
     about = {
         "keep": keep.digest,
         "pool": pool.digest,
@@ -117,15 +118,41 @@ def write_shards(
         "shard_size": shard_size,
         "shuffle": shuffle,
         "seed": seed if shuffle else None,
-        "repeats": None if repeats is None else _digest(repeats),
         "bytes in the source shards": _digest(samples.starts, samples.lengths),
     }
     out.mkdir(exist_ok=True)
     with alone_in(out):
         claim(out, about)
-        counts = _write_all(pool, samples, out, order, edges, workers, verify)
-        finish(out, np.diff(edges), None if samples.uids is None else samples.uids[order])
+        counts = _write_all(pool, samples, entries, out, order, edges, workers, verify)
+        finish(out, np.diff(edges), None if samples.uids is None else samples.uids[entries.sample[order]])
     return counts
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What is written: each sample as often as the list takes it."""
+
+    sample: Int[np.ndarray, " e"]
+    copy: Int[np.ndarray, " e"]  # 0 for the first
+    key_hashes: UInt64[np.ndarray, " e"]
+    names: dict[int, str]  # of entries whose sample is taken more than once: the new key
+
+
+def _entries(pool: Pool, samples: Located, times: Int[np.ndarray, " m"] | None) -> Entries:
+    num = len(samples.rows)
+    if times is None:
+        return Entries(np.arange(num), np.zeros(num, np.int64), samples.key_hashes, {})
+    sample = np.repeat(np.arange(num), times)
+    copy = np.arange(len(sample)) - np.repeat(np.cumsum(times) - times, times)
+    again = np.flatnonzero(times > 1)
+    uids, keys = pool.uids(samples.rows[again]), pool.column("key", samples.rows[again]).tolist()
+    names, hashes = {}, samples.key_hashes[sample]
+    starts = (np.cumsum(times) - times)[again]
+    for uid, key, start, count in zip(uids, keys, starts.tolist(), times[again].tolist(), strict=True):
+        for number in range(count):
+            name = f"{uid if can_name(uid) else key}-{number}"
+            names[start + number], hashes[start + number] = name, hash_64(name.encode())
+    return Entries(sample, copy, hashes, names)
 
 
 def _locate_all(pool: Pool, keep: KeepList, workers: int) -> Located:
@@ -181,7 +208,14 @@ def _locate_all(pool: Pool, keep: KeepList, workers: int) -> Located:
 
 
 def _write_all(
-    pool: Pool, samples: Located, out: Path, order: np.ndarray, edges: np.ndarray, workers: int, verify: bool
+    pool: Pool,
+    samples: Located,
+    entries: Entries,
+    out: Path,
+    order: np.ndarray,
+    edges: np.ndarray,
+    workers: int,
+    verify: bool,
 ) -> dict[str, Any]:
     num_shards = len(edges) - 1
     counts = {"samples": len(order), "shards": num_shards, "bytes": 0, "shards found finished": 0}
@@ -189,24 +223,26 @@ def _write_all(
 
     def plans() -> Iterator[tuple[TarPlan]]:
         for number in range(num_shards):
-            mine = order[edges[number] : edges[number + 1]]
+            written = order[edges[number] : edges[number + 1]]
+            mine = entries.sample[written]
             num = samples.first_range[mine + 1] - samples.first_range[mine]
             first = np.cumsum(num) - num
             ranges = np.repeat(samples.first_range[mine] - first, num) + np.arange(num.sum())
             used, shard = np.unique(np.repeat(samples.shard[mine], num), return_inverse=True)
-            keys = samples.key_hashes[mine]
+            keys = entries.key_hashes[written]
             counts[REPEATED] += len(keys) - len(np.unique(keys))
             sources = [pool.shards[int(source)] for source in used]
             starts, lengths = samples.starts[ranges], samples.lengths[ranges]
-            yield (TarPlan(out / tar_name(number), sources, shard, starts, lengths, first, keys),)
+            new = {at: name for at, e in enumerate(written.tolist()) if (name := entries.names.get(e))}
+            yield (TarPlan(out / tar_name(number), sources, shard, starts, lengths, first, keys, new),)
 
     sizes = np.add.reduceat(samples.lengths, samples.first_range[:-1])
-    sizes = np.add.reduceat(sizes[order], edges[:-1]) + len(END_OF_TAR)
+    sizes = np.add.reduceat(sizes[entries.sample[order]], edges[:-1]) + len(END_OF_TAR)
     need_space(out, sizes)
     counts["bytes"] = int(sizes.sum())
     with progress("write", num_shards, "shards") as bar:
-        for written in _each(partial(write_tar, verify=verify), plans(), workers):
-            counts["shards found finished"] += not written
+        for is_new in _each(partial(write_tar, verify=verify), plans(), workers):
+            counts["shards found finished"] += not is_new
             bar.advance()
     return counts
 

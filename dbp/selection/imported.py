@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import UInt32
 
 from dbp.config import require
 from dbp.data.keep_list import KeepList
@@ -27,8 +27,8 @@ class ImportedList(Narrowing):
     Args:
         join: What the list names of the pool: `uid`, or `key` (the tar's).
         column: The column of a Parquet list that holds the names.
-        repeats: `error`, or `once` to take a name that comes again once. DataComp repeats a uid to repeat
-            the sample in training; a keep list cannot say that.
+        repeats: What a name that comes again says: `error`; `once`, nothing; `keep`, that its sample is taken so
+            often in each epoch, as DataComp's lists mean it.
         file: The list.
     """
 
@@ -38,7 +38,7 @@ class ImportedList(Narrowing):
 
     join: Literal["uid", "key"]
     column: str
-    repeats: Literal["error", "once"]
+    repeats: Literal["error", "once", "keep"]
     file: str | None = runtime(None)
 
     def identity(self) -> dict[str, Any]:
@@ -48,7 +48,8 @@ class ImportedList(Narrowing):
         if not self.file:
             raise ConfigError("select.file is not set. Name the list: select.file=FILE.")
         pairs = kind_of(self.file) in ("npy", "raw")
-        listed, num_names, num_found, num_repeats = self._by_pair(pool) if pairs else self._by_text(pool)
+        times, num_names, num_found, num_repeats = self._by_pair(pool) if pairs else self._by_text(pool)
+        listed = times > 0
         if not listed.any():
             raise WorldError(
                 f"none of the {num_names:,} names in {self.file} is a {self.join} of the pool, such as "
@@ -56,50 +57,60 @@ class ImportedList(Narrowing):
                 "index the pool with the uids that the list uses (pool.uid)."
             )
         kept = rows.within("select", listed, "not in the list", "in the list")
+        draws = {}
+        if self.repeats == "keep":
+            kept = kept.weighted(times[kept.mask])
+            draws = {"draws": int(kept.num_draws), "most draws of a row": int(times[kept.mask].max(initial=0))}
         return kept, {
+            **draws,
             "listed": num_names,
             "repeated": num_repeats,
             "listed, not in the pool": num_names - num_found,
             "listed, gone before": int(np.count_nonzero(listed & ~rows.mask)),
         }
 
-    def _by_pair(self, pool: Pool) -> tuple[Bool[np.ndarray, " n"], int, int, int]:
+    def _by_pair(self, pool: Pool) -> tuple[UInt32[np.ndarray, " n"], int, int, int]:
         require(self.join == "uid", "join", self.join, "uid, as the list is a file of uids")
-        pairs = read_uid_file(str(self.file), allow_repeats=self.repeats == "once")
+        pairs = read_uid_file(str(self.file), allow_repeats=self.repeats != "error")
         high, low = np.ascontiguousarray(pairs["f0"]), np.ascontiguousarray(pairs["f1"])
         is_new = np.ones(len(pairs), bool)
         is_new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+        firsts = np.flatnonzero(is_new)
+        often = np.diff(np.r_[firsts, len(pairs)]).astype(np.uint32)
         is_found = np.zeros(len(pairs), bool)
-        listed = np.zeros(pool.num_rows, bool)
+        times = np.zeros(pool.num_rows, np.uint32)
         for start in range(0, pool.num_rows, BLOCK):
             block = np.arange(start, min(start + BLOCK, pool.num_rows))
             found, is_hex = hex_bytes(_names_at(pool, "uid", block))
             place = match_pairs(high, low, found)
             place[~is_hex] = -1
-            listed[block] = place >= 0
+            at = np.flatnonzero(place >= 0)
+            times[block[at]] = often[np.searchsorted(firsts, place[at])]
             is_found[place[place >= 0]] = True
         num_names = int(np.count_nonzero(is_new))
-        return listed, num_names, int(np.count_nonzero(is_found)), len(pairs) - num_names
+        return times, num_names, int(np.count_nonzero(is_found)), len(pairs) - num_names
 
-    def _by_text(self, pool: Pool) -> tuple[Bool[np.ndarray, " n"], int, int, int]:
+    def _by_text(self, pool: Pool) -> tuple[UInt32[np.ndarray, " n"], int, int, int]:
         texts = read_texts(str(self.file), self.column)
         names = Names.of(texts)
         if (repeats := names.num_repeats) and self.repeats == "error":
             raise WorldError(
                 f"{self.file} repeats {repeats:,} of its {len(texts):,} names. Set select.repeats=once to "
-                "take each once."
+                "take each once, or select.repeats=keep to take its sample as often as it stands there."
             )
+        often = names.counts if repeats else None
         is_found = np.zeros(len(texts), bool)
-        listed = np.zeros(pool.num_rows, bool)
+        times = np.zeros(pool.num_rows, np.uint32)
         for start in range(0, pool.num_rows, BLOCK):
             block = np.arange(start, min(start + BLOCK, pool.num_rows))
             own = _names_at(pool, self.join, block)
             hashes = pool.uid_hashes[block] if self.join == "uid" else hashes_64(own)
             place = names.find(hashes, own)
-            listed[block] = place >= 0
-            is_found[place[place >= 0]] = True
+            at = np.flatnonzero(place >= 0)
+            times[block[at]] = 1 if often is None else often[place[at]]
+            is_found[place[at]] = True
         num_names = len(texts) - repeats
-        return listed, num_names, int(np.count_nonzero(is_found)), repeats
+        return times, num_names, int(np.count_nonzero(is_found)), repeats
 
 
 def _names_at(pool: Pool, column: str, rows: np.ndarray) -> Any:

@@ -5,7 +5,7 @@
     dbp import clusters FOLDER [pool=…]              SemDeDup's sorted clusters; its pool may be theirs
 
 Each is a front to settings of `dbp curate`, which it prints, so that a curation may use them; further
-settings are handed on. `keep` takes select.join=uid|key, select.column=NAME, select.repeats=error|once.
+settings are handed on. `keep` takes select.join=uid|key, select.column=NAME, select.repeats=error|once|keep.
 `embeddings` takes use=cluster|dedup|score (which of the three encoders they are), side=image|text, and
 the encoder's own settings, such as encoder.cluster.join=uid; a raw map needs encoder.cluster.width=N.
 """

@@ -90,6 +90,9 @@ def why(store: Store, uid: str, keep: str) -> None:
     found = explained(store, entry.key).decision(row)
     verdict = "stayed" if found["kept"] else "went"
     print(f"{uid} (row {row:,}) {verdict} at {found['stage']}: {found['reason']}")
+    if found["weight"] not in (None, 1):
+        mean = " on average" if found["weight"] % 1 else ""
+        print(f"  stands in an epoch of training {found['weight']:g} times{mean}")
     twin = found["related_row"]
     if twin is not None and found["stage"] == "dedup":
         name = pool.uids(np.array([twin]))[0]

@@ -6,7 +6,7 @@ from typing import Any
 
 from evaluation.report.table import Table, Text
 from evaluation.statistics.analysis import span
-from evaluation.statistics.comparison import MEAN, Arm, Cell
+from evaluation.statistics.comparison import MEAN, Arm, Cell, Run
 from evaluation.tasks import find_task, with_chance
 
 FACTS = ("kept", "samples seen", "steps", "passes")
@@ -14,7 +14,7 @@ NUMBERS = (
     "value", "low", "high", "difference", "difference_low", "difference_high", "p", "adjusted_p", "is_separate",
     "values_by_seed",
 )  # fmt: skip
-LONG = ("arm", "seeds", "kept", "samples_seen", "steps", "task", "metric", *NUMBERS)
+LONG = ("arm", "seeds", "kept", "draws", "samples_seen", "steps", "task", "metric", *NUMBERS)
 Cells = Mapping[str, Mapping[str, Cell]]
 
 
@@ -32,6 +32,16 @@ def difference_text(cell: Cell) -> str:
         return f"{text} (cannot tell)"
     low, high = cell.difference_interval
     return f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def kept_text(runs: Sequence[Run]) -> str:
+    """Rows that arms were trained on; where rows are taken several times, also how often."""
+    text = span([run.facts["kept"] for run in runs])
+    if all(run.facts.get("draws") is None for run in runs):
+        return text
+    draws = span([round(run.facts.get("draws") or run.facts["kept"]) for run in runs])
+    most = max(run.facts.get("most_draws_of_a_sample") or 1 for run in runs)
+    return f"{text} ({draws} draws, at most {most:g} of a row)"
 
 
 def numbers(cell: Cell) -> dict[str, Any]:
@@ -68,7 +78,7 @@ def sweep_table(arms: Sequence[Arm], cells: Cells) -> Table:
         row: list[str | Text] = [
             arm.name,
             str(len(arm.runs)),
-            span([run.facts["kept"] for run in arm.runs]),
+            kept_text(arm.runs),
             f"{facts['samples_seen']:,}",
             f"{facts['steps']:,}",
             f"{low:.2f}" if high - low < 0.005 else f"{low:.2f}-{high:.2f}",
@@ -102,7 +112,7 @@ def long_rows(arms: Sequence[Arm], cells: Cells) -> Iterator[dict[str, Any]]:
     """One line for each arm and task, with every number at full precision."""
     for arm in arms:
         for column, cell in cells.get(arm.name, {}).items():
-            facts = {name: arm.runs[0].facts[name] for name in ("kept", "samples_seen", "steps")}
+            facts = {name: arm.runs[0].facts.get(name) for name in ("kept", "draws", "samples_seen", "steps")}
             task, _, finer = column.partition(" ")
             metric = finer or (MEAN if task == MEAN else find_task(task).main_metric)
             about = {"arm": arm.name, "seeds": len(arm.runs), **facts, "task": task, "metric": metric}

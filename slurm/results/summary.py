@@ -136,7 +136,7 @@ def _facts(point: Point, store: Store) -> dict[str, Any]:
     counts = trained.manifest["counts"]
     return {
         **{name: counts[name] for name in ("kept", "samples_seen", "steps", "batch_size", "passes")},
-        **{name: counts.get(name) for name in ("train_flops", "undecodable")},
+        **{name: counts.get(name) for name in ("train_flops", "undecodable", "draws", "most_draws_of_a_sample")},
         "seconds": item_of(trained.manifest).seconds + evaluated.manifest["seconds"],
         "keep_key": store.key(point.nodes["select"]),
         "train_key": trained.key,

@@ -19,7 +19,7 @@ from dbp.decisions import explained
 from dbp.engine.stage import Stage
 from dbp.engine.store import Store
 from dbp.engine.work import Work
-from dbp.errors import StoreError
+from dbp.errors import ConfigError, StoreError
 from dbp.narrowing import Narrowing
 
 
@@ -37,7 +37,7 @@ class Told:
     @staticmethod
     def row(row: int, kept: bool, stage: str, reason: str, **values: Any) -> dict[str, Any]:
         return dict.fromkeys(DECISIONS.names) | {
-            "row": row, "kept": kept, "stage": stage, "reason": reason, **values,
+            "row": row, "kept": kept, "stage": stage, "reason": reason, "weight": 1.0 if kept else None, **values,
         }  # fmt: skip
 
     def narrow(self, stage: str, reasons: list[str], kept_reason: str) -> None:
@@ -84,6 +84,36 @@ def told(request: pytest.FixtureRequest) -> Told:
 def test_each_row_stands_once_with_the_decision_of_the_last_stage_that_saw_it(told: Told) -> None:
     assert told.kept.decisions.schema == DECISIONS
     assert told.kept.decisions.to_pylist() == told.rows
+
+
+def test_weights_belong_to_rows_through_narrowing_saving_and_the_table(told: Told, tmp_path: Path) -> None:
+    kept = told.kept
+    weights = (1 + np.arange(kept.num_kept) % 3).astype(np.float32)
+    weighted = kept.weighted(weights)
+    half = np.arange(len(told.rows)) % 2 == 0
+    narrowed = weighted.within("select", half, "odd", "even")
+    by_row = dict(zip(kept.rows.tolist(), weights.tolist(), strict=True))
+    assert {row: by_row[row] for row in narrowed.rows.tolist()} == {
+        one["row"]: one["weight"] for one in narrowed.decisions.to_pylist() if one["kept"]
+    }
+    assert narrowed.num_draws == sum(by_row[row] for row in narrowed.rows.tolist())
+    narrowed.save(tmp_path)
+    found = KeepList.load(tmp_path)
+    assert found.digest == narrowed.digest
+    assert found.decisions["weight"] == narrowed.decisions["weight"]
+
+
+def test_weights_are_part_of_what_a_list_is_and_ones_are_none() -> None:
+    kept = everything("pool", np.ones(3, bool))
+    assert kept.weighted(np.ones(3)).digest == kept.digest
+    assert kept.weighted(np.ones(3)).weights is None
+    assert (
+        len({kept.digest, kept.weighted(np.array([2, 1, 1])).digest, kept.weighted(np.array([1, 2, 1])).digest})
+        == 3
+    )
+    assert kept.weighted(np.array([2, 1, 1])).repeats.tolist() == [2, 1, 1]
+    with pytest.raises(ConfigError, match=r"1 fractional weights, such as 0\.5.*format=parquet"):
+        _ = kept.weighted(np.array([2, 0.5, 1])).repeats
 
 
 def test_one_row_s_decision_is_that_of_the_table(told: Told) -> None:

@@ -106,12 +106,15 @@ def takes_budget(name: str) -> bool:
 
 # What bounds a method beside the budget, set so that it does not.
 UNBOUND: dict[str, dict[str, Any]] = {"dbp": {"min_per_cluster": 0}, "tldr": {"matching_fraction": 1.0}}
-METHODS = [name for name in PRESETS if takes_budget(name)]
-LISTS = [name for name in PRESETS if name not in METHODS]
+WEIGHTED = ["dynamics"]  # their budget is a sum of weights; laws of their own are in test_cluster_power
+METHODS = [name for name in PRESETS if takes_budget(name) and name not in WEIGHTED]
+LISTS = [name for name in PRESETS if not takes_budget(name)]
 
 
 def what_it_needs(name: str, folder: Path) -> dict[str, Any]:
-    """Settings without which a preset does not run: the list that another tool made."""
+    """Settings without which a preset does not run: the list that another tool made, the draws of a run."""
+    if name in ("soft_cap", "hard_cap"):
+        return {"draws": 150, "temperature": 0.5} | ({"round_size": 15} if name == "soft_cap" else {})
     if name != "imported":
         return {}
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Laws of a mixture: weights are kept in each epoch, places are keyed, weight 1 is the plain order."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,28 @@ import pytest
 
 from dbp.config import build
 from dbp.data.columns import Columns
+from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool, hash_64
 from dbp.data.scores import Scores
 from dbp.engine.stage import parameters
 from dbp.errors import ConfigError, WorldError
 from training.account.horizon import Budget, Horizon
+from training.config import Model, Optimiser
+from training.feed.augmentation import Shift
 from training.feed.mixture import MixedOrder, check_weights, mixed_horizon
 from training.feed.order import Batches, Order, copy_keys, draws, sample_keys
+from training.feed.subset import Subset
 from training.feed.weights import ByScore, BySource, ByUid, Mixture
+from training.run import lay_out
+from training.settings import Objective
 
+ASKED = Objective(
+    model=Model(name="ViT-B-32"),
+    optimiser=Optimiser(1e-3, 0.9, 0.98, 1e-6, 0.2, "openclip3", "cosine", 0),
+    augmentation=Shift(2),
+    seed=7,
+    precision="fp32",
+)
 KEYS = np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64)
 FEW = KEYS[:200]
 MIXED = np.resize(np.array([0.25, 2.5, 0, 1], np.float32), 200)
@@ -203,7 +217,7 @@ def test_the_memory_that_the_module_names_is_what_an_epoch_takes() -> None:
     [
         ((1.0, -0.5), r"gives 1 of 2 kept samples a weight .*first is -0\.5 for kept sample 1"),
         ((float("nan"), 1.0), r"first is nan for kept sample 0"),
-        ((256.0, 1.0), "not from 0 to 255"),
+        ((65_536.0, 1.0), "not from 0 to 65,535"),
         ((0.25, 0.5), r"the weights of 2 kept samples sum to 0\.75"),
     ],
 )
@@ -272,6 +286,40 @@ def test_a_file_gives_uids_their_weights_and_rows_that_share_a_uid_share_it(pool
     assert "file" in json.dumps(before)
 
 
+@pytest.mark.parametrize("weights", [[3.0, 1, 2, 1, 1, 4], [0.5, 1, 2.25, 1, 1, 4]])
+def test_a_keep_list_with_counts_is_fed_as_a_mixture_of_the_same_weights(
+    pool: Pool, tmp_path: Path, weights: list[float]
+) -> None:
+    rows = np.arange(6)
+    mask = np.zeros(pool.num_rows, bool)
+    mask[rows] = True
+    plain = KeepList(pool.digest, mask)
+    by_uid = dict(zip(pool.uids(rows), weights, strict=True))
+    weights = [by_uid[uid] for uid in pool.uids(rows)]
+    table = pa.table({"uid": list(by_uid), "times": pa.array(list(by_uid.values()), pa.float32())})
+    pq.write_table(table, tmp_path / "w.parquet")
+    budget = Budget(batch_size=4, samples_seen=400)
+    weighted = Subset.of(pool, plain.weighted(np.array(weights, np.float32)))
+    asked = replace(ASKED, mixture=ByUid("times", None, str(tmp_path / "w.parquet")))
+    counted = lay_out(ASKED, budget, weighted)
+    mixed = lay_out(asked, budget, Subset.of(pool, plain))
+    positions = np.arange(400)
+    for one, other in zip(counted[1].at(positions), mixed[1].at(positions), strict=True):
+        assert np.array_equal(one, other)
+    assert counted[2] == mixed[2]
+    both = lay_out(asked, budget, weighted)
+    assert both[1].weights.tolist() == [w * w for w in weights]
+
+
+def test_one_pass_over_draws_takes_each_row_as_often_as_the_list_says(pool: Pool) -> None:
+    keep = KeepList(pool.digest, np.arange(pool.num_rows) < 4).weighted(np.array([5, 1, 1, 3]))
+    _, order, horizon = lay_out(ASKED, Budget(batch_size=5, samples_seen=10), Subset.of(pool, keep))
+    assert np.bincount(order.at(np.arange(10))[1]).tolist() == [5, 1, 1, 3]
+    assert horizon.passes == 1
+    assert horizon.passes_in(5) == 0.5
+    assert order.about() == {"draws": 10.0, "most_draws_of_a_sample": 5.0}
+
+
 @pytest.mark.parametrize(
     ("uids", "weights", "message"),
     [
@@ -297,5 +345,5 @@ def test_a_mixture_is_named_in_the_config() -> None:
     node = {"_target_": "training.feed.weights.BySource", "sources": {"a/*": 2.0}, "otherwise": 1.0}
     assert build(node, Mixture) == BySource({"a/*": 2.0}, 1.0)
     node["sources"] = {"a/*": "much"}
-    with pytest.raises(ConfigError, match="'much': it must be a number from 0 to 255"):
+    with pytest.raises(ConfigError, match="'much': it must be a number from 0 to 65,535"):
         build(node, Mixture)

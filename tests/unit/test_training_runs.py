@@ -81,11 +81,13 @@ class Chosen(Stage):
     makes: ClassVar[type] = KeepList
 
     rows: tuple[int, ...] = ()
+    times: tuple[int, ...] = ()  # how often each is taken; () for once
 
     def run(self, work: Work, pool: Pool) -> dict[str, Any]:
         every = everything(pool.digest, pool.is_valid)
         keep = np.isin(every.rows, self.rows) if self.rows else np.ones(every.num_kept, bool)
-        every.narrow("chosen", keep, "not chosen", "chosen").save(work.folder)
+        kept = every.narrow("chosen", keep, "not chosen", "chosen")
+        (kept.weighted(np.array(self.times)) if self.times else kept).save(work.folder)
         return {}
 
 
@@ -134,6 +136,18 @@ def test_batches_do_not_depend_on_workers_or_cache(world: World, augmentation: A
         for one, same in zip(alone, other, strict=True):
             assert one.keys() == same.keys()
             assert all(torch.equal(one[name], same[name]) for name in one)
+
+
+def test_a_run_over_draws_counts_them_and_each_copy_is_a_sample_seen(world: World) -> None:
+    times = (1, 3, 2, 5, 1, 8, 4, 16)
+    keep = Chosen((0, 1, 2, 3, 4, 5, 8, 9), times).bind(pool=world.pool)
+    checkpoint = world.store.get(TRAIN.bind(pool=world.pool, keep=keep))
+    counts = world.manifest(checkpoint)["counts"]
+    expected = {
+        "kept": 8, "draws": 40.0, "most_draws_of_a_sample": 16.0, "samples_seen": 80, "passes": 2.0,
+        "unique_samples": 8,
+    }  # fmt: skip
+    assert {name: counts[name] for name in expected} == expected
 
 
 def test_global_batches_are_the_same_for_any_ranks_and_workers(world: World) -> None:

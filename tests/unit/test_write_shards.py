@@ -109,6 +109,17 @@ def raw_members(path):
     return found
 
 
+def contents_of(path):
+    """Key -> extension -> content."""
+    found = {}
+    with tarfile.open(path) as tar:
+        for info in tar:
+            folder, _, name = info.name.rpartition("/")
+            key, _, extension = name.partition(".")
+            found.setdefault(f"{folder}/{key}" if folder else key, {})[extension] = tar.extractfile(info).read()
+    return found
+
+
 def tars_in(folder):
     return sorted(folder.glob("*.tar"))
 
@@ -372,20 +383,53 @@ def test_uids_of_another_kind_make_no_uid_file(tmp_path, pool):
     assert not (tmp_path / "out/sample_ids.npy").exists()
 
 
-def test_repeated_samples_are_written_as_often_as_the_list_says(tmp_path, open_pool):
+def test_a_row_that_is_taken_often_is_written_as_often_under_names_of_its_own(tmp_path, open_pool):
     members = [m for i in range(12) for m in sample(f"k{i:02d}", i)]
     pool = open_pool(write_tar(tmp_path / "in.tar", members), uid="json:uid")
     rows, repeats = np.array([1, 4, 5, 8, 11]), np.array([1, 3, 2, 1, 1])
+    keep = keep_of(pool, rows).weighted(repeats)
     for shuffle in (True, False):
         out = tmp_path / f"out-{shuffle}"
-        counts = write_shards(pool, keep_of(pool, rows), out, 4, shuffle=shuffle, repeats=repeats)
-        with tarfile.open(tars_in(out)[0]) as one, tarfile.open(tars_in(out)[1]) as two:
-            names = Counter(one.getnames() + two.getnames())
-        expected = dict(zip((f"k{row:02d}.png" for row in rows), repeats.tolist(), strict=True))
-        assert {name: n for name, n in names.items() if name.endswith("png")} == expected
+        counts = write_shards(pool, keep, out, 4, shuffle=shuffle)
         assert counts["samples"] == 8
+        assert counts["samples whose key repeats in their shard"] == 0
         uids = read_uid_file(out / "sample_ids.npy", allow_repeats=True)
         assert uids["f1"].tolist() == [1, 4, 4, 4, 5, 5, 8, 11]
+        found = {key: content for tar in tars_in(out) for key, content in contents_of(tar).items()}
+        uid = "{:032x}".format
+        copies = [f"{uid(4)}-0", f"{uid(4)}-1", f"{uid(4)}-2", f"{uid(5)}-0", f"{uid(5)}-1"]
+        assert set(found) == {"k01", "k08", "k11", *copies}
+        source = contents_of(tmp_path / "in.tar")
+        assert all(found[f"{uid(i)}-{j}"] == source[f"k{i:02d}"] for i, n in ((4, 3), (5, 2)) for j in range(n))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_copies_get_their_names_in_every_format_of_tar_whatever_the_name_was(tmp_path, open_pool, kind):
+    keys = ["a", "folder/" + "n" * 80 if kind == "ustar" else "folder/" + "n" * 200]
+    keys += [] if kind == "ustar" else ["übung" * 30]
+    write_tar(tmp_path / "in.tar", [m for i, key in enumerate(keys) for m in sample(key, i)], kind)
+    pool = open_pool(tmp_path / "in.tar", uid="json:uid")
+    keep = keep_of(pool, np.arange(len(keys))).weighted(np.full(len(keys), 2))
+    write_shards(pool, keep, tmp_path / "out")
+    source, found = contents_of(tmp_path / "in.tar"), contents_of(tmp_path / "out/00000000.tar")
+    assert found == {f"{i:032x}-{j}": source[key] for i, key in enumerate(keys) for j in (0, 1)}
+    read = list(webdataset.WebDataset(str(tmp_path / "out/00000000.tar"), shardshuffle=False, empty_check=False))
+    assert sorted(one["__key__"] for one in read) == sorted(found)
+
+
+def test_a_uid_that_cannot_be_a_file_name_leaves_the_key_to_name_copies(tmp_path, open_pool):
+    members = [("k1.png", png(1)), ("k1.json", json.dumps({"uid": "https://x.org/a.png", "caption": "c"}).encode()),
+               ("k1.txt", b"c")]  # fmt: skip
+    pool = open_pool(write_tar(tmp_path / "in.tar", members), uid="json:uid")
+    write_shards(pool, keep_of(pool, [0]).weighted(np.array([2])), tmp_path / "out")
+    assert set(contents_of(tmp_path / "out/00000000.tar")) == {"k1-0", "k1-1"}
+
+
+def test_weights_that_are_drawn_anew_in_each_epoch_cannot_be_shards(tmp_path, pool):
+    keep = keep_of(pool, [0, 1]).weighted(np.array([0.5, 2]))
+    with pytest.raises(ConfigError, match="1 fractional weights"):
+        write_shards(pool, keep, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_list_without_some_samples_keeps_the_others_in_their_order(tmp_path, pool):
@@ -440,7 +484,7 @@ def test_equal_keys_are_set_apart_wherever_that_is_possible(keys):
 def test_few_samples_move_to_part_equal_keys():
     rng = np.random.default_rng(0)
     keys = rng.integers(0, 300, 3000).astype(np.uint64)
-    order, edges = arrange(keys, keys, 1000, lambda hashes: rng.permutation(len(hashes)).astype(np.uint64))
+    order, edges = arrange(rng.permutation(len(keys)).astype(np.uint64), keys, 1000)
     plain = np.argsort(np.random.default_rng(0).permutation(3000))  # not what arrange drew; for length only
     assert sorted(order) == sorted(plain)
     for start, end in pairwise(edges):
@@ -585,8 +629,9 @@ def test_shards_of_another_list_or_setting_are_not_mixed(tmp_path, pool, change)
     settings = {"rows": [0, 1, 25], "shard_size": 2, "seed": 0, "shuffle": True}
 
     def write(rows, repeats=None, **settings):
-        repeats = None if repeats is None else np.array(repeats)
-        write_shards(pool, keep_of(pool, rows), tmp_path / "out", repeats=repeats, **settings)
+        keep = keep_of(pool, rows)
+        keep = keep if repeats is None else keep.weighted(np.array(repeats))
+        write_shards(pool, keep, tmp_path / "out", **settings)
 
     write(**settings)
     before = [tar.read_bytes() for tar in tars_in(tmp_path / "out")]
@@ -709,8 +754,6 @@ def test_lists_and_settings_that_cannot_be_are_refused(tmp_path, pool):
         "keeps a row": (pool, KeepList(pool.digest, np.zeros(60, bool)), out),
         "the keep list is of pool 0000": (pool, replace(keep, pool_digest="0000"), out),
         "is a file": (pool, keep, tmp_path / "file"),
-        "repeats must be 1 or more": (pool, keep, out, 10, 0, True, np.array([1, 0])),
-        "for each of the 2 kept rows": (pool, keep, out, 10, 0, True, np.array([1])),
     }.items():
         with pytest.raises(ConfigError, match=expected):
             write_shards(*arguments)

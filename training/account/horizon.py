@@ -28,7 +28,13 @@ class Horizon:
     @property
     def passes(self) -> float:
         """How often each kept pair is seen, in the mean: the main confound between arms."""
-        return self.samples_seen / self.num_kept if self.mixed_epochs is None else self.mixed_epochs
+        return self.passes_in(self.samples_seen)
+
+    def passes_in(self, samples: int) -> float:
+        """How often each kept pair is seen in so many samples, in the mean."""
+        if self.mixed_epochs is None:
+            return samples / self.num_kept
+        return samples / self.samples_seen * self.mixed_epochs
 
     def steps_for(self, samples: int) -> int:
         """Steps that see at least so many samples; at least one."""

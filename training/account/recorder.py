@@ -214,7 +214,7 @@ class Recorder(Callback):
         row = {
             "samples_seen": step * self.horizon.batch_size,
             "step": step,
-            "passes": round(step * self.horizon.batch_size / self.horizon.num_kept, 4),
+            "passes": round(self.horizon.passes_in(step * self.horizon.batch_size), 4),
             "loss": float(self.loss_sum) / self.loss_steps,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "logit_scale": float(module.model.logit_scale.detach().exp()),

@@ -4,21 +4,23 @@ A sample of weight w stands there floor(w) times, and once more with probability
 from (seed, epoch, uid). Each copy has a place and an augmentation of its own. So an epoch's length varies, and the
 stream is still a pure function of the position. Weight 1 everywhere is `Order`, bit for bit.
 
+Weights come from a keep list that says how often each row is taken, from `mixture=`, or are the product of both.
+
 Memory, measured: 4 bytes a kept row for its weight; 9 bytes for each pair of the last two epochs
-(`Order`: 8); 46 bytes a pair while an epoch is sorted (`Order`: 24).
+(`Order`: 8; 10 where a weight is above 255); 46 bytes a pair while an epoch is sorted (`Order`: 24).
 """
 
 from decimal import Decimal
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8, UInt64
+from jaxtyping import Float32, Int64, UInt8, UInt16, UInt64
 
 from dbp.errors import ConfigError
 from training.account.horizon import Budget, Horizon
 from training.feed.order import MIXTURE, Order, copy_keys, mix, stream
 
-MOST = 255  # copies of a sample in an epoch: a byte counts them
+MOST = 65_535  # copies of a sample in an epoch: one byte counts them, or two
 BLOCK = 1 << 20  # rows whose random numbers are made at a time
 
 
@@ -26,7 +28,7 @@ class MixedOrder(Order):
     """The endless stream of a mixture: epoch after epoch, each with its own copies.
 
     Args:
-        weights: How often each kept sample stands in an epoch, in the mean; from 0 to 255.
+        weights: How often each kept sample stands in an epoch, in the mean; from 0 to 65,535.
 
     Raises:
         ConfigError: A weight is out of range, or their sum is below 1.
@@ -40,18 +42,25 @@ class MixedOrder(Order):
         super().__init__(keys, seed, windows)
         check_weights(weights)
         self.weights = weights
+        self.count = np.uint8 if weights.max() <= 255 else np.uint16
         self._ends = [0]  # pairs before each epoch that was reached, and behind the last
 
-    def counts(self, number: int) -> UInt8[np.ndarray, " m"]:
+    def about(self) -> dict[str, Any]:
+        return {
+            "draws": round(float(self.weights.sum(dtype=np.float64)), 2),
+            "most_draws_of_a_sample": round(float(self.weights.max()), 4),
+        }
+
+    def counts(self, number: int) -> UInt8[np.ndarray, " m"] | UInt16[np.ndarray, " m"]:
         """How often each kept sample stands in an epoch."""
         word = stream(self.seed, np.array([number], np.int64), MIXTURE)
-        found = np.empty(len(self.keys), np.uint8)
+        found = np.empty(len(self.keys), self.count)
         for start in range(0, len(found), BLOCK):
             rows = slice(start, start + BLOCK)
             weights = self.weights[rows]
             whole = np.floor(weights)
             drawn = (mix(self.keys[rows] ^ word) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-            found[rows] = whole.astype(np.uint8) + (drawn < weights - whole)
+            found[rows] = whole.astype(self.count) + (drawn < weights - whole)
         return found
 
     def start(self, number: int) -> int:
@@ -63,7 +72,7 @@ class MixedOrder(Order):
     def _make(self, number: int) -> tuple[np.ndarray, ...]:
         counts = self.counts(number)
         samples = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-        copies = np.zeros(len(samples), np.uint8)
+        copies = np.zeros(len(samples), self.count)
         keys = self.keys[samples]
         if counts.max(initial=0) > 1:
             starts = np.cumsum(counts, dtype=np.int64) - counts
@@ -120,13 +129,13 @@ def check_weights(weights: Float32[np.ndarray, " m"]) -> None:
     """Refuse weights that no epoch can honour.
 
     Raises:
-        ConfigError: One is negative, not finite or above 255, or they sum to less than 1.
+        ConfigError: One is negative, not finite or above 65,535, or they sum to less than 1.
     """
     bad = np.flatnonzero(~((weights >= 0) & (weights <= MOST)))  # NaN too
     if len(bad):
         raise ConfigError(
             f"mixture gives {len(bad):,} of {len(weights):,} kept samples a weight that is "
-            f"not from 0 to {MOST}; the first is {weights[bad[0]]} for kept sample {bad[0]:,}. A "
+            f"not from 0 to {MOST:,}; the first is {weights[bad[0]]} for kept sample {bad[0]:,}. A "
             "weight says how often a sample stands in an epoch."
         )
     if (total := float(weights.sum(dtype=np.float64))) < 1:

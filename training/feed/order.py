@@ -7,7 +7,7 @@ bytes for each kept row, and one argsort of them for each epoch.
 """
 
 from collections.abc import Callable, Iterator
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int32, Int64, Shaped, UInt64
@@ -100,6 +100,10 @@ class Order:
     ) -> None:
         self.keys, self.seed, self.windows = keys, seed, windows
         self._epochs: dict[int, tuple[np.ndarray, ...]] = {}
+
+    def about(self) -> dict[str, Any]:
+        """What the manifest of a run says of the stream; nothing where each sample stands in each epoch once."""
+        return {}
 
     def epoch(self, number: int) -> Int64[np.ndarray, " e"]:
         """The kept samples, as indices 0..m-1, in the order of an epoch, copies included."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt64
+from jaxtyping import Bool, Float32, Int64, UInt64
 
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
@@ -18,6 +18,7 @@ class Subset:
 
     pool: Pool
     rows: Int64[np.ndarray, " m"]
+    weights: Float32[np.ndarray, " m"] | None = None  # how often each stands in an epoch; None is once
 
     @classmethod
     def of(cls, pool: Pool, keep: KeepList) -> "Subset":
@@ -32,19 +33,22 @@ class Subset:
                 f"{keep.pool_digest[:12]}, and this pool has {pool.digest[:12]}; their rows are not the same "
                 "samples. Curate this pool, or carry the list over by uids (dbp export, dbp import)."
             )
-        return cls(pool, np.asarray(keep.rows, np.int64))
+        return cls(pool, np.asarray(keep.rows, np.int64), keep.weights)
 
     def split(self, share: float) -> tuple["Subset", "Subset"]:
         """What is trained on, and what is held out of it by uid: an expected share of the pool's uids."""
         if not share:
             return self, Subset(self.pool, self.rows[:0])
         is_out = is_held_out(self.pool.uid_hashes[self.rows], share)
-        return Subset(self.pool, self.rows[~is_out]), Subset(self.pool, self.rows[is_out])
+        return self._where(~is_out), self._where(is_out)
+
+    def _where(self, mask: Bool[np.ndarray, " m"]) -> "Subset":
+        return Subset(self.pool, self.rows[mask], None if self.weights is None else self.weights[mask])
 
     def within(self, pool: Pool) -> "Subset":
         """The same rows of the same pool, read in another way."""
         assert pool.digest == self.pool.digest, "the same samples"
-        return Subset(pool, self.rows)
+        return Subset(pool, self.rows, self.weights)
 
     def __len__(self) -> int:
         return len(self.rows)

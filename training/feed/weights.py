@@ -22,7 +22,7 @@ from dbp.formats.uid_pairs import hashes_64, texts_of
 
 @dataclass(frozen=True)
 class Mixture(ABC):
-    """How often each kept sample stands in an epoch: its weight, from 0 to 255."""
+    """How often each kept sample stands in an epoch: its weight, from 0 to 65,535."""
 
     @abstractmethod
     def weights(self, pool: Pool, rows: Int[np.ndarray, " m"]) -> Float32[np.ndarray, " m"]:
@@ -45,7 +45,7 @@ class BySource(Mixture):
     def __post_init__(self) -> None:
         for pattern, weight in self.sources.items():
             ok = isinstance(weight, int | float) and not isinstance(weight, bool)
-            require(ok, f"sources[{pattern}]", weight, "a number from 0 to 255")
+            require(ok, f"sources[{pattern}]", weight, "a number from 0 to 65,535")
 
     def weights(self, pool: Pool, rows: Int[np.ndarray, " m"]) -> Float32[np.ndarray, " m"]:
         """The weights of kept rows.

@@ -27,9 +27,8 @@ from evaluation.report.page.pairs import gather_pairs
 from evaluation.report.page.pictures import CELL, COLUMNS, ON_A_SHEET, Pictures
 from evaluation.report.page.roster import NamedRun, Roster, ancestors
 from evaluation.report.page.runs import Group, Measured, group, measure
-from evaluation.report.sweep_table import difference_text, value_text
+from evaluation.report.sweep_table import difference_text, kept_text, value_text
 from evaluation.results import without_nan
-from evaluation.statistics.analysis import span
 from evaluation.statistics.comparison import Cell
 
 CANNOT = (DbpError, OSError, KeyError, ValueError, AssertionError)
@@ -255,7 +254,7 @@ def _arm(arm: Measured, groups: list[Group], kept: Mapping[str, Entry]) -> dict[
         "group": at,
         "seeds": [run.seed for run in arm.runs],
         "kept": facts.get("kept", counts.get("kept")),
-        "kept_text": span([run.facts["kept"] for run in arm.runs]),
+        "kept_text": kept_text(arm.runs),
         "samples_seen": facts.get("samples_seen"),
         "steps": facts.get("steps"),
         "passes": facts.get("passes"),

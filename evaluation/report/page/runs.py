@@ -105,9 +105,17 @@ def _read(store: Store, found: Mapping[str, Entry], run: NamedRun, arm: Measured
 
 def _facts(train: Entry | None, evaluate: Entry, run: NamedRun) -> dict[str, Any]:
     counts = train.manifest["counts"] if train else {}
-    facts = {
-        name: counts.get(name) for name in ("kept", "samples_seen", "steps", "batch_size", "passes", "train_flops")
-    }
+    names = (
+        "kept",
+        "samples_seen",
+        "steps",
+        "batch_size",
+        "passes",
+        "train_flops",
+        "draws",
+        "most_draws_of_a_sample",
+    )
+    facts = {name: counts.get(name) for name in names}
     item = item_of(train.manifest) if train else None
     return {
         **facts,

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from evaluation.report.page.runs import Column, Group, Measured
-from evaluation.report.sweep_table import NUMBERS, difference_text, numbers, value_text
+from evaluation.report.sweep_table import NUMBERS, difference_text, kept_text, numbers, value_text
 from evaluation.report.table import Table, Text
-from evaluation.statistics.analysis import span
 
 LONG = (
-    "group", "arm", "method", "seeds", "kept", "samples_seen", "steps", "train_flops", "column", "text",
+    "group", "arm", "method", "seeds", "kept", "draws", "samples_seen", "steps", "train_flops", "column", "text",
     "difference_text", *NUMBERS,
 )  # fmt: skip
 
@@ -32,7 +31,7 @@ def _row(arm: Measured, group: Group, columns: Sequence[Column]) -> list[Text]:
     return [
         Text(arm.named.name, f"(against {control})" if control not in (None, arm.named.name) else ""),
         Text(str(len(arm.runs)), "" if arm.state == "finished" else arm.state),
-        Text(span([run.facts["kept"] for run in arm.runs])),
+        Text(kept_text(arm.runs)),
         Text("" if seen is None else f"{seen:,}"),
         Text("" if flops is None else f"{flops:.2e}"),
         *(
@@ -46,7 +45,8 @@ def long_rows(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
     """A line for each arm and column, with every number."""
     for group in groups:
         for arm in (arm for arm in group.arms if arm.runs):
-            facts = {n: arm.runs[0].facts[n] for n in ("kept", "samples_seen", "steps", "train_flops")}
+            names = ("kept", "draws", "samples_seen", "steps", "train_flops")
+            facts = {n: arm.runs[0].facts.get(n) for n in names}
             about = {"group": group.name, "arm": arm.named.name, "method": arm.named.method, "seeds": len(arm.runs)}
             for key, cell in group.cells.get(arm.named.name, {}).items():
                 texts = {"column": key, "text": value_text(cell), "difference_text": difference_text(cell)}
