@@ -13,7 +13,7 @@ from dbp.engine.disk import replacing
 from dbp.errors import ConfigError, WorldError
 from evaluation.kinds.registry import find_kind
 from evaluation.metrics import fine
-from evaluation.results import Result
+from evaluation.results import Result, not_whole
 from evaluation.tasks import find_task, load_tasks
 
 
@@ -120,6 +120,11 @@ def _by_task(results: Sequence[Result], setting: str) -> dict[str, Result]:
                 f"{setting} takes whole test sets, and {result.task} is an estimate from "
                 f"limit={result.limit}. Evaluate without a limit, or leave {setting} out."
             )
+    if parts := not_whole(results):
+        raise ConfigError(
+            f"{setting} takes the test sets of the tasks, and other numbers were measured: {'; '.join(parts)}. "
+            f"Fetch these sets again and evaluate them, leave them out of suite, or leave {setting} out."
+        )
     found = {result.task: result for result in results}
     if len(found) < len(results):
         keys = [result.task for result in results]

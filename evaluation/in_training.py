@@ -26,6 +26,7 @@ from evaluation.running.prepare import Asked, Prepared, prepare
 from evaluation.sets.data import EvaluationSet
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.suites import own_tasks, resolve_suite
+from evaluation.tasks import departures
 from training.resume.ranks import Ranks
 from training.watching.watch import Evaluator
 from training.watching.watched import Measure, Watched
@@ -87,6 +88,9 @@ class Suite(Evaluator):
             )
         for failure in failures if run.ranks.is_first else []:
             log.warning("in-training evaluation leaves out %s: %s", failure.task, failure.reason)
+        for this in prepared if run.ranks.is_first else []:
+            if said := departures(this.task, this.counts):
+                log.warning("in-training evaluation: the set of %s has %s", this.task.key, said)
         return lambda: self._measure(run, prepared)
 
     def _folder(self, run: Watched) -> Path:

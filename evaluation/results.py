@@ -17,7 +17,7 @@ import numpy as np
 
 from dbp.engine.disk import replacing
 from dbp.errors import WorldError
-from evaluation.tasks import register
+from evaluation.tasks import departures, load_tasks, register
 
 # What makes two results the same measurement.
 IDENTITY = (
@@ -46,6 +46,7 @@ class Result:
         config_digest: Of the model's config: the same weights under another are another model.
         index_digest: Of the files that the set lay in, with their times: what a rerun compares before
             it takes a result as done.
+        set_counts: Of the whole set that it was measured on, by the names of `evaluation.tasks.FACTS`.
         own_task: The facts of a task of the user, so that tables need no config; none for others.
         outcomes: Per-sample outcomes by name; in memory and beside the file, not in its lines.
     """
@@ -65,6 +66,7 @@ class Result:
     seed: int
     config_digest: str = ""
     index_digest: str = ""
+    set_counts: Mapping[str, int] = field(default_factory=dict)
     own_task: Mapping[str, Any] | None = None
     outcomes: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
@@ -74,12 +76,31 @@ class Result:
         values = [getattr(self, name) for name in IDENTITY]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
+    @property
+    def departs(self) -> str:
+        """Where the set has other numbers than the task, as `2,000 of 10,000 samples`; empty if nowhere."""
+        task = load_tasks().get(self.task)
+        # Results of earlier versions have no counts; without a limit all samples took part.
+        counts = self.set_counts or ({"samples": self.num_samples} if self.limit is None else {})
+        return departures(task, counts) if task else ""
+
+    @property
+    def part(self) -> str:
+        """What sets it apart from a result on the task's whole set, in one clause; empty if nothing does."""
+        return ", ".join(filter(None, ["estimate" if self.limit is not None else "", self.departs]))
+
     def line(self) -> str:
         """Write it as one line of JSON, without the outcomes."""
         left_out = {"outcomes", *(() if self.own_task else ("own_task",))}
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         # A NaN token is not JSON; it is written as null.
         return json.dumps(without_nan(values), allow_nan=False)
+
+
+def not_whole(results: Iterable[Result]) -> list[str]:
+    """The tasks whose sets have other numbers than they, as `CIFAR-10: 2,000 of 10,000 samples`, each once."""
+    found = ((load_tasks()[one.task].name, said) for one in results if (said := one.departs))
+    return list(dict.fromkeys(f"{name}: {said}" for name, said in found))
 
 
 @dataclass(frozen=True)

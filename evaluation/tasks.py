@@ -64,6 +64,8 @@ class OwnTask:
         name: In tables; the key if null.
         folder: Under `root`, in DataComp's layout; `wds_KEY_test` if null.
         num_classes: Classes; says the level of chance of `acc1` and `mean_per_class_recall`.
+        test_size: Samples of the whole test set; a set with another number is marked in results.
+        num_templates: Lines of its templates file, likewise.
         chance: Expected value of the main metric for a random guess, in [0, 1]; null if not known.
     """
 
@@ -73,7 +75,12 @@ class OwnTask:
     folder: str | None = None
     num_classes: int | None = None
     chance: float | None = None
+    test_size: int | None = None
+    num_templates: int | None = None
 
+
+# What is counted in a set -> the fact of its task.
+FACTS = {"samples": "test_size", "class names": "num_classes", "templates": "num_templates"}
 
 _own: dict[str, Task] = {}  # by key: those of the user that this process has met
 _facts: dict[str, dict[str, Any]] = {}  # their YAML
@@ -135,6 +142,22 @@ def find_task(key: str) -> Task:
     if found is None:
         raise ConfigError(f"There is no task '{key}'. {nearest(key, load_tasks())}")
     return found
+
+
+def departures(task: Task, counts: Mapping[str, int]) -> str:
+    """Where a set has other numbers than its task, as `2,000 of 10,000 samples`; empty where it has the same.
+
+    Args:
+        task: Numbers that it does not state are not compared.
+        counts: Of the set, by the names of `FACTS`; those that are not known are left out.
+    """
+    found = []
+    for what, fact in FACTS.items():
+        there, wanted = counts.get(what), getattr(task, fact)
+        if there is not None and wanted is not None and there != wanted:
+            one = f"{there:,} of {wanted:,} {what}" if there < wanted else f"{there:,} {what}, not {wanted:,}"
+            found.append(one)
+    return ", ".join(found)
 
 
 def _parse(row: dict[str, str]) -> Task:

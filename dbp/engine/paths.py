@@ -24,6 +24,11 @@ def is_remote(shard: str) -> bool:
     return bool(REMOTE.match(shard))
 
 
+def is_of_macos(path: Path) -> bool:
+    """Whether a file is one that macOS puts beside others and no part of the data: `._x`, `.DS_Store`."""
+    return path.name.startswith("._") or path.name == ".DS_Store"
+
+
 def expand_shards(patterns: str | list[str] | tuple[str, ...]) -> list[str]:
     """The shards that brace ranges, wildcards and plain paths name, in order.
 

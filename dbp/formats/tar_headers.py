@@ -38,6 +38,15 @@ class Damaged(Exception):
     """A tar that cannot be read further; the message says why."""
 
 
+class Other(Damaged):
+    """A file of another kind in place of a tar; the message says of which, and the way out."""
+
+
+def other_kind(head: bytes) -> str | None:
+    """What a file is by its first bytes, and the way out; none for what may be a tar or text."""
+    return next((what for sign, what in OTHERS.items() if head.startswith(sign)), None)
+
+
 class Stream:
     """A file or pipe that is read once, forward."""
 
@@ -77,10 +86,9 @@ def spans(source: int | Stream) -> Iterator[Span]:
         first = next(found, None)
     except Damaged as error:
         # A tar may begin with such signs, as those of a member's name; what cannot be read as one is what it says.
-        other = next((what for sign, what in OTHERS.items() if head.startswith(sign)), None)
-        if other is None:
+        if (other := other_kind(head)) is None:
             raise
-        raise Damaged(f"it is {other}") from error
+        raise Other(f"it is {other}") from error
     if first:
         yield first
         yield from found

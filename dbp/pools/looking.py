@@ -79,7 +79,7 @@ def find_tars(folder: Path) -> list[Path]:
         raise PoolError(f"{folder} is a file. Name the folder that holds it: {folder.parent}.")
     try:
         inside = sorted(folder.iterdir())
-        for pattern in ("*.tar", "*/*.tar"):
+        for pattern in ("[!.]*.tar", "*/[!.]*.tar"):
             if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
                 return found
     except OSError as error:

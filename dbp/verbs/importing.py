@@ -81,7 +81,7 @@ def _encoder(path: Path, use: str, side: str, given: list[str]) -> list[str]:
     if path.is_dir():
         if (path / "metadata").is_dir():
             return [f"{setting}=laion", f"{setting}.folder={path}"]
-        if any(path.glob("*.npz")):
+        if any(path.glob("[!.]*.npz")):
             return [f"{setting}=datacomp_l14", f"{setting}.metadata={path}"]
         raise ConfigError(
             f"{path} holds neither metadata/ and img_emb/, as clip-retrieval writes, nor DataComp's .npz "

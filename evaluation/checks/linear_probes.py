@@ -246,7 +246,7 @@ def _row(result: Result) -> list[str]:
     return [
         find_task(result.task).name, first, f"[{low:.3f}, {high:.3f}]", *others,
         f"{result.metrics['lp_penalty']:.2g}",
-        f"{result.num_samples:,}" + ("" if result.limit is None else " (estimate)"),
+        f"{result.num_samples:,}" + (f" ({result.part})" if result.part else ""),
         counts["count_train"],
         counts.get("count_validation") or f"{counts['count_held_out']} held out",
     ]  # fmt: skip

@@ -26,7 +26,7 @@ class GroupMean:
     interval: tuple[float, float] | None  # 95 %, over test samples; none without per-sample outcomes of each member
     members: tuple[str, ...]  # keys of all tasks of the group
     missing: tuple[str, ...]  # those without a value here
-    limited: tuple[str, ...]  # those that a limit cut to a part of their samples
+    limited: tuple[str, ...]  # those that were not measured on the task's whole set
 
     @property
     def is_complete(self) -> bool:
@@ -77,7 +77,7 @@ def average(
         percentile_interval(np.mean(replicates, axis=0)) if has_outcomes else None,
         tuple(members),
         tuple(missing),
-        tuple(key for key in members if key in found and found[key].limit is not None),
+        tuple(key for key in members if key in found and found[key].part),
     )
 
 
@@ -103,7 +103,7 @@ def format_results(results: Sequence[Result], failures: Sequence[Failure] = (), 
     for result in shown:
         task = find_task(result.task)
         interval = result.intervals.get(task.main_metric) if task.main_metric is not None else None
-        size = f"{result.num_samples:,}" + ("" if result.limit is None else " (estimate)")
+        size = f"{result.num_samples:,}" + (f" ({result.part})" if result.part else "")
         lines.append(_row(task.name, task.main_metric or "-", _main(result), interval, size))
     for mean in group_means(shown):
         present = [key for key in mean.members if key not in mean.missing]
@@ -111,7 +111,7 @@ def format_results(results: Sequence[Result], failures: Sequence[Failure] = (), 
         size = f"{len(present)} of {len(mean.members)}"
         lines += ["", _row(name, "mean", mean.value, mean.interval, size), f"  mean of: {_names(present)}"]
         lines += [f"  missing: {_names(mean.missing)}"] if mean.missing else []
-        lines += [f"  estimated from a part of the samples: {_names(mean.limited)}"] if mean.limited else []
+        lines += [f"  not on the whole sets: {_names(mean.limited)}"] if mean.limited else []
     values = {result.task: _main(result) for result in shown}
     differing = [
         f"under protocol={other.protocol}: {find_task(other.task).name} {_number(_main(other))}, "

@@ -75,6 +75,11 @@ class Prepared:
         rows = "all" if len(self.scorer.rows) == len(self.set) else chosen
         return f"{self.task.key.replace('/', '-')}-{self.digest[:16]}-{rows}"
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Of the whole set, by the names of `evaluation.tasks.FACTS`."""
+        return counts_of(self.set.class_names, self.set.templates) | {"samples": self.scorer.num_available}
+
     def texts(self) -> list[str]:
         """What is encoded for it, under any protocol."""
         return [text for name in zero_shot.PROTOCOLS for text in self.scorer.texts(name)]
@@ -95,6 +100,12 @@ def prepare(tasks: Sequence[Task], root: Path, asked: Asked, failures: list[Fail
             continue
         found.append(ready)
     return found
+
+
+def counts_of(class_names: Sequence[str], templates: Sequence[str]) -> dict[str, int]:
+    """The numbers of both text files, by the names of `evaluation.tasks.FACTS`; a set without them has none."""
+    counts = {"class names": len(class_names), "templates": len(templates)}
+    return {what: count for what, count in counts.items() if count}
 
 
 def index_digest(evaluation_set: EvaluationSet, max_templates: int | None = None) -> str:

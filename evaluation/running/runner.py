@@ -154,7 +154,8 @@ class SuiteRun:
             for i, model in enumerate(towers):
                 blanks = [self.blank(this, model, protocol) for protocol in asked.protocols]
                 found = [earlier.get(same_work(blank)) for blank in blanks]
-                whole = [result for result in found if result is not None and result.outcomes]
+                # An earlier version did not count, and what is counted is of the same files.
+                whole = [replace(result, set_counts=this.counts) for result in found if result and result.outcomes]
                 if len(whole) == len(blanks) and model.digest is not None:
                     self.results += whole
                 else:
@@ -297,6 +298,7 @@ class SuiteRun:
             seed=self.asked.seed,
             config_digest=model.config_digest,
             index_digest=this.digest,
+            set_counts=this.counts,
             own_task=own_facts([this.task.key]).get(this.task.key),
         )
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from dbp.formats.tar_headers import other_kind
 from evaluation.sets.tar_index import EvaluationDataError, Sample, scan_tar
 
 NAMES_FILE = "classnames.txt"
@@ -224,7 +225,12 @@ def _read_lines(path: Path) -> tuple[str, ...]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        head = text[:32].lower()  # a name or a template may begin with "<", too
+        if head.startswith(("version https://git-lfs", "<!doctype", "<html", "<?xml")):
+            other = other_kind(head.encode())
+            raise EvaluationDataError(f"{path} is not the set's own file: it is {other}. Fetch it again.")
+        return text
     except FileNotFoundError:
         raise EvaluationDataError(
             f"{path} is missing. The set is incomplete or in another layout; fetch it again."

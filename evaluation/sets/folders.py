@@ -9,6 +9,7 @@ hf_cache/nlphuji___flickr_1k_test_image_text_retrieval/      as DataComp's downl
 
 from pathlib import Path
 
+from dbp.engine.paths import is_of_macos
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.tasks import Task, load_tasks
 
@@ -33,7 +34,8 @@ def find_set(root: Path, task: Task) -> Path:
 def set_files(root: Path) -> list[Path]:
     """List the files of all sets of known tasks under a root, to tell whether any has changed."""
     places = (place for task in load_tasks().values() for place in _places(root, task))
-    return sorted({file for place in places for file in place.rglob("*") if file.is_file()})
+    files = {file for place in places for file in place.rglob("*") if file.is_file()}
+    return sorted(file for file in files if not is_of_macos(file))
 
 
 def _places(root: Path, task: Task) -> list[Path]:

@@ -130,7 +130,7 @@ def open_captioned(folder: Path) -> EvaluationSet:
         return open_set(folder, kind="retrieval")
     pictures: list[Picture] = []
     annotations: list[dict[str, bytes]] = []
-    if not any(folder.glob("*.csv")):
+    if not any(folder.glob("[!.]*.csv")):
         for file, rows in read_tables(folder, ("caption",), "image"):
             for number, (where, row) in enumerate(rows):
                 place = Cell("image", number)
@@ -151,7 +151,7 @@ def open_winogavil(folder: Path) -> EvaluationSet:
     Raises:
         EvaluationDataError: Files are missing, damaged or have other columns; the row is named.
     """
-    if not _is_tars(folder) and not any(folder.glob("*.csv")):
+    if not _is_tars(folder) and not any(folder.glob("[!.]*.csv")):
         return _winogavil_tables(folder)
     table, rows = read_csv(folder, ("candidates", "cue", "associations"))
     said: list[tuple[str, str, list[str], list[str]]] = []

@@ -72,7 +72,7 @@ def read_csv(folder: Path, columns: Sequence[str]) -> tuple[Path, list[tuple[str
     Raises:
         EvaluationDataError: None has the columns or several have, it is not UTF-8, or a row is cut.
     """
-    found = {path: _rows(path) for path in sorted(folder.glob("*.csv"))}
+    found = {path: _rows(path) for path in sorted(folder.glob("[!.]*.csv"))}
     fitting = [path for path, (header, _) in found.items() if set(columns) <= set(header)]
     if len(fitting) != 1:
         said = "; ".join(f"{path.name}: {', '.join(header)}" for path, (header, _) in found.items())
@@ -118,7 +118,7 @@ def pictures_beside(folder: Path) -> list[Picture]:
     Raises:
         EvaluationDataError: A zip is damaged, or packed in a way that is not read here.
     """
-    if zips := sorted(folder.glob("*.zip")):
+    if zips := sorted(folder.glob("[!.]*.zip")):
         return [picture for path in zips for picture in _members(path)]
     return [
         Picture(path, path.name, 0, path.stat().st_size) for path in sorted(folder.rglob("*")) if is_picture(path)

@@ -97,7 +97,7 @@ def read_rows(file: Path, column: str, row: int) -> tuple[int, int, Any]:
 
 
 def _table_files(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.rglob("*") if p.suffix in (".parquet", ".arrow"))
+    files = sorted(p for p in folder.rglob("[!.]*") if p.suffix in (".parquet", ".arrow"))
     test = [p for p in files if "test" in "/".join(p.relative_to(folder).parts[-2:]).lower()]
     files = test or files
     if len({path.parent for path in files}) != 1:

@@ -12,7 +12,7 @@ from typing import IO
 
 from dbp.data.images import EVALUATION_FORMATS
 from dbp.errors import WorldError
-from dbp.formats.tar_headers import Damaged, spans, split, text
+from dbp.formats.tar_headers import Damaged, Other, spans, split, text
 from dbp.formats.tars import image_format
 
 # Small enough to keep at once: label, captions, and the metadata of WILDS and fairness sets.
@@ -54,6 +54,8 @@ def scan_tar(path: Path, shard: int) -> list[Sample]:
             f"The shard {path} is missing, though nshards.txt beside it counts it. "
             "Fetch the set again, or mend nshards.txt."
         ) from None
+    except Other as error:
+        raise EvaluationDataError(f"{path} is not a tar: {error}. Put the tar itself in its place.") from error
     except (Damaged, OSError) as error:
         if found:
             raise EvaluationDataError(

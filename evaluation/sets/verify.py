@@ -184,7 +184,7 @@ def _check_templates(task: Task, templates: Sequence[str], problems: list[str]) 
 def _check_tars(opened: EvaluationSet, problems: list[str]) -> None:
     """Find tars that nshards.txt does not count; a missing one has failed before."""
     counted = {path for path in opened.shards if path.suffix == ".tar"}
-    beside = {path for folder in {path.parent for path in counted} for path in folder.glob("*.tar")}
+    beside = {path for folder in {path.parent for path in counted} for path in folder.glob("[!.]*.tar")}
     if extra := sorted(beside - counted):
         problems.append(
             f"nshards.txt counts {len(counted)} tars and {len(extra)} more lie beside them, such as "

@@ -12,7 +12,7 @@ import numpy as np
 from dbp.errors import ConfigError
 from evaluation.metrics import fine
 from evaluation.metrics.measures import paired_replicates
-from evaluation.results import Result
+from evaluation.results import Result, not_whole
 from evaluation.statistics.arms import MIN_SEEDS, SharedSeeds, family_level, precision, sidak
 from evaluation.statistics.comparison import MEAN, Arm, Cell
 from evaluation.statistics.significance import TwoNoises, percentile_interval
@@ -163,6 +163,8 @@ def _notes(
         if any(t not in row for t in tasks)
     ]:
         notes.append(f"Without a value of a task, and so without a mean: {'; '.join(lacking)}.")
+    if parts := not_whole(result for arm in arms for run in arm.runs for result in run.results):
+        notes.append(f"Not on the task's own test set: {'; '.join(parts)}.")
     return notes
 
 

@@ -32,7 +32,7 @@ from evaluation.checkpoints import Evaluated, find_checkpoints
 from evaluation.metrics.zero_shot import check_protocol
 from evaluation.report.concepts import concepts_of_runs
 from evaluation.report.table import Table, aligned
-from evaluation.results import without_nan
+from evaluation.results import not_whole, without_nan
 from evaluation.statistics.arms import MIN_SEEDS
 from evaluation.statistics.contrast import Row, adjust, contrast, metrics_of
 from evaluation.statistics.significance import ALPHA
@@ -95,6 +95,8 @@ def tell(
         print(aligned(Table("", HEADING, [_cells(row) for row in rows])))
     for key, reason in refused:
         print(f"not compared: {find_task(key).name}: {reason}")
+    for said in not_whole([*first.results, *second.results]):
+        print(f"not on the task's own test set: {said}")
     verdicts = [row.verdict for row in rows if row.task]
     better, worse, open_ = (verdicts.count(v) for v in ("better", "worse", "cannot tell"))
     differ = any(row.verdict != "cannot tell" for row in rows)

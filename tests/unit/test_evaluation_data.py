@@ -148,7 +148,7 @@ def test_a_tar_with_a_damaged_header_is_not_taken_for_a_shorter_one(folder):
 
 def test_a_web_page_saved_as_a_tar_is_refused(folder):
     (folder / "test" / "2.tar").write_text("<html>404</html>" * 100)
-    with pytest.raises(EvaluationDataError, match=r"Cannot read .*2\.tar as a tar"):
+    with pytest.raises(EvaluationDataError, match=r"2\.tar is not a tar: it is an HTML or XML page"):
         classification(folder)
 
 

@@ -21,9 +21,9 @@ def make_result(key, metrics=None, **changes):
         value = float(np.random.default_rng(len(key) * 7 + ord(key[-1])).random())
         metrics = {"acc1": 0.5, task.main_metric or "acc_race_avg": value}
     given = {
-        "task": key, "protocol": "datacomp", "metrics": metrics, "intervals": {}, "num_samples": 10,
-        "limit": None, "checkpoint": "a" * 64, "model": "ViT-B-32", "samples_seen": None,
-        "precision": "fp32", "versions": {}, "set_digest": "", "seed": 0,
+        "task": key, "protocol": "datacomp", "metrics": metrics, "intervals": {},
+        "num_samples": task.test_size or 10, "limit": None, "checkpoint": "a" * 64, "model": "ViT-B-32",
+        "samples_seen": None, "precision": "fp32", "versions": {}, "set_digest": "", "seed": 0,
     }  # fmt: skip
     return Result(**(given | changes))
 

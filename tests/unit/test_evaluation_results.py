@@ -35,6 +35,7 @@ def make_result(key="mnist", hits=0.5, num_samples=400, seed=0, **changes):
         "versions": {"torch": "2"},
         "set_digest": "cd" * 32,
         "seed": 0,
+        "set_counts": {"samples": find_task(key).test_size},
         "outcomes": outcomes,
     }
     return Result(**(values | changes))

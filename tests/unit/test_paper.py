@@ -22,6 +22,7 @@ from evaluation.report.paper.render import summary
 from evaluation.report.paper.runs import OurRun, OurRuns
 from evaluation.report.paper.tables import FoundTable, PaperTables, Want
 from evaluation.results import Result, save_results
+from evaluation.tasks import find_task
 
 ROOT = Path(__file__).parents[2]
 DBP = {"select.temperature": 0.1, "select.num_neighbours": 20, "select.balance": 0, "select.members": "hard"}
@@ -36,6 +37,7 @@ def result(rate: float, task: str, protocol: str, limit: int | None, n: int = 10
         task=task, protocol=protocol, metrics={"acc1": float(correct.mean())}, intervals={},
         num_samples=n, limit=limit, checkpoint=f"{rate}", model="m", samples_seen=1,
         precision="fp32", versions={}, set_digest="d", seed=0, outcomes=outcomes,
+        set_counts={"samples": find_task(task).test_size or n},
     )  # fmt: skip
 
 

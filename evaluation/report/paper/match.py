@@ -13,6 +13,7 @@ from typing import Any
 
 from evaluation.report.paper.runs import OurRun
 from evaluation.report.paper.tables import Want
+from evaluation.results import not_whole
 
 # A fraction kept further off than this, relative to the paper's, is another row.
 OTHER_FRACTION = 0.15
@@ -74,6 +75,7 @@ def departures(want: Want, arm: Arm) -> tuple[str, ...]:
     run, found = arm.first, []
     if run.limit is not None:
         found.append(f"{run.limit} samples of each test set")
+    found += not_whole(result for result, _ in run.results.values())
     if run.pool_kind == "published":
         return tuple(found)
     if run.pool_kind != "web":
