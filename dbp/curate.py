@@ -152,6 +152,7 @@ def _clusterings(nodes: dict[str, Node], until: str) -> list[Node]:
 
 def run(config: Any) -> KeepList | None:
     """Do what `dbp curate` does with a composed config."""
+    from dbp.planning import preflight
     from dbp.planning.plan import check_budget, print_plan, require_upstream
 
     is_known = config.until in UNTIL or config.until.startswith("scores.")
@@ -165,6 +166,7 @@ def run(config: Any) -> KeepList | None:
         return None
     if config.upstream == "require":
         require_upstream(store, wanted)
+    preflight.require(store, [*before, *_clusterings(nodes, config.until), wanted])
     if config.until == "select":
         check_budget(store, nodes)
     for node in before:

@@ -33,6 +33,22 @@ class StoreError(WorldError):
     """An artifact is missing, damaged, or of another kind."""
 
 
+class MissingError(WorldError):
+    """One thing that a run needs and that is not at hand.
+
+    Args:
+        what: The thing, and where it was looked for.
+        way_out: What to do; things of one kind share it.
+    """
+
+    def __init__(self, what: str, way_out: str) -> None:
+        super().__init__(what, way_out)  # both, so that it passes from one process to another
+        self.what, self.way_out = what, way_out
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.way_out}"
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """Say the nearest right spelling, or all of them when nothing is near.
 

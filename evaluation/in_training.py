@@ -7,7 +7,7 @@ network is the vectors: 4 bytes x width a picture, 100 MB for ImageNet at width 
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +18,12 @@ from jaxtyping import Float
 
 from dbp.config import require
 from dbp.engine.stage import runtime
-from dbp.errors import ConfigError
+from dbp.errors import ConfigError, DbpError
 from dbp.pools.glyphs import GlyphPlan
 from evaluation.results import Failure
 from evaluation.running.encode import Towers, encode_pictures
 from evaluation.running.prepare import Asked, Prepared, prepare
+from evaluation.sets.at_hand import sets_lack
 from evaluation.sets.data import EvaluationSet
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.suites import own_tasks, resolve_suite
@@ -32,6 +33,11 @@ from training.watching.watch import Evaluator
 from training.watching.watched import Measure, Watched
 
 log = logging.getLogger("dbp")
+
+NO_ROOT = (
+    "root is not set, and train.watch evaluates a suite. Give the folder that holds the evaluation sets in "
+    "DataComp's layout, or root=glyphs for the rendered ones."
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,16 @@ class Suite(Evaluator):
     def titles(self) -> list[str]:
         return [task.key for task in resolve_suite(self.suite)]
 
+    def lacks(self, inputs: Any) -> Iterator[DbpError | str]:
+        """The folder of sets, or all of its sets; those that will be left out, as a text."""
+        tasks = resolve_suite(self.suite)
+        if self.root is None:
+            yield ConfigError(NO_ROOT)
+        elif self.root != "glyphs":
+            found = list(sets_lack(tasks, Path(self.root)))
+            gone = [one for one in found if isinstance(one, DbpError)]
+            yield from gone if len(gone) == len(tasks) else map(str, found)
+
     def open(self, run: Watched) -> Measure:
         """Index the sets and read their labels; a task that is not there is named and left out.
 
@@ -95,10 +111,7 @@ class Suite(Evaluator):
 
     def _folder(self, run: Watched) -> Path:
         if self.root is None:
-            raise ConfigError(
-                "root is not set, and train.watch evaluates a suite. Give the folder that holds "
-                "the evaluation sets in DataComp's layout, or root=glyphs for the rendered ones."
-            )
+            raise ConfigError(NO_ROOT)
         if self.root != "glyphs":
             return Path(self.root)
         folder = run.folder / "glyphs"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,7 +13,7 @@ from dbp.engine.progress import progress
 from dbp.engine.stage import Node, Stage, runtime
 from dbp.engine.store import Store
 from dbp.engine.work import Work
-from dbp.errors import ConfigError
+from dbp.errors import ConfigError, DbpError
 from dbp.names import name_of
 from evaluation.kinds.registry import find_kind
 from evaluation.results import Failure, Result, load_results, save_results
@@ -21,6 +21,7 @@ from evaluation.running.devices import list_devices
 from evaluation.running.encode import Towers
 from evaluation.running.prepare import VERSION, Asked
 from evaluation.running.runner import Encoding, encode_for, evaluate_checkpoints
+from evaluation.sets.at_hand import sets_lack
 from evaluation.sets.folders import set_files
 from evaluation.suites import own_tasks, resolve_suite
 from evaluation.tasks import find_task, register
@@ -143,6 +144,12 @@ class Evaluate(Stage):
         """How tasks of the user are scored; their names and levels of chance may change."""
         own = {key: [task.kind, task.folder] for key in self.tasks for task in [find_task(key)]}
         return {"tasks": own} if own else {}
+
+    def lacks(self, inputs: Mapping[str, Node]) -> Iterator[DbpError | str]:
+        """The sets of the suite that are not at hand; and those that are not the tasks' own, as a text."""
+        sets = inputs["sets"].stage
+        if isinstance(sets, Sets) and Path(sets.root).is_dir():
+            yield from sets_lack(resolve_suite(self.suite), Path(sets.root))
 
     def run(self, work: Work, checkpoint: Any, sets: Any) -> dict[str, Any]:
         failures: list[Failure] = []

@@ -4,12 +4,14 @@ An encoder is half trained and its weights differ by processor, so it is a part 
 `sweep.encoder_by_seed` each seed of the arms has an encoder, and so a curation, of its own.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dbp.engine.store import Store
-from dbp.errors import WorldError
+from dbp.errors import DbpError, WorldError
+from dbp.planning import preflight
 from dbp.planning.plan import flat
 from slurm.composer import Composer, stages
 from slurm.local import run_points
@@ -45,6 +47,21 @@ class Asked:
         points = self.points(_untrained(own) if encoders is None else encoders)
         is_known = encoders is not None and all(self.store.key(point.last) for point in points)
         return points, self.plan(points) if is_known else None, encoders
+
+    def checked(self) -> list[Point] | None:
+        """Stop if the sweep needs what is not at hand; all points, if their encoders are known.
+
+        Raises:
+            DbpError: All that is missing.
+        """
+        own, encoders = self.encoder_points(), None
+        with contextlib.suppress(DbpError):  # said below, with all else that is missing
+            encoders = self.known_encoders(own)
+        points = self.points(_untrained(own) if encoders is None else encoders)
+        to_come = () if encoders is not None else [files["checkpoint"] for files in _untrained(own).values()]
+        trained = [point.nodes["train"] for point in own.values()]
+        preflight.require(self.store, [*trained, *(point.last for point in points)], to_come)
+        return points if encoders is not None else None
 
     def encoder_points(self) -> dict[int, Point]:
         """Seed of the arms -> the training of its encoder; one for all seeds, or one each."""

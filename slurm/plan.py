@@ -6,7 +6,7 @@ An axis that an arm does not read has no effect on its keys, so its points fall 
 import gc
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,19 +126,6 @@ def expand(
             way_out = f"Remove it, or correct its spelling. {nearest(axis, keys)}"
         raise ConfigError(f"no arm of the sweep reads the axis {axis}: {', '.join(arms)}. {way_out}")
     return points
-
-
-def require_sets(points: Iterable[Point]) -> None:
-    """Refuse evaluation sets that are not there before anything is read or trained for them.
-
-    Raises:
-        ConfigError: Their folder does not exist.
-    """
-    from evaluation.stage import Sets
-
-    stages = [node.stage for point in points for node in point.last.inputs.values()]
-    for root in dict.fromkeys(stage.root for stage in stages if isinstance(stage, Sets)):
-        Sets(root).require_folder()
 
 
 def distinct(points: list[Point], store: Store, controls: Mapping[str, str] | None = None) -> Plan:

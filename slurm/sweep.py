@@ -30,7 +30,6 @@ from slurm.cluster.launcher import Launcher
 from slurm.composer import Composer
 from slurm.encoder import Asked
 from slurm.local import run_here
-from slurm.plan import require_sets
 from slurm.results.arms import write_arms
 from slurm.results.summary import tell
 from slurm.settings import Grid, SweepSettings
@@ -76,9 +75,9 @@ def main(arguments: list[str], config_dirs: list[str], print_only: bool = False)
             return sweep.hand_in(by_person=verb == "run")
     if verb == "prepare":
         leave_on_signals()
+    checked = None if verb == "prepare" else asked.checked()  # what a job submits was checked before
     encoders = asked.train_encoders()
-    points = asked.points(encoders)
-    require_sets(points)
+    points = checked or asked.points(encoders)
     for point in points:
         store.get(point.nodes["index"])
     if verb == "prepare":

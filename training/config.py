@@ -3,6 +3,7 @@
 Values have no default here; configs hold them, with the table that they come from.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -11,7 +12,8 @@ from typing import Any, Literal
 
 from dbp.config import require
 from dbp.encoders.openclip import read_model_config
-from dbp.errors import ConfigError, nearest
+from dbp.encoders.weights import openclip_lacks
+from dbp.errors import ConfigError, MissingError, nearest
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -48,6 +50,10 @@ class Model:
 
     def identity(self) -> dict[str, Any]:
         return {} if self.config is None else {"config": self.described()}
+
+    def lacks(self, inputs: Any) -> Iterator[MissingError]:
+        """The files of its tokenizer, if it has one of the hub's, and they are neither here nor can be fetched."""
+        yield from openclip_lacks(self.name, None, self.described())
 
     def described(self) -> dict[str, Any] | None:
         """The config of its own, read; None for a model that open_clip lists."""

@@ -15,6 +15,7 @@ from typing import Any
 from dbp.config import build
 from dbp.curate import open_store, read, recipe
 from dbp.engine.stage import Node
+from dbp.planning import preflight
 from dbp.planning.plan import check_budget, print_plan, require_upstream
 from training.config import Model
 from training.publish import publish_run
@@ -70,6 +71,7 @@ def lead(config: Any) -> Checkpoint | None:
         return None
     if config.upstream == "require":
         require_upstream(store, node)
+    preflight.require(store, [node])
     check_budget(store, nodes)
     checkpoint = store.get(node)
     publish_run(store, node)

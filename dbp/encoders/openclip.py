@@ -1,6 +1,7 @@
 """open_clip's two towers, from a pretrained tag or from a local checkpoint with its config."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from jaxtyping import Float32
 from dbp.device import pick_device
 from dbp.encoders.base import Encoder, Tower
 from dbp.encoders.tokens import tokens_of
+from dbp.encoders.weights import openclip_lacks
 from dbp.engine.paths import file_digest
 from dbp.engine.stage import runtime
-from dbp.errors import ConfigError, WorldError, nearest
+from dbp.errors import ConfigError, MissingError, WorldError, nearest
 
 # A word of `preprocess_cfg` in a model's JSON -> open_clip's argument for it.
 PREPROCESS = {
@@ -133,6 +135,8 @@ def load_openclip(
     if pretrained and pretrained not in open_clip.list_pretrained_tags_by_model(name):
         tags = open_clip.list_pretrained_tags_by_model(name)
         raise ConfigError(f"pretrained={pretrained!r} is no tag of {name}. {nearest(pretrained, tags)}")
+    for lacks in openclip_lacks(name, None if checkpoint else pretrained, described):
+        raise lacks
     try:
         made, train, evaluate = open_clip.create_model_and_transforms(
             name,
@@ -226,6 +230,15 @@ class OpenClip(Encoder):
             if preprocess := read_preprocess(self.config):
                 found["preprocess"] = preprocess
         return found
+
+    def lacks(self, inputs: Any) -> Iterator[MissingError]:
+        """What it needs from a hub, and neither is here nor can be fetched."""
+        config = self.config
+        if config is None and self.checkpoint and self.model is None:
+            config = Path(self.checkpoint).parent / "open_clip_config.json"
+        described = read_model_config(config) if config and Path(config).is_file() else None
+        is_published = not (self.checkpoint or self.random_weights)
+        yield from openclip_lacks(self.model, self.pretrained if is_published else None, described)
 
     def load(self) -> Tower:
         import torch

@@ -1,5 +1,6 @@
 """Image encoders of timm, such as DINOv2 at a fixed resolution and its class token."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,10 @@ from jaxtyping import Float32
 from dbp.device import pick_device
 from dbp.encoders.base import Encoder, Tower
 from dbp.encoders.tokens import tokens_of
+from dbp.encoders.weights import timm_lacks
 from dbp.engine.paths import file_digest
 from dbp.engine.stage import runtime
-from dbp.errors import ConfigError, WorldError, nearest
+from dbp.errors import ConfigError, MissingError, WorldError, nearest
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Timm(Encoder):
             return {"weights": file_digest(self.checkpoint, "encoder checkpoint")}
         return {}
 
+    def lacks(self, inputs: Any) -> Iterator[MissingError]:
+        """Its published weights, if they are neither here nor can be fetched."""
+        if not (self.checkpoint or self.random_weights):
+            yield from timm_lacks(self.model)
+
     def load(self) -> Tower:
         import timm
         import torch
@@ -51,6 +58,8 @@ class Timm(Encoder):
             raise ConfigError(
                 f"encoder model {self.model!r} is unknown to timm. {nearest(base, timm.list_models())[:300]}"
             )
+        for lacks in self.lacks({}):
+            raise lacks
         device = pick_device(self.device)
         sized: dict[str, Any] = {"img_size": self.image_size} if "vit" in base or "swin" in base else {}
         if self.random_weights:

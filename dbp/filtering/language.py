@@ -6,6 +6,7 @@ of that package, 10 to 50 microseconds.
 """
 
 import importlib
+import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,11 +20,21 @@ from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.engine.paths import file_digest
 from dbp.engine.stage import runtime
-from dbp.errors import ConfigError, WorldError, nearest
+from dbp.errors import ConfigError, DbpError, MissingError, WorldError, nearest
 from dbp.narrowing import Narrowing
 
 BLOCK = 1 << 16  # captions held at once
 DETECTORS = ("column:NAME", "fasttext:FILE", "cld3", "langid")
+# Of those that need one: the package, its setting, and what pip calls it.
+PACKAGES = {
+    "fasttext": ("fasttext", "language=fasttext:FILE", "fasttext-numpy2-wheel"),
+    "cld3": ("gcld3", "language=cld3", "gcld3"),
+    "langid": ("langid", "language=langid", "langid"),
+}
+NLTK = ("nltk", "filter.words=null", "nltk")
+NO_IDS = (
+    "filter.ids is not set: the text-based filter needs a file of ImageNet-21k ids, such as n02084071, one a line."
+)
 
 
 def package(name: str, setting: str, install: str) -> Any:
@@ -39,6 +50,13 @@ def package(name: str, setting: str, install: str) -> Any:
             f"{setting} needs the package {name}, which cannot be imported ({error}). "
             f"Install it with `pip install {install}`, or leave that rule out."
         ) from error
+
+
+def package_lacks(name: str, setting: str, install: str) -> Iterator[MissingError]:
+    """An optional package, if it is not installed."""
+    if importlib.util.find_spec(name) is None:
+        way_out = f"Install it with `pip install {install}`, or leave that rule out."
+        yield MissingError(f"package {name}, which {setting} needs", way_out)
 
 
 @dataclass(frozen=True)
@@ -74,6 +92,12 @@ class Language(Narrowing):
         kind, _, rest = self.by.partition(":")
         return {"by": kind, "model": file_digest(rest, "language=fasttext") if kind == "fasttext" else rest}
 
+    def lacks(self, inputs: Any) -> Iterator[MissingError]:
+        """The package that tells languages, if it is not installed."""
+        kind = self.by.partition(":")[0]
+        if kind in PACKAGES:
+            yield from package_lacks(*PACKAGES[kind])
+
     def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         keep = over_captions(rows, pool, self._says(pool))
         why = f"caption not in language {self.language}"
@@ -105,7 +129,7 @@ def over_captions(
 
 
 def _fasttext(model: str) -> Callable[[str], str]:
-    fasttext = package("fasttext", "language=fasttext:FILE", "fasttext-numpy2-wheel")
+    fasttext = package(*PACKAGES["fasttext"])
     try:
         inner = fasttext.load_model(model).f
     except ValueError as error:
@@ -120,13 +144,13 @@ def _fasttext(model: str) -> Callable[[str], str]:
 
 
 def _cld3(_: str) -> Callable[[str], str]:
-    gcld3 = package("gcld3", "language=cld3", "gcld3")
+    gcld3 = package(*PACKAGES["cld3"])
     finder = gcld3.NNetLanguageIdentifier(min_num_bytes=0, max_num_bytes=1000)
     return lambda caption: finder.FindLanguage(text=caption).language
 
 
 def _langid(_: str) -> Callable[[str], str]:
-    langid = package("langid", "language=langid", "langid")
+    langid = package(*PACKAGES["langid"])
     return lambda caption: langid.classify(caption)[0]
 
 
@@ -155,12 +179,16 @@ class NamesObject(Narrowing):
         files = {"ids": self.ids, "words": self.words}
         return {name: path and file_digest(path, f"filter.{name}") for name, path in files.items()}
 
+    def lacks(self, inputs: Any) -> Iterator[DbpError]:
+        """The ids, if they are not named; nltk, if it is not installed."""
+        if not self.ids:
+            yield ConfigError(NO_IDS)
+        if not self.words:
+            yield from package_lacks(*NLTK)
+
     def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         if not self.ids:
-            raise ConfigError(
-                "filter.ids is not set: the text-based filter needs a file of ImageNet-21k ids "
-                "(n and eight digits, one a line)."
-            )
+            raise ConfigError(NO_IDS)
         is_object = _objects(read_ids(self.ids), _senses(self.words))
 
         def says(block: np.ndarray) -> Bool[np.ndarray, " m"]:

@@ -28,11 +28,12 @@ ASSUMED = 768  # width of ViT-L/14's vectors, in CLIP
 TIMM = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "so400m": 1152, "huge": 1280, "giant": 1536}
 
 
-def pool_size(node: Node) -> tuple[Sizes, str] | None:
+def pool_size(node: Node, timed: bool = True) -> tuple[Sizes, str] | None:
     """The pool that an index will make, and how its rows were counted; None where nothing is known of it.
 
     Shards of tars are counted by headers in the first shard, and the others taken to be like it. Parquet
     metadata and synthetic pools say their rows; those of a pool that is rendered first differ a little.
+    With `timed`, a few samples say how long one takes.
     """
     stage: Any = node.stage
     try:
@@ -51,7 +52,7 @@ def pool_size(node: Node) -> tuple[Sizes, str] | None:
             rows = min(rows, stage.max_samples or rows)
             return Sizes(rows, rows, is_about=True), "rows as pool.plan says"
         if hasattr(stage, "paths"):
-            return _of_tars(stage)
+            return _of_tars(stage, timed)
         if isinstance(rows := getattr(stage, "rows", None), int):
             return _pool(rows, 0), ""
         if path := getattr(stage, "path", None):
@@ -69,7 +70,7 @@ def _pool(rows: int, size: int) -> Sizes:
     return Sizes(rows, rows, pool_bytes=float(size))
 
 
-def _of_tars(stage: Any) -> tuple[Sizes, str] | None:
+def _of_tars(stage: Any, timed: bool) -> tuple[Sizes, str] | None:
     shards = stage.paths(None)
     if any(map(is_remote, shards)):
         return None  # what is streamed has no size
@@ -82,7 +83,8 @@ def _of_tars(stage: Any) -> tuple[Sizes, str] | None:
     limit = stage.max_samples
     if limit is not None and limit < rows:
         total, rows, is_exact = total * limit / rows, limit, True
-    found = Sizes(rows, rows, pool_bytes=total, row_seconds=_row_seconds(stage, shards[0]), is_about=not is_exact)
+    seconds = _row_seconds(stage, shards[0]) if timed else None
+    found = Sizes(rows, rows, pool_bytes=total, row_seconds=seconds, is_about=not is_exact)
     return found, f"rows from {samples:,} samples in {size / 1e6:,.1f} MB of {Path(shards[0]).name}"
 
 

@@ -34,10 +34,11 @@ class Outlook:
     Args:
         store: Where finished artifacts lie, and who makes the parts.
         seconds: That measuring the machine may take, and as much again if stages differ in threads.
+        quick: Sizes alone: no sample is timed and no earlier run is looked for.
     """
 
-    def __init__(self, store: Store, seconds: Number = 2.0) -> None:
-        self.store, self.seconds = store, seconds
+    def __init__(self, store: Store, seconds: Number = 2.0, quick: bool = False) -> None:
+        self.store, self.seconds, self.quick = store, seconds, quick
         self.notes: dict[str, None] = {}  # what was assumed, in order, each once
         self._outcomes: dict[Node, Sizes | None] = {}
 
@@ -80,7 +81,7 @@ class Outlook:
 
     def experience(self, node: Node) -> tuple[float, Entry] | None:
         """Seconds of a row in the longest earlier run of the same encoder, or of the same stage."""
-        if makes(node) is Pool:
+        if makes(node) is Pool or self.quick:
             return None
         ours = _made_by(parameters(node.stage))
         found = [
@@ -155,7 +156,7 @@ class Outlook:
     def _pool(self, node: Node, counts: dict[str, Any]) -> Sizes | None:
         if rows := counts.get("rows"):
             return Sizes(rows, rows, pool_bytes=_pool_bytes(node))
-        found, said = pool_size(node) or (None, "")
+        found, said = pool_size(node, not self.quick) or (None, "")
         if said:
             self.notes[f"about: {said}"] = None
         return found

@@ -171,7 +171,7 @@ def open_set(folder: Path, *, kind: str, split: str = "test") -> EvaluationSet:
             f"There is no folder {folder}. Put the set there, or set root to the folder that holds {folder.name}."
         )
     _check_type(folder, kind)
-    shards = tuple(folder / split / f"{i}.tar" for i in range(_num_shards(folder / split)))
+    shards = tuple(folder / split / f"{i}.tar" for i in range(num_shards(folder / split)))
     samples = tuple(s for i, path in enumerate(shards) for s in scan_tar(path, i))
     if not samples:
         raise EvaluationDataError(f"The set in {folder} is empty: {len(shards)} tars, no picture.")
@@ -184,7 +184,7 @@ def open_set(folder: Path, *, kind: str, split: str = "test") -> EvaluationSet:
     make = partial(EvaluationSet, folder=folder, shards=shards, samples=samples)
     if kind in ("retrieval", "winogavil"):
         return make()
-    return make(class_names=_read_lines(folder / NAMES_FILE), templates=_read_lines(folder / TEMPLATES_FILE))
+    return make(class_names=read_lines(folder / NAMES_FILE), templates=read_lines(folder / TEMPLATES_FILE))
 
 
 def _check_type(folder: Path, kind: str) -> None:
@@ -202,7 +202,12 @@ def _check_type(folder: Path, kind: str) -> None:
         )
 
 
-def _num_shards(folder: Path) -> int:
+def num_shards(folder: Path) -> int:
+    """The number of tars that a folder says it holds.
+
+    Raises:
+        EvaluationDataError: `nshards.txt` is missing, or holds something else.
+    """
     path = folder / "nshards.txt"
     text = _read_text(path)
     if not text.strip().isdigit():
@@ -210,7 +215,7 @@ def _num_shards(folder: Path) -> int:
     return int(text)
 
 
-def _read_lines(path: Path) -> tuple[str, ...]:
+def read_lines(path: Path) -> tuple[str, ...]:
     """Read one entry a line, stripped; a blank line is an entry.
 
     Source:

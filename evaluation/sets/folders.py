@@ -21,10 +21,10 @@ def find_set(root: Path, task: Task) -> Path:
         EvaluationDataError: It is in none of the places, which are all named, or the Hub's cache holds
             several revisions.
     """
-    for place in _places(root, task):
+    for place in places(root, task):
         if place.is_dir():
             return _snapshot(place) if (place / "snapshots").is_dir() else place
-    looked = ", ".join(str(place.relative_to(root)) for place in _places(root, task))
+    looked = ", ".join(str(place.relative_to(root)) for place in places(root, task))
     raise EvaluationDataError(
         f"There is no set of {task.name} under {root}. Looked for the folders {looked}. Put the set in "
         "one of them, or set root to the folder that holds it."
@@ -33,12 +33,12 @@ def find_set(root: Path, task: Task) -> Path:
 
 def set_files(root: Path) -> list[Path]:
     """List the files of all sets of known tasks under a root, to tell whether any has changed."""
-    places = (place for task in load_tasks().values() for place in _places(root, task))
-    files = {file for place in places for file in place.rglob("*") if file.is_file()}
+    found = (place for task in load_tasks().values() for place in places(root, task))
+    files = {file for place in found for file in place.rglob("*") if file.is_file()}
     return sorted(file for file in files if not is_of_macos(file))
 
 
-def _places(root: Path, task: Task) -> list[Path]:
+def places(root: Path, task: Task) -> list[Path]:
     """Where a set may lie, the first that is there counts.
 
     Source:

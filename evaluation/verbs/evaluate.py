@@ -29,6 +29,7 @@ def run(config: Any) -> int:
     from dbp.config import build
     from dbp.curate import open_store
     from dbp.engine.progress import progress
+    from evaluation.checks.at_hand import require_at_hand
     from evaluation.checks.linear_probes import probe_suite
     from evaluation.checks.near_copies import check_near_copies, find_runs
     from evaluation.report.run_table import format_results
@@ -46,7 +47,9 @@ def run(config: Any) -> int:
         return 0
     exports = _exports(config, settings, weights)
     trained = find_runs(config, names)
-    root = open_store(config).get(sets_node(config)).folder
+    store = open_store(config)
+    require_at_hand(config, store, tasks, bool(exports))
+    root = store.get(sets_node(config)).folder
     folder = Path(config.paths.runs) / "evaluations"
     if config.verify:
         checked = verify_suite(tasks, root, hashes=folder / "set_hashes.json", progress=progress)

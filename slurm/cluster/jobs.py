@@ -24,6 +24,7 @@ from dbp.engine.provenance import commit
 from dbp.engine.runners import outside_any_job
 from dbp.engine.slurm_queue import ask
 from dbp.errors import WorldError
+from dbp.planning import preflight
 from slurm.cluster.launcher import Launcher
 from slurm.cluster.manifest import Job, Manifest, write_round
 from slurm.cluster.watching import Queue, last_line, lines, log_of, states
@@ -81,6 +82,7 @@ class Sweep:
             if not by_person:
                 words = last_line(log_of(self.folder, max(preparing, key=lambda job: int(job.number)), 0))
                 raise WorldError(f"the pool or the encoder could not be prepared. Log: {words}")
+            self.asked.checked()
             with self._all_or_none() as jobs:
                 self._again("prepare", (), jobs)
                 self._again("report", list(jobs), jobs)
@@ -104,6 +106,8 @@ class Sweep:
             and self.store.entry(point.last) is None
         ]
         if to_do:
+            if by_person:
+                preflight.require(self.store, [point.last for point in to_do])
             under_way = [job for job in manifest.jobs if job.role == "shared" and queue.holds(job)]
             jobs = self._submit(to_do, under_way)
             write_arms(plan, self.store, self.settings, self.out, encoders=encoders)

@@ -10,8 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+
+from dbp.errors import MissingError
 
 METRICS = "metrics.jsonl"
 Row = dict[str, Any]
@@ -104,6 +107,11 @@ class Wandb(Logger):
     mode: Literal["online", "offline", "disabled"]  # `offline` writes files only, below the run's folder
     entity: str | None = None  # wandb's team; null for the user's own
     group: str | None = None  # name of the experiment, to gather its arms
+
+    def lacks(self, inputs: Any) -> Iterator[MissingError]:
+        """The package, if it is not installed."""
+        if find_spec("wandb") is None:
+            yield MissingError("package wandb, which logger=wandb needs", "Install it, or set logger=files.")
 
     @contextmanager
     def open(self, folder: Path, key: str, settings: dict[str, Any], past: list[Row]) -> Iterator[Write]:

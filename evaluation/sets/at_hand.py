@@ -1,0 +1,94 @@
+"""What can be known of a set before it is read: whether it is there, whole as its files say, and the task's own.
+
+A tar costs one read of its first block here. Samples are counted when the set is read.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dbp.errors import MissingError
+from dbp.formats.tar_headers import Damaged, Other, spans
+from evaluation.kinds.base import Kind
+from evaluation.kinds.registry import find_kind
+from evaluation.sets.data import NAMES_FILE, TEMPLATES_FILE, num_shards, read_lines
+from evaluation.sets.folders import find_set, places
+from evaluation.sets.tar_index import EvaluationDataError
+from evaluation.tasks import Task, departures
+
+WAY_OUT = (
+    "Fetch sets that are missing or damaged, set root to the folder that holds them, or take them out of suite."
+)
+
+
+def sets_lack(tasks: Sequence[Task], root: Path) -> Iterator[MissingError | str]:
+    """The sets of tasks that are not at hand; and those that are not the tasks' own, as a text."""
+    for task in tasks:
+        if problem := set_problem(task, root):
+            yield MissingError(f"set of {task.name} ({task.key}): {problem.rstrip('.')}", WAY_OUT)
+        elif said := set_departures(task, root):
+            yield f"the set of {task.name} in {root} has {said}; its results are marked, and not exported"
+
+
+def set_problem(task: Task, root: Path) -> str:
+    """Why the set of a task cannot be evaluated, as far as that is known before it is read; empty if it may be."""
+    if not any(place.is_dir() for place in places(root, task)):
+        looked = ", ".join(str(place.relative_to(root)) for place in places(root, task))
+        return f"none of the folders {looked} is in {root}"
+    try:
+        folder = find_set(root, task)
+        if _is_tars(task, folder):
+            _check_tars(folder / "test")
+        if _has_names(task):
+            read_lines(folder / NAMES_FILE)
+            read_lines(folder / TEMPLATES_FILE)
+    except (EvaluationDataError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def set_departures(task: Task, root: Path) -> str:
+    """Where names, templates and tars of a set that is there are not the task's, in one clause; empty if nowhere.
+
+    Tars that `nshards.txt` does not count are no part of the set, so that it may be a part of the task's.
+    """
+    found: list[str] = []
+    try:
+        folder = find_set(root, task)
+        if _has_names(task):
+            counts = {"class names": len(read_lines(folder / NAMES_FILE))}
+            counts["templates"] = len(read_lines(folder / TEMPLATES_FILE))
+            found += filter(None, [departures(task, counts)])
+        if _is_tars(task, folder):
+            counted, beside = num_shards(folder / "test"), len(list((folder / "test").glob("[!.]*.tar")))
+            found += [f"{counted} of {beside} tars in nshards.txt"] if counted < beside else []
+    except (EvaluationDataError, OSError):
+        return ""
+    return ", ".join(found)
+
+
+def _is_tars(task: Task, folder: Path) -> bool:
+    """Whether a set must lie in tars: kinds that open other layouts, too, may have none."""
+    is_plain = find_kind(task.kind).open.__func__ is Kind.open.__func__  # type: ignore[attr-defined]
+    return is_plain or (folder / "test" / "nshards.txt").is_file()
+
+
+def _has_names(task: Task) -> bool:
+    return find_kind(task.kind).open.__func__ is Kind.open.__func__  # type: ignore[attr-defined]
+
+
+def _check_tars(folder: Path) -> None:
+    """Refuse tars that are not there, not tars, or damaged in their first header."""
+    tars = [folder / f"{number}.tar" for number in range(num_shards(folder))]
+    gone = [tar for tar in tars if not tar.is_file()]
+    if gone:
+        raise EvaluationDataError(f"{len(gone)} of {len(tars)} tars are missing, such as {gone[0]}")
+    for tar in tars:
+        handle = os.open(tar, os.O_RDONLY)
+        try:
+            next(spans(handle), None)
+        except Damaged as error:
+            kind = "is not a tar" if isinstance(error, Other) else "cannot be read as a tar"
+            raise EvaluationDataError(f"{tar} {kind}: {error}") from error
+        finally:
+            os.close(handle)
