@@ -26,6 +26,7 @@ from dbp.engine.slurm_queue import ask
 from dbp.errors import WorldError
 from dbp.planning import preflight
 from slurm.cluster.launcher import Launcher
+from slurm.cluster.limits import limit_notes
 from slurm.cluster.manifest import Job, Manifest, write_round
 from slurm.cluster.watching import Queue, last_line, lines, log_of, states
 from slurm.encoder import Asked, Encoders
@@ -108,6 +109,8 @@ class Sweep:
         if to_do:
             if by_person:
                 preflight.require(self.store, [point.last for point in to_do])
+                for note in limit_notes(self.store, to_do, self.launcher):
+                    print(f"note: {note}")
             under_way = [job for job in manifest.jobs if job.role == "shared" and queue.holds(job)]
             jobs = self._submit(to_do, under_way)
             write_arms(plan, self.store, self.settings, self.out, encoders=encoders)

@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import json
 import pickle
 import shutil
 import tarfile
@@ -19,9 +20,10 @@ from dbp.config import compose
 from dbp.curate import read, recipe
 from dbp.curate import run as curate
 from dbp.encoders import weights
+from dbp.encoders.embed import Embed
 from dbp.encoders.openclip import OpenClip, load_openclip
 from dbp.encoders.timm import Timm
-from dbp.engine.stage import Stage
+from dbp.engine.stage import Stage, parameters
 from dbp.engine.store import Store
 from dbp.errors import ConfigError, DbpError, MissingError, PoolError, WorldError
 from dbp.filtering.language import Language
@@ -31,7 +33,10 @@ from dbp.planning.outlook import Outlook
 from dbp.planning.plan import plan
 from dbp.verbs.command_line import overrides
 from evaluation.verbs.evaluate import run as evaluate
+from slurm.cluster.launcher import ROLES, Launcher
+from slurm.cluster.limits import limit_notes
 from slurm.composer import stages
+from slurm.plan import Point
 from slurm.sweep import main as sweep
 from training.train import run as train
 
@@ -303,3 +308,35 @@ def test_an_evaluation_without_any_set_stops_before_weights_are_loaded(tmp_path,
     with pytest.raises(WorldError) as error:
         evaluate(compose("evaluate", overrides([*given, f"paths.store={tmp_path}/store"])))
     assert len(things(error)) == 3
+
+
+def test_a_time_limit_below_what_earlier_runs_took_is_noted_by_role(tmp_path):
+    config = compose("sweep", overrides(said(tmp_path, "debug=smoke", "root=glyphs", "suite=glyphs")))
+    nodes = stages(config)
+    point, store = Point("one", {}, config, nodes), Store(tmp_path / "store", tmp_path / "runs")
+    image = next(node for node in nodes["select"].lineage() if isinstance(node.stage, Embed))
+    # Two hours for the 12 rows of the pool, and for the 16 samples of the training.
+    for home, node, counts in (
+        (store.root, image, {"rows": 12}),
+        (store.runs, nodes["train"], {"samples_seen": 16}),
+    ):
+        made = {
+            "key": "abc", "stage": node.stage.name, "version": node.stage.version, "counts": counts, "files": {},
+            "parameters": parameters(node.stage), "seconds": 7200.0, "cpu_seconds": 7200.0, "inputs": {},
+        }  # fmt: skip
+        folder = home / node.stage.name / "abc"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps(made))
+
+    def notes(**minutes: int) -> list[str]:
+        given = {role: {"minutes": minutes.get(role, 1440), "cpus": 1, "gpus": 0, "nodes": 1, "ranks": 1,
+                        "mem_gb": None} for role in ROLES}  # fmt: skip
+        return list(limit_notes(store, [point], Launcher("slurm", **given)))
+
+    assert notes() == []
+    [note] = notes(arm=60)
+    assert "2.0 h" in note
+    assert "launcher.arm.minutes=60" in note
+    shared, arm = notes(arm=60, shared=100)
+    assert "launcher.shared.minutes=100" in shared
+    assert arm == note
