@@ -45,7 +45,7 @@ def openclip_lacks(
             yield MissingError(f"{what}: neither {hub_folder()}, {clip} nor a network", WAY_OUT)
         else:
             yield from _of_openclip(what, model, pretrained, clip)
-    text = (config or _listed_config(model) or {}).get("text_cfg", {})
+    text = text_config(model, config)
     whose = f"of {model or 'the encoder'} (open_clip)"
     if tokenizer := text.get("hf_tokenizer_name"):
         yield from _of_hub(f"tokenizer {tokenizer} {whose}", tokenizer, TOKENIZER)
@@ -161,11 +161,13 @@ def _of_hub(what: str, repository: str, files: Collection[str]) -> Iterator[Miss
     yield MissingError(f"{what}: neither {hub_folder(repository)} nor a network", WAY_OUT)
 
 
-def _listed_config(model: str | None) -> dict[str, Any] | None:
-    """The config of a model that open_clip lists, read without importing it."""
-    spec = importlib.util.find_spec("open_clip") if model else None
+def text_config(model: str | None, config: Any) -> dict[str, Any]:
+    """`text_cfg` of a config, or of a model that open_clip lists, which is read without importing it."""
+    if isinstance(config, str | Path):
+        config = json.loads(Path(config).read_text())
+        config = config.get("model_cfg", config)
+    spec = importlib.util.find_spec("open_clip") if model and not config else None
     for folder in (spec.submodule_search_locations or []) if spec else []:
         file = Path(folder, "model_configs", f"{str(model).replace('/', '-')}.json")
-        if file.is_file():
-            return json.loads(file.read_text())
-    return None
+        config = json.loads(file.read_text()) if file.is_file() else None
+    return dict((config or {}).get("text_cfg", {}))

@@ -131,10 +131,10 @@ def _may_be_there(store: Store, node: Node) -> bool:
 def _space(store: Store, to_build: Sequence[Node]) -> Iterator[MissingError]:
     """Disks with less space than the plan says that stages will write to them."""
     outlook, needed = Outlook(store, quick=True), dict[int, tuple[Path, float]]()
-    with suppress(DbpError):  # of a file that is missing, too
+    with suppress(Exception):  # no estimate that fails may stop a run
         to_build = list(dict.fromkeys(same_once(to_build)))
     for node in to_build:
-        with suppress(DbpError, OSError):  # said above, or by the stage
+        with suppress(Exception):
             if effort := outlook.effort(node):
                 home = store.runs if node.stage.home == "runs" else store.root
                 disk = next(folder for folder in (home, *home.parents) if folder.exists())

@@ -13,19 +13,24 @@ from typing import Any
 
 from dbp.curate import read, recipe
 from dbp.encoders.base import Encoder
+from dbp.encoders.openclip import load_openclip
+from dbp.encoders.weights import text_config
 
 
 def run(config: Any) -> int:
     """Do what `dbp prefetch` does with a composed config; return 1 if something could not be had."""
+    from omegaconf import OmegaConf
+
     loads: dict[str, Callable[[], Any]] = {}
     nodes = recipe(read(_filled(config)))
     for node in dict.fromkeys(node for end in nodes.values() for node in end.lineage()):
         encoder: Any = getattr(node.stage, "encoder", None)  # of vectors, or a captioner's
         if isinstance(encoder, Encoder) and not encoder.reads:
             loads.setdefault(_name(encoder), replace(encoder, device="cpu").load)
+    trained, own = (OmegaConf.to_container(config.model)[key] for key in ("name", "config"))  # type: ignore[index]
+    if any(key.startswith("hf_") for key in text_config(trained, own)):  # its tokenizer lies in the hub
+        loads[f"tokenizer of {trained or own}"] = lambda: load_openclip(trained, config=own, random_weights=True)
     if config.pretrained:
-        from dbp.encoders.openclip import load_openclip
-
         model, tag = config.model.name, config.pretrained
         loads[f"{model} {tag}"] = lambda: load_openclip(model, pretrained=tag)
     failed = 0

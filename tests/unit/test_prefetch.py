@@ -33,13 +33,23 @@ def test_weights_of_the_recipe_are_loaded_once_and_told(tmp_path, capsys):
 def test_published_weights_are_asked_for_by_model_and_tag_without_a_pool(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(
-        "dbp.encoders.openclip.load_openclip", lambda *given, **named: asked.append((*given, *named.items()))
+        "dbp.verbs.prefetch.load_openclip", lambda *given, **named: asked.append((*given, *named.items()))
     )
     none = [f"encoder.{use}=precomputed" for use in ("dedup", "cluster", "score")]
     said = [*none, "model.name=ViT-B-32", "pretrained=openai"]
     assert run(compose("prefetch", overrides(said))) == 0
     assert asked == [("ViT-B-32", ("pretrained", "openai"))]
     assert capsys.readouterr().out.splitlines() == ["ViT-B-32 openai: ready", "1 of 1 ready"]
+
+
+def test_the_tokenizer_of_the_trained_model_is_fetched_where_the_hub_has_it(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("dbp.verbs.prefetch.load_openclip", lambda *given, **named: asked.append((*given, named)))
+    none = [f"encoder.{use}=precomputed" for use in ("dedup", "cluster", "score")]
+    assert run(compose("prefetch", overrides([*none, "model.name=ViT-B-16-SigLIP"]))) == 0
+    assert asked == [("ViT-B-16-SigLIP", {"config": None, "random_weights": True})]
+    assert run(compose("prefetch", overrides([*none, "model.name=ViT-B-32"]))) == 0
+    assert len(asked) == 1
 
 
 @pytest.mark.nightly  # asks a hub that may not be there, several times
