@@ -5,8 +5,6 @@ file or installs a package; what is missing is named before any caption is read.
 of that package, 10 to 50 microseconds.
 """
 
-import importlib
-import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,42 +19,14 @@ from dbp.data.pool import Pool
 from dbp.engine.paths import file_digest
 from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, DbpError, MissingError, WorldError, nearest
+from dbp.filtering.packages import NLTK, PACKAGES, package, package_lacks
 from dbp.narrowing import Narrowing
 
 BLOCK = 1 << 16  # captions held at once
 DETECTORS = ("column:NAME", "fasttext:FILE", "cld3", "langid")
-# Of those that need one: the package, its setting, and what pip calls it.
-PACKAGES = {
-    "fasttext": ("fasttext", "language=fasttext:FILE", "fasttext-numpy2-wheel"),
-    "cld3": ("gcld3", "language=cld3", "gcld3"),
-    "langid": ("langid", "language=langid", "langid"),
-}
-NLTK = ("nltk", "filter.words=null", "nltk")
 NO_IDS = (
     "filter.ids is not set: the text-based filter needs a file of ImageNet-21k ids, such as n02084071, one a line."
 )
-
-
-def package(name: str, setting: str, install: str) -> Any:
-    """An optional package.
-
-    Raises:
-        ConfigError: It is not installed; it says how to install it.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(
-            f"{setting} needs the package {name}, which cannot be imported ({error}). "
-            f"Install it with `pip install {install}`, or leave that rule out."
-        ) from error
-
-
-def package_lacks(name: str, setting: str, install: str) -> Iterator[MissingError]:
-    """An optional package, if it is not installed."""
-    if importlib.util.find_spec(name) is None:
-        way_out = f"Install it with `pip install {install}`, or leave that rule out."
-        yield MissingError(f"package {name}, which {setting} needs", way_out)
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def test_pictures_are_seen_as_the_models_own_file_says(tmp_path):
 def test_an_unknown_word_of_the_preprocess_is_named(tmp_path):
     weights = weights_of(tmp_path, "w.pt")
     given = said(tmp_path, f"checkpoint={weights}", "suite=mnist")
-    (tmp_path / "sets").mkdir()
+    write_classification(tmp_path / "sets" / "wds_mnist_test", class_names=list("ab"), num_samples=4, seed=0)
     config = {"model_cfg": CONFIG, "preprocess_cfg": {"maen": [0.5] * 3}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=r"preprocess_cfg\.maen is unknown. Did you mean 'mean'"):
