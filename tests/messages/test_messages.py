@@ -111,7 +111,7 @@ def test_a_pool_without_shards_says_how_to_name_them_and_how_to_do_without(said)
 
 
 def test_missing_shards_are_counted_and_the_first_is_named(said) -> None:
-    status, message = said("curate", POOL, "budget.num_kept=5")
+    status, message = said("curate", POOL, "budget.num_kept=5", "until=index")
     assert status == 1
     assert message == (
         "PoolError: 4 of 4 shards are missing; the first is nowhere/0.tar. Correct pool.shards "
