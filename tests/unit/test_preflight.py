@@ -329,8 +329,8 @@ def test_a_time_limit_below_what_earlier_runs_took_is_noted_by_role(tmp_path):
         (folder / "manifest.json").write_text(json.dumps(made))
 
     def notes(**minutes: int) -> list[str]:
-        given = {role: {"minutes": minutes.get(role, 1440), "cpus": 1, "gpus": 0, "nodes": 1, "ranks": 1,
-                        "mem_gb": None} for role in ROLES}  # fmt: skip
+        same = {"cpus": 1, "gpus": 0, "nodes": 1, "ranks": 1, "mem_gb": None}
+        given: dict[str, Any] = {role: {"minutes": minutes.get(role, 1440), **same} for role in ROLES}
         return list(limit_notes(store, [point], Launcher("slurm", **given)))
 
     assert notes() == []
