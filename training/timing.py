@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def part_times(pairs: Pairs, order: Order) -> tuple[dict[str, float], float]:
 
     def decoded(content: bytes, drawn: np.ndarray) -> Any:
         try:
-            most = subset.pool.max_pixels
-            return decode(content, most, recipe.decode, lambda w, h: recipe.cut(w, h, pairs.size, drawn))
+            pool, cut = subset.pool, partial(recipe.cut, size=pairs.size, draws=drawn)
+            return decode(content, pool.max_pixels, recipe.decode, cut, pool.background)
         except Undecodable:
             return None  # training puts another pair here
 

@@ -13,7 +13,7 @@ from dbp.captioning.captioner import Captioner, close, opened
 from dbp.config import require
 from dbp.data.codes import CODEBOOK, Codes
 from dbp.data.embeddings import Embeddings, save_part
-from dbp.data.images import Undecodable, decode_rgb
+from dbp.data.images import Undecodable
 from dbp.data.missing import Missing
 from dbp.data.pool import Pool
 from dbp.encoders.embed import contents_of, end_of, parts_of
@@ -68,7 +68,7 @@ class Encode(Parted):
             for row, content in contents_of(pool, shard, valid, "image"):
                 assert isinstance(content, bytes)
                 try:
-                    picture = decode_rgb(content, pool.max_pixels)
+                    picture = pool.decode(content)
                 except Undecodable as problem:
                     failed[row] = str(problem)
                     continue

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,8 +13,9 @@ import pyarrow as pa
 from jaxtyping import Bool, Int, UInt64
 from PIL import Image
 
+from dbp.data.caption_text import caption_from, json_field
 from dbp.data.columns import Columns
-from dbp.data.images import decode_rgb
+from dbp.data.images import DROP, decode_rgb
 from dbp.engine.paths import is_remote
 from dbp.errors import PoolError
 
@@ -68,14 +70,15 @@ class Pool:
     digest: str
     caption_field: str
     max_pixels: int
+    background: str = DROP  # behind transparent pixels, wherever images are decoded
     _handles: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def load(cls, folder: Path, shards: list[str], caption: str, max_pixels: int) -> "Pool":
+    def load(cls, folder: Path, shards: list[str], caption: str, max_pixels: int, background: str = DROP) -> "Pool":
         """Open an index beside the shards it describes."""
         manifest = json.loads((folder / "manifest.json").read_text())
         index = Columns(sorted(folder.glob("part-*/index.parquet")))
-        return cls(index, shards, manifest["digest"], caption, max_pixels)
+        return cls(index, shards, manifest["digest"], caption, max_pixels, background)
 
     @property
     def num_rows(self) -> int:
@@ -158,13 +161,21 @@ class Pool:
         Raises:
             Undecodable: The pixels cannot be read.
         """
-        return decode_rgb(self.image_bytes(row), self.max_pixels)
+        return self.decode(self.image_bytes(row))
+
+    def decode(self, content: bytes) -> Image.Image:
+        """A picture's file as RGB, as every stage that works on this pool sees it.
+
+        Raises:
+            Undecodable: The pixels cannot be read.
+        """
+        return decode_rgb(content, self.max_pixels, self.background)
 
     def caption(self, row: int) -> str:
-        """A row's caption; bytes that are not UTF-8 become replacement characters."""
+        """A row's caption, empty where it cannot be read; see `dbp.data.caption_text`."""
         if self.has_texts:
             return self.captions(np.array([row]))[0]
-        return caption_from(self._read(row, "caption"), self.caption_field) or ""
+        return caption_from(self._read(row, "caption"), self.caption_field)
 
     def captions(self, rows: Int[np.ndarray, " m"]) -> list[str]:
         """The captions of rows, in their order."""
@@ -247,16 +258,10 @@ def digest_16(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def caption_from(content: bytes, field_: str) -> str | None:
-    """Text from a `txt` member, or text or a number from `json:FIELD`; None where there is none."""
-    text = content.decode("utf-8", "replace")
-    if not field_.startswith("json:"):
-        return text
-    try:
-        value = json.loads(text.removeprefix("\ufeff"))
-    except (ValueError, RecursionError):
+def uid_from(content: bytes, field_: str) -> str | None:
+    """A sample's name from `json:FIELD`: text, or a finite number; None where there is none."""
+    value, _ = json_field(content, field_)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
-    value = value.get(field_.removeprefix("json:")) if isinstance(value, dict) else None
-    if not isinstance(value, str | int | float):
-        return None  # a list or a mapping is no caption
-    return str(value).encode("utf-8", "replace").decode()  # JSON may hold half a surrogate pair
+    is_name = isinstance(value, str | int) or math.isfinite(value)
+    return str(value) if is_name else None

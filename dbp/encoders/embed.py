@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from dbp.data.caption_text import caption_from
 from dbp.data.embeddings import Embeddings, save_part
-from dbp.data.images import Undecodable, decode_rgb
-from dbp.data.pool import Pool, caption_from
+from dbp.data.images import Undecodable
+from dbp.data.pool import Pool
 from dbp.encoders.base import Encoder, Tower
 from dbp.engine.parts import Parted
 from dbp.engine.paths import is_remote
@@ -97,12 +98,12 @@ class Embed(Parted):
                 item: Any = content
             elif self.side == "image":
                 try:
-                    item = tower.preprocess(decode_rgb(content, pool.max_pixels))
+                    item = tower.preprocess(pool.decode(content))
                 except Undecodable as problem:
                     failed[row] = str(problem)
                     continue
             else:
-                item = caption_from(content, pool.caption_field) or ""
+                item = caption_from(content, pool.caption_field)
             waiting.append((row, item))
             if len(waiting) == batch_size:
                 flush()

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 
 from dbp.config import require
+from dbp.data.images import DROP
 from dbp.data.pool import SCHEMA, Pool
 from dbp.engine.parts import Parted
 from dbp.engine.paths import expand_shards, is_remote
@@ -39,7 +40,7 @@ from dbp.formats.metadata_rows import (
     join,
     reading,
 )
-from dbp.pools.index import Index, joined, part_name
+from dbp.pools.index import Index, joined, part_name, require_background
 
 SCORES = ("clip_b32_similarity_score", "clip_l14_similarity_score")
 
@@ -82,6 +83,7 @@ class Metadata(Parted):
         columns: Further columns of the metadata that filters and scores may read, such as a language.
         max_samples: Use only so many samples, from the front; null for all.
         metadata: The folder.
+        background: As for tars: what lies behind transparent pixels.
         shards: Downloaded tars, whose json members hold the uid; empty for none.
     """
 
@@ -97,6 +99,7 @@ class Metadata(Parted):
     max_pixels: int
     columns: tuple[str, ...] = ()
     max_samples: int | None = None
+    background: str = DROP
     metadata: str | None = runtime(None)
     shards: str | list[str] = runtime("")
 
@@ -107,6 +110,7 @@ class Metadata(Parted):
             require(name not in known, "columns", name, "a column that is not read already")
         at_least = self.max_samples is None or self.max_samples > 0
         require(at_least, "max_samples", self.max_samples, "above 0, or null for all")
+        require_background(self.background)
 
     def _tars(self) -> Tars:
         return Tars("json:uid", self.caption, self.max_pixels, shards=self.shards)
@@ -133,7 +137,7 @@ class Metadata(Parted):
         return {"metadata": hashlib.sha256(json.dumps(described).encode()).hexdigest()}
 
     def open(self, home: Path) -> Pool:  # type: ignore[override]
-        return Pool.load(home, self._shards(), self.caption, self.max_pixels)
+        return Pool.load(home, self._shards(), self.caption, self.max_pixels, self.background)
 
     def parts(self, tars: Pool | None = None) -> list[Part]:
         """One for each file."""
@@ -180,7 +184,7 @@ class Metadata(Parted):
         rows = counted.pop("rows")
         if rows == 0:
             raise PoolError(f"the {len(counts):,} Parquet files of {self.metadata} hold no row.")
-        digest, uids = joined(work, counts)
+        digest, uids = joined(work, counts, self.background)
         if tars is not None:
             counted["in tars, not in the metadata"] = int((~np.isin(tars.uid_hashes, uids)).sum())
             if counted[NOT_THERE] + counted[REASONS[1]] == rows:

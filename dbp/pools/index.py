@@ -21,8 +21,19 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt64
 
 from dbp.config import require
-from dbp.data.images import IMAGE_FORMATS, Undecodable, header
-from dbp.data.pool import SCHEMA, Pool, ShardFolder, caption_from, digest_16, hash_64
+from dbp.data.caption_text import NO_CAPTION, REASONS, UNDECODABLE, Caption, read_caption
+from dbp.data.images import (
+    DEEP_IMAGES,
+    DROP,
+    IMAGE_FORMATS,
+    TRANSPARENT_IMAGES,
+    Header,
+    Undecodable,
+    background_key,
+    header,
+    is_background,
+)
+from dbp.data.pool import SCHEMA, Pool, ShardFolder, digest_16, hash_64, uid_from
 from dbp.engine.parts import Parted
 from dbp.engine.paths import expand_shards, is_remote
 from dbp.engine.progress import log
@@ -48,10 +59,12 @@ class Index(Parted):
         max_samples: Use only so many samples, from the front; null for all.
         broken_shards: `error`, or `keep_readable` to use a damaged shard's samples before the damage
             and count the shard.
+        background: What lies behind transparent pixels wherever the pool's images are decoded: `drop` for the
+            file's colours without their alpha, as open_clip does; a colour's name; or `#rrggbb`.
     """
 
     name: ClassVar[str] = "index"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: other captions, deep images; equal digests, and so keys, for other pools
     needs: ClassVar[tuple[str, ...]] = ("folder",)
     makes: ClassVar[type] = Pool
     content_named: ClassVar[bool] = True
@@ -64,6 +77,7 @@ class Index(Parted):
     max_pixels: int
     broken_shards: Literal["error", "keep_readable"] = "error"
     max_samples: int | None = None
+    background: str = DROP
     shards: str | list[str] = runtime("")
 
     def __post_init__(self) -> None:
@@ -75,6 +89,7 @@ class Index(Parted):
         require(self.max_pixels > 0, "max_pixels", self.max_pixels, "above 0")
         at_least = self.max_samples is None or self.max_samples > 0
         require(at_least, "max_samples", self.max_samples, "above 0, or null for all")
+        require_background(self.background)
 
     def node(self) -> Node:
         """This index as the pool that a config names."""
@@ -143,14 +158,15 @@ class Index(Parted):
                 f"({', '.join(IMAGE_FORMATS)}) beside its caption under one key, which ends at the "
                 f"name's first dot.{said}"
             )
-        if rows == reasons["no caption"] + reasons["no image"]:
+        if rows == reasons["no image"] + sum(reasons[reason] for reason in REASONS):
+            why = "".join(f", {reason}: {reasons[reason]:,}" for reason in REASONS[1:] if reasons[reason])
             raise PoolError(
                 f"none of the {rows:,} samples, the first in {shards[0]}, has both an image and a caption "
                 f"(pool.caption={self.caption}; without image: {reasons['no image']:,}, without caption: "
-                f"{reasons['no caption']:,}). Set pool.caption=json:FIELD if the captions lie in a field of the "
+                f"{reasons[NO_CAPTION]:,}{why}). Set pool.caption=json:FIELD if the captions lie in a field of the "
                 "json; an image and its caption must stand side by side in the tar, under one key."
             )
-        digest, uids = joined(work, counts)
+        digest, uids = joined(work, counts, self.background)
         found = {"digest": digest, "rows": rows, "shards": len(shards), "repeated uids": rows - len(uids)}
         return {**found, **dict(sorted(reasons.items()))}
 
@@ -159,12 +175,13 @@ class Index(Parted):
             shards = self.paths(folder)
         except PoolError:  # the index answers although the shards are away
             shards = [str(self.shards)]
-        return Pool.load(home, shards, self.caption, self.max_pixels)
+        return Pool.load(home, shards, self.caption, self.max_pixels, self.background)
 
     def _index_shard(self, shard: str, number: int, beside: Path, limit: int | None) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []
         reasons: Counter[str] = Counter()
         content = hashlib.sha256()
+        unread: list[str] = []  # keys of undecodable captions
 
         def count_dotted(extension: str) -> None:
             reasons[DOTTED] += "." in extension and extension.rpartition(".")[2] in IMAGE_FORMATS
@@ -175,7 +192,13 @@ class Index(Parted):
 
         keep = self.broken_shards == "keep_readable"
         for sample in samples(shard, count_damage if keep else None, count_dotted):
-            row = self._row(sample, shard, number)
+            row, found, caption = self._row(sample, shard, number)
+            if caption.note:
+                reasons[caption.note] += 1
+            if row["reason"] == UNDECODABLE:
+                unread.append(sample.key)
+            if found and found.has_alpha:
+                reasons[TRANSPARENT_IMAGES] += 1
             if row["reason"]:
                 reasons[row["reason"]] += 1
             if row["orientation"] != 1:
@@ -185,20 +208,30 @@ class Index(Parted):
             parts = [row["uid"].encode(), row["content_hash"], row["caption_hash"]]
             if row["reason"]:  # max_pixels decides which rows are valid, and so must tell pools apart
                 parts.append(row["reason"].encode())
+            if found and found.is_deep:  # version 1 decoded them to other pixels
+                reasons[DEEP_IMAGES] += 1
+                parts.append(b"deep")
             for part in parts:
                 content.update(len(part).to_bytes(4, "little") + part)
             rows.append(row)
             if len(rows) == limit:
                 break
+        if unread:
+            log.warning(
+                "shard %s: %s captions are not UTF-8, and their encoding is not certain; the first belongs to "
+                "sample %r. These samples are left out. Write their captions as UTF-8 to keep them.",
+                shard, f"{len(unread):,}", unread[0],
+            )  # fmt: skip
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
         pq.write_table(table, beside / "index.parquet", compression="zstd")
         return {"rows": len(rows), "reasons": dict(reasons), "digest": content.hexdigest()}
 
-    def _row(self, sample: TarSample, shard: str, number: int) -> dict[str, Any]:
+    def _row(self, sample: TarSample, shard: str, number: int) -> tuple[dict[str, Any], Header | None, Caption]:
         extension = image_format(sample.members)
         image = sample.members.get(extension)
         caption = sample.members.get("json" if self.caption.startswith("json:") else "txt")
-        text = None if caption is None else caption_from(caption.content, self.caption)
+        said = read_caption(caption.content, self.caption) if caption else Caption(None, NO_CAPTION)
+        text, found = said.text or "", None
         uid = self._uid(sample, shard)
         row: dict[str, Any] = {
             "uid": uid,
@@ -215,22 +248,20 @@ class Index(Parted):
             "orientation": 1,
             "reason": "",
             "content_hash": digest_16(image.content if image else b""),
-            "caption_hash": digest_16(b"" if text is None else text.encode("utf-8", "replace")),
-            "caption_length": len(text or ""),
+            "caption_hash": digest_16(text.encode("utf-8", "replace")),
+            "caption_length": len(text),
         }
         if image is None:
             row["reason"] = "no image"
         else:
             try:
                 found = header(image.content, self.max_pixels)
-                row["format"], row["width"], row["height"], row["orientation"] = found
+                row["format"], row["width"], row["height"], row["orientation"] = found[:4]
+                row["format"] += " (deep)" * found.is_deep
             except Undecodable as problem:
                 row["reason"] = str(problem)
-        if text is None:
-            row["reason"] = row["reason"] or "no caption"
-        elif not text.strip():
-            row["reason"] = row["reason"] or "empty caption"
-        return row
+        row["reason"] = row["reason"] or said.reason
+        return row, found, said
 
     def _uid(self, sample: TarSample, shard: str) -> str:
         if self.uid == "key":
@@ -239,18 +270,26 @@ class Index(Parted):
             return hashlib.sha256(f"{Path(shard).name}\0{sample.key}".encode()).hexdigest()[:32]
         wanted = self.uid.removeprefix("json:")
         member = sample.members.get("json")
-        uid = None if member is None else caption_from(member.content, self.uid)
+        uid = None if member is None else uid_from(member.content, self.uid)
         if not uid:
             raise PoolError(
-                f"sample {sample.key!r} of shard {shard} has no field {wanted!r} in its json, which "
-                f"pool.uid={self.uid} needs. Set pool.uid=key or pool.uid=hash, or name another field."
+                f"sample {sample.key!r} of shard {shard} has no field {wanted!r} with text or a number in its "
+                f"json, which pool.uid={self.uid} needs. Set pool.uid=key or pool.uid=hash, or name another field."
             )
         return uid
 
 
-def joined(work: Work, counts: Mapping[str, dict[str, Any]]) -> tuple[str, UInt64[np.ndarray, " u"]]:
+def require_background(background: str) -> None:
+    """Refuse what is no background, before anything is read."""
+    wanted = "drop, a colour's name such as white, or #rrggbb"
+    require(is_background(background), "background", background, wanted)
+
+
+def joined(
+    work: Work, counts: Mapping[str, dict[str, Any]], background: str
+) -> tuple[str, UInt64[np.ndarray, " u"]]:
     """The digest of a pool from those of its parts, and the distinct hashes of its uids, ascending."""
-    content = hashlib.sha256()
+    content = hashlib.sha256(background_key(background).encode())
     for found in counts.values():
         content.update(bytes.fromhex(found["digest"]))
     files = (work.shared / name / "index.parquet" for name in counts)

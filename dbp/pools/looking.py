@@ -4,7 +4,6 @@ All shards are read where that takes seconds; otherwise some, spread over the fo
 the rest is an estimate from their sizes. Images are not decoded, only their headers read.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dbp.data.images import Undecodable, header
-from dbp.data.pool import caption_from
+from dbp.data.caption_text import NO_CAPTION, Caption, read_caption, read_json
+from dbp.data.images import DEEP_IMAGES, TRANSPARENT_IMAGES, Undecodable, header
+from dbp.data.pool import uid_from
 from dbp.engine.progress import progress
 from dbp.errors import PoolError
 from dbp.formats.tars import image_format, samples
@@ -22,6 +22,7 @@ from dbp.formats.tars import image_format, samples
 PATIENCE = 15.0  # seconds that reading may take
 FIELDS = ("caption", "text", "alt", "title", "description")  # of a json, in this order, else the longest
 MAX_PIXELS = 178_956_970
+NONE = Caption(None, NO_CAPTION)
 RECORD = 512  # bytes that a tar's size is a multiple of
 
 
@@ -40,13 +41,14 @@ class Look:
     characters: list[int] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)  # of images; undecodable ones by extension
     problems: Counter[str] = field(default_factory=Counter)  # samples that cannot be used, by reason
+    notes: Counter[str] = field(default_factory=Counter)  # what is used, but not as it lies there
     short_sides: list[int] = field(default_factory=list)  # of each image, in pixels
     picture_bytes: list[int] = field(default_factory=list)
     repeated_keys: int = 0  # samples whose key came before
     has_uids: bool = False  # whether each json has a `uid` of its own
     keys: set[str] = field(default_factory=set, repr=False)
     fields: Counter[str] = field(default_factory=Counter, repr=False)  # text fields of the json
-    texts: list[tuple[str | None, bytes | None]] = field(default_factory=list, repr=False)  # `txt` and json
+    texts: list[tuple[Caption, bytes | None]] = field(default_factory=list, repr=False)  # `txt` and json
 
     @property
     def is_whole(self) -> bool:
@@ -154,7 +156,7 @@ def _read(found: Look, shard: Path) -> None:
             found.problems["no picture"] += 1
         text, described = (sample.members.get(kind) for kind in ("txt", "json"))
         found.fields.update(_text_fields(described.content) if described else ())
-        caption = caption_from(text.content, "txt") if text else None
+        caption = read_caption(text.content, "txt") if text else NONE
         found.texts.append((caption, described.content if described else None))
     found.num_read += 1
     found.read_bytes += shard.stat().st_size
@@ -165,8 +167,11 @@ def _read(found: Look, shard: Path) -> None:
 def _image(found: Look, kind: str, content: bytes) -> None:
     found.picture_bytes.append(len(content))
     try:
-        kind, width, height, _ = header(content, MAX_PIXELS)
-        found.short_sides.append(min(width, height))
+        said = header(content, MAX_PIXELS)
+        kind = said.format
+        found.short_sides.append(min(said.width, said.height))
+        found.notes[TRANSPARENT_IMAGES] += said.has_alpha
+        found.notes[DEEP_IMAGES] += said.is_deep
     except Undecodable as error:
         found.problems[str(error)] += 1
     found.formats[kind] += 1
@@ -174,25 +179,22 @@ def _image(found: Look, kind: str, content: bytes) -> None:
 
 def _text_fields(content: bytes) -> list[str]:
     """The names of a json's fields that hold text."""
-    try:
-        value = json.loads(content.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return []
+    value, _ = read_json(content)
     return [k for k, v in value.items() if isinstance(v, str)] if isinstance(value, dict) else []
 
 
 def _captions(found: Look, folder: Path) -> None:
     """Choose where captions stand, and measure them."""
 
-    def of(choice: str) -> list[str | None]:
+    def of(choice: str) -> list[Caption]:
         if choice == "txt":
             return [text for text, _ in found.texts]
-        return [caption_from(content, choice) if content else None for _, content in found.texts]
+        return [read_caption(content, choice) if content else NONE for _, content in found.texts]
 
-    uids = of("json:uid")
+    uids = [uid_from(content, "json:uid") if content else None for _, content in found.texts]
     found.has_uids = all(uids) and len(set(uids)) == len(uids)
     choices = ["txt", *(f"json:{name}" for name in FIELDS if name in found.fields)]
-    counts = {choice: sum(bool(t and t.strip()) for t in of(choice)) for choice in choices}
+    counts = {choice: sum(not caption.reason for caption in of(choice)) for choice in choices}
     best = max(choices, key=lambda choice: counts[choice])
     if not counts[best]:
         others = ", ".join(sorted(found.fields)) or "none"
@@ -202,9 +204,10 @@ def _captions(found: Look, folder: Path) -> None:
             "caption, curate with pool.caption=json:FIELD."
         )
     found.captions = best
-    for text in of(best):
-        if text is None or not text.strip():
-            found.problems["no caption"] += 1
+    for text, reason, note in of(best):
+        found.notes[note] += bool(note)
+        if reason or text is None:
+            found.problems[reason] += 1
         else:
             found.words.append(len(text.split()))
             found.characters.append(len(text))
@@ -226,6 +229,12 @@ def lines_of(found: Look) -> list[str]:
     if found.problems:
         counts = ", ".join(f"{number:,} {reason}" for reason, number in found.problems.most_common())
         lines.append(f"not usable, of {found.num_samples:,} read: {counts}")
+    if notes := [f"{number:,} {what}" for what, number in found.notes.most_common() if number]:
+        lines.append(f"of {found.num_samples:,} read: {', '.join(notes)}")
+    if found.notes[TRANSPARENT_IMAGES]:
+        lines.append(
+            "pool.background sets what lies behind transparent pixels: drop (colours without alpha), white, …"
+        )
     if found.repeated_keys:
         lines.append(f"{found.repeated_keys:,} samples have a key that came before")
     if found.broken:

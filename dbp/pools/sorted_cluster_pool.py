@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
+from dbp.data.images import DROP
 from dbp.data.pool import SCHEMA, Pool, digest_16, hash_64
 from dbp.engine.parts import Parted
 from dbp.engine.stage import Node, runtime
@@ -86,7 +87,7 @@ class SortedClusterPool(Parted):
                 f"all {clusters.num_clusters:,} clusters in {clusters.folder} are empty. Give pool.path of "
                 "a clustering with members."
             )
-        digest, uids = joined(work, counts)
+        digest, uids = joined(work, counts, DROP)
         return {
             "digest": digest,
             "rows": clusters.num_rows,

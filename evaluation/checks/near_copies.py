@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float32
 
 from dbp.config import require
 from dbp.data.embeddings import Embeddings
+from dbp.data.images import background_key
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.encoders.base import Encoder, Tower
@@ -217,7 +218,7 @@ def check_near_copies(
     about: list[dict[str, Any]] = []
     pairs: list[tuple[Any, ...]] = []
     for one in runs:
-        model = _as_towers(one.encoder, device, num_workers)
+        model = _as_towers(one.encoder, one.pool.background, device, num_workers)
         assert model.digest is not None
         if model.digest not in encoded:
             run = SuiteRun([model], ready, asked, replace(encoding, devices=[device]))
@@ -268,17 +269,17 @@ class _Pictures:
         return torch.from_numpy(self.tower.encode_images(images))
 
 
-def _as_towers(encoder: Encoder, device: str, workers: int | Literal["auto"]) -> Towers:
+def _as_towers(encoder: Encoder, background: str, device: str, workers: int | Literal["auto"]) -> Towers:
     """An encoder of the pool as the runner takes a model, in the precision that it had there."""
     here: Any = replace(encoder, device=device) if hasattr(encoder, "device") else encoder
     tower = here.load()
-    digest = hashlib.sha256(canonical(plain(encoder))).hexdigest()
+    digest = hashlib.sha256(canonical(plain(encoder)) + background_key(background).encode()).hexdigest()
     # `reference` sets no precision around the encoder, as nothing did when it embedded the pool. `list`
     # stands for a tokenizer, since no text is encoded.
     return Towers(
         _Pictures(tower), tower.preprocess, list, type(encoder).__name__, digest,
         config={"encoder": plain(encoder)}, device=device, precision="reference",
-        batch_size=here.batch_size, num_workers=count_workers(workers, device),
+        batch_size=here.batch_size, num_workers=count_workers(workers, device), background=background,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from dbp.data.images import DROP
 from dbp.errors import ConfigError, nearest
 from evaluation.sets.data import EvaluationSet
 from evaluation.sets.pixels import Pictures, Transform, collate
@@ -45,6 +46,7 @@ class Towers:
         batch_size: Pictures at a time. Runtime.
         text_batch_size: Texts at a time. Runtime.
         num_workers: Processes that decode. Runtime.
+        background: Behind transparent pixels of its pictures; a pool's own for its encoder, else none.
         known_texts: The vectors of all texts so far; what is put in is not encoded again.
     """
 
@@ -60,6 +62,7 @@ class Towers:
     batch_size: int = 64
     text_batch_size: int = 256
     num_workers: int = 0
+    background: str = DROP
     known_texts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -250,7 +253,7 @@ def encode_pictures(towers: Towers, evaluation_set: EvaluationSet, rows: Sequenc
         EvaluationDataError: Pictures are broken (all are counted, five named), a tar was cut, or a
             vector is not finite.
     """
-    pictures = Pictures([evaluation_set], [rows], Transform(towers.preprocess))
+    pictures = Pictures([evaluation_set], [rows], Transform(towers.preprocess, towers.background))
     # No more workers than batches: this may be called for few pictures, by each rank of a training.
     workers = min(towers.num_workers, -(-len(rows) // towers.batch_size))
     try:

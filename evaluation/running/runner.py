@@ -137,7 +137,7 @@ class SuiteRun:
         known: Sequence[Result] = (),
     ) -> None:
         self.towers, self.asked, self.ready, self.encoding = towers, asked, ready, encoding
-        transform = Transform(towers[0].preprocess)
+        transform = Transform(towers[0].preprocess, towers[0].background)
         self.caches = [_cache(model, encoding.keep, transform) for model in towers]
         self.size = chunk_size(towers[0].batch_size)
         crops: list[CropCache] = []

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dbp.data.images import DROP, background_key, to_rgb
 from evaluation.sets.cache import CropCache
 from evaluation.sets.data import EvaluationSet
 
@@ -25,12 +26,13 @@ class Transform:
     Args:
         preprocess: From an RGB picture to a tensor. One that does not end with "to tensor, normalise"
             is not cut.
+        background: Behind transparent pixels; as CLIP_benchmark has it, their alpha is dropped.
     """
 
-    def __init__(self, preprocess: Callable[[Any], Any]) -> None:
+    def __init__(self, preprocess: Callable[[Any], Any], background: str = DROP) -> None:
         from torchvision.transforms import Compose, Normalize, ToTensor
 
-        self.preprocess = preprocess
+        self.preprocess, self.background = preprocess, background
         steps = list(preprocess.transforms) if isinstance(preprocess, Compose) else []
         self.is_cut = len(steps) > 1 and isinstance(steps[-2], ToTensor) and isinstance(steps[-1], Normalize)
         self.before: list[Any] = steps[:-2] if self.is_cut else []
@@ -39,7 +41,7 @@ class Transform:
     @property
     def name(self) -> str | None:
         """What decides a picture's bytes; none where that cannot be said."""
-        return repr(self.before) if self.is_cut else None
+        return repr(self.before) + background_key(self.background) if self.is_cut else None
 
     def pixels(self, picture: Any) -> Any:
         """What travels: uint8 of 3 x size x size, or the preprocess' own tensor if it is not cut."""
@@ -96,10 +98,8 @@ class Pictures:
         try:
             data = evaluation_set.read_picture(row)
             digest = hashlib.sha256(data).digest()
-            picture = Image.open(io.BytesIO(data))
-            picture.load()
             # Before the resize: a palette picture gives other pixels afterwards.
-            picture = picture.convert("RGB")
+            picture = to_rgb(Image.open(io.BytesIO(data)), self.transform.background)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             return None, digest, f"{evaluation_set.where(row)} ({reason})"

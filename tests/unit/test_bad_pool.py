@@ -108,7 +108,7 @@ def test_a_picture_is_read_or_refused_with_a_reason(name):
             header(content, LIMIT)
         assert str(refused.value) in {at_index, "not an image", "broken image header"}
     else:
-        kind, width, height, orientation = header(content, LIMIT)
+        kind, width, height, orientation, *_ = header(content, LIMIT)
         assert kind in {"jpeg", "png", "gif", "webp"}
         assert min(width, height) >= 1
         assert orientation == (6 if name == "turned by EXIF" else 1)
@@ -190,7 +190,7 @@ CAPTIONS = {
     "empty": (b"", "empty caption", ""),
     "blank": (b" \n\t ", "empty caption", " \n\t "),
     "long": (b"word " * 2000, "", "word " * 2000),
-    "broken": (b"caf\xe9 \xff", "", "caf� �"),
+    "broken": (b"caf\xe9 \xff", "undecodable caption", ""),
     "unicode": ("日本語 é 😀".encode(), "", "日本語 é 😀"),
     "zero byte": (b"a\0b", "", "a\0b"),
 }

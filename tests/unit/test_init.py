@@ -94,7 +94,7 @@ def test_what_cannot_be_used_is_counted_by_reason(folder):
         },
     )
     found = look(folder)
-    assert found.problems == {"no picture": 1, "not an image": 1, "no caption": 2}
+    assert found.problems == {"no picture": 1, "not an image": 1, "no caption": 1, "empty caption": 1}
     assert (found.rows, found.usable) == (44, 40)
 
 

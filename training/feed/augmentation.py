@@ -9,12 +9,14 @@ in the same way in each arm, by each worker, after each resume.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float64, UInt8
 
 from dbp.config import require
+from dbp.data.images import DROP
 
 if TYPE_CHECKING:  # numba is heavy, and plans need none of it
     from training.feed.decoding import Axis
@@ -42,7 +44,7 @@ class Augmentation(ABC):
         """Which part of a picture of so many pixels becomes the square, across and down."""
 
     def fit(
-        self, content: bytes, size: int, draws: Float64[np.ndarray, " d"], max_pixels: int
+        self, content: bytes, size: int, draws: Float64[np.ndarray, " d"], max_pixels: int, background: str = DROP
     ) -> UInt8[np.ndarray, "3 s s"]:
         """A picture, from the bytes of its file, at training size.
 
@@ -51,7 +53,8 @@ class Augmentation(ABC):
         """
         from training.feed.decoding import decode, resize
 
-        return resize(decode(content, max_pixels, self.decode, lambda w, h: self.cut(w, h, size, draws)))
+        cut = partial(self.cut, size=size, draws=draws)
+        return resize(decode(content, max_pixels, self.decode, cut, background))
 
     def move(
         self, pictures: UInt8[np.ndarray, "b 3 s s"], draws: Float64[np.ndarray, "b d"]

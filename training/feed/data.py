@@ -19,8 +19,9 @@ from jaxtyping import Int64, UInt8, UInt64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from dbp.data.caption_text import caption_from
 from dbp.data.images import Undecodable
-from dbp.data.pool import Pool, caption_from
+from dbp.data.pool import Pool
 from dbp.errors import ConfigError, PoolError
 from training.feed.augmentation import Augmentation
 from training.feed.captions import MixedCaptions
@@ -134,7 +135,7 @@ class Pairs(Dataset):
             try:
                 if offset:
                     content = pool.image_bytes(int(self.subset.rows[source]))
-                return self.augmentation.fit(content, self.size, numbers, pool.max_pixels), source
+                return self.augmentation.fit(content, self.size, numbers, pool.max_pixels, pool.background), source
             except Undecodable as problem:
                 log.debug("row %d cannot be decoded: %s", self.subset.rows[source], problem)
         row = int(self.subset.rows[index])
@@ -190,7 +191,7 @@ def read_pairs(pool: Pool, rows: Int64[np.ndarray, " b"]) -> Read:
     num_bytes += take(run)
     if pool.has_texts:
         return Read(found, pool.captions(rows), num_bytes)
-    texts = [caption_from(content, pool.caption_field) or "" for content in found[len(rows) :]]
+    texts = [caption_from(content, pool.caption_field) for content in found[len(rows) :]]
     return Read(found[: len(rows)], texts, num_bytes)
 
 

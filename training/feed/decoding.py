@@ -22,7 +22,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
 
-from dbp.data.images import CONTENTS, Undecodable, decode_rgb
+from dbp.data.images import CONTENTS, DROP, Undecodable, decode_rgb
 from training.feed.resampling import area, bicubic, resample
 
 Decode = Literal["reference", "fast"]
@@ -57,23 +57,26 @@ class Decoded(NamedTuple):
     recipe: Decode
 
 
-def decode(content: bytes, max_pixels: int, recipe: Decode, cut: Callable[[int, int], Cut]) -> Decoded:
+def decode(
+    content: bytes, max_pixels: int, recipe: Decode, cut: Callable[[int, int], Cut], background: str = DROP
+) -> Decoded:
     """Decode a picture.
 
     Args:
         max_pixels: Pictures with more pixels are refused.
         cut: From the picture's width and height, as stored, to the part that is taken.
+        background: Behind transparent pixels, as of `dbp.data.images.to_rgb`.
 
     Raises:
         Undecodable: The pixels cannot be read.
     """
     if recipe == "fast" and (found := _decode_scaled(content, max_pixels, cut)):
         return found
-    pixels = decode_exact(content, max_pixels)
+    pixels = decode_exact(content, max_pixels, background)
     return Decoded(pixels, cut(pixels.shape[1], pixels.shape[0]), recipe)
 
 
-def decode_exact(content: bytes, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
+def decode_exact(content: bytes, max_pixels: int, background: str = DROP) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of `dbp.data.images.decode_rgb`, bit by bit, in less time where it is a JPEG.
 
     Pillow reads the header and so decides, as before, what a picture is. libjpeg-turbo decodes grey
@@ -92,7 +95,7 @@ def decode_exact(content: bytes, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
                 return simplejpeg.decode_jpeg(content)
         except Exception:  # whatever is wrong with it, Pillow's verdict below counts
             pass
-    return np.array(decode_rgb(content, max_pixels))
+    return np.array(decode_rgb(content, max_pixels, background))
 
 
 def _decode_scaled(content: bytes, max_pixels: int, cut: Callable[[int, int], Cut]) -> Decoded | None:

@@ -87,7 +87,8 @@ class Streaming:
             f"exact; samples mix within {self.window_shards} shards only, and a pass fetches "
             f"{used.sum() / 1e9:.3g} GB unless all fit in the cache"
         )
-        return StreamedPool(pool.index, pool.shards, pool.digest, pool.caption_field, pool.max_pixels, cache=cache)
+        about = pool.digest, pool.caption_field, pool.max_pixels, pool.background
+        return StreamedPool(pool.index, pool.shards, *about, cache=cache)
 
     def windows(self, pool: Pool, rows: Int[np.ndarray, " m"], seed: int) -> "Windows":
         """The windows of kept rows, for `Order`."""
