@@ -206,6 +206,8 @@ def train(
         return {}
     if run.module.last is not None:
         run.module.last.apply()
+    if not (work.shared / METRICS).exists():
+        log.warning("%s was removed while the run trained: its metrics are lost, its weights are not", work.shared)
     for name in (METRICS, EVALUATIONS):
         if (work.shared / name).exists():
             shutil.copy2(work.shared / name, work.folder / name)

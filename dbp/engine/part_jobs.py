@@ -17,6 +17,7 @@ from typing import Any
 
 from dbp.engine.parts import Parted, make_one, unfinished
 from dbp.engine.progress import log
+from dbp.engine.signs import at_work
 from dbp.engine.stage import rebuild
 from dbp.engine.store import Store
 from dbp.engine.work import Part, Work
@@ -52,7 +53,7 @@ def open_job(job: Path) -> tuple[Parted, Work, dict[str, Any]]:
     store = Store(said["store"], said["runs"])
     stage = rebuild(said["stage"])
     inputs = {name: _open(store, up) for name, up in said["inputs"].items()}
-    return stage, Work(job.parent, job.parent, said["key"], begun=True), inputs
+    return stage, Work(job.parent, job.parent, said["key"], job=said, begun=True), inputs
 
 
 def _open(store: Store, said: Mapping[str, Any]) -> Any:
@@ -85,15 +86,16 @@ def do_parts(job: str, names: Sequence[str]) -> int:
         return 0
     wanted = set(names)
     made, failed = 0, []
-    for part in unfinished(work, [part for part in stage.parts(**inputs) if part.name in wanted]):
-        try:
-            make_one(stage, work, part, inputs)
-            made += 1
-        except Exception as error:
-            # One bad part must not keep the others back; a second one says that it is not the part.
-            if failed:
-                raise
-            failed.append(error)
+    with at_work(Path(job).parents[2], work.key, (up["key"] for up in work.job["inputs"].values())):
+        for part in unfinished(work, [part for part in stage.parts(**inputs) if part.name in wanted]):
+            try:
+                make_one(stage, work, part, inputs)
+                made += 1
+            except Exception as error:
+                # One bad part must not keep the others back; a second one says that it is not the part.
+                if failed:
+                    raise
+                failed.append(error)
     if failed:
         raise failed[0]
     return made

@@ -3,6 +3,7 @@
     store/embed/3fa94c…/manifest.json, 00000.npy, …      complete, read-only by convention
     store/.partial/embed-3fa94c…/part-00007/             finished parts of work that was cut short
     store/.tmp/…                                         being written; a dead writer's is swept
+    store/.tmp/….live                                    a writer's sign of life: its time, and what it rests on
 
 A folder is an artifact if and only if it lies under its stage's name, because the rename comes after
 everything in it is on disk. Two writers of one key both succeed: results are functions of the key, so
@@ -14,12 +15,9 @@ import datetime
 import json
 import os
 import platform
-import re
 import shutil
-import socket
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +25,12 @@ from typing import Any
 
 from dbp.engine.disk import sizes_of, sync, sync_folder, write_json
 from dbp.engine.provenance import commit, gpu, peak_memory, versions
+from dbp.engine.signs import BEAT, begin_beating, is_here, writer
 from dbp.engine.stage import Node, describe, key_of, parameters, rebuild, runtime_parameters
 from dbp.engine.work import Runner, Work
-from dbp.errors import StoreError
+from dbp.errors import DbpError, StoreError
 
 MANIFEST = "manifest.json"
-WRITER = re.compile(r"[^-]+-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")  # folders of .tmp
 
 
 @dataclass(frozen=True)
@@ -243,11 +241,12 @@ class Store:
     def _build(self, node: Node, key: str, inputs: dict[str, Any]) -> Entry:
         stage, home = node.stage, self._home(node)
         final = home / stage.name / key
-        beside = home / ".tmp" / f"{key}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        beside = home / ".tmp" / f"{key}-{writer()}"
         shared = self.shared(node, key)
         try:
             self.sweep()
             beside.mkdir(parents=True)
+            stop = self.live(node, beside)
         except OSError as error:
             raise StoreError(
                 f"cannot write to the store {home}: {error.strerror or error}. Give a folder that "
@@ -302,9 +301,16 @@ class Store:
                     raise
             sync_folder(final.parent)
         except Exception as error:
+            was_removed = work.was_removed
             shutil.rmtree(beside, ignore_errors=True)
             if (entry := _entry(final)) is not None:
                 return entry  # another writer was first, and took the shared parts away
+            if was_removed and not isinstance(error, DbpError):
+                raise StoreError(
+                    f"{stage.name} {key[:12]} stopped: its working folder ({beside}, or {shared}) was removed while "
+                    "it ran. Run the same command again; parts and checkpoints that are left are reused. `dbp gc` "
+                    "leaves the folders of live runs alone."
+                ) from error
             if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
                 raise StoreError(
                     f"the disk of {home} is full: {stage.name} could not be written. Free space "
@@ -314,6 +320,8 @@ class Store:
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
+        finally:
+            stop()
         with contextlib.suppress(OSError):
             # At once, so that a slower writer cannot end with half of its parts.
             shared.rename(beside)
@@ -325,6 +333,10 @@ class Store:
     def shared(self, node: Node, key: str) -> Path:
         """Where the finished parts of a node's unfinished artifact lie."""
         return self._home(node) / ".partial" / f"{node.stage.name}-{key}"
+
+    def live(self, node: Node, desk: Path) -> Callable[[], None]:
+        """Give signs of life for who makes a node, until the returned function is called."""
+        return begin_beating(desk, {str(self.key(up)) for up in node.lineage()} | self.loaded.keys())
 
     def job(self, node: Node, key: str) -> dict[str, Any]:
         """What another process needs to make parts of a node's artifact."""
@@ -345,12 +357,13 @@ class Store:
         """Remove what dead writers on this machine left half-written; return the bytes freed."""
         freed = 0
         for home in (self.root, self.runs):
-            for folder in home.glob(".tmp/*"):
-                writer = WRITER.fullmatch(folder.name)
-                if writer and writer["host"] == socket.gethostname() and not _alive(int(writer["pid"])):
+            for left in home.glob(".tmp/*"):
+                if is_here(left.name) is False:
                     with contextlib.suppress(OSError):  # another process sweeps, too
-                        freed += sum(sizes_of(folder).values())
-                    shutil.rmtree(folder, ignore_errors=True)
+                        freed += sum(sizes_of(left).values())
+                    shutil.rmtree(left, ignore_errors=True)
+                    if left.name.endswith(BEAT):
+                        left.unlink(missing_ok=True)
             for parts in home.glob(".partial/*"):  # of what is complete: its writer was killed then
                 stage, _, key = parts.name.rpartition("-")
                 if (home / stage / key / MANIFEST).exists():
@@ -364,16 +377,6 @@ def _entry(folder: Path) -> Entry | None:
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     return Entry(folder, manifest)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _short(counts: dict[str, Any]) -> str:

@@ -2,10 +2,7 @@
 
 import contextlib
 import json
-import os
 import shutil
-import socket
-import uuid
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dbp.engine.disk import link_or_copy, sizes_of, sync, write_json
+from dbp.engine.signs import writer
 
 PART = "part.json"
 
@@ -108,7 +106,12 @@ class Work:
             shutil.rmtree(damaged, ignore_errors=True)
 
     def _beside(self, name: str) -> Path:
-        return self.shared / f".{name}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        return self.shared / f".{name}@{writer()}"
+
+    @property
+    def was_removed(self) -> bool:
+        """Whether somebody else removed what this desk writes into."""
+        return not self.folder.exists() or (self.begun and not self.shared.exists())
 
     def counts(self, name: str, cost: float | None = None) -> dict[str, Any] | None:
         """What making a part returned; None while it is not finished, or if its known `cost` was another."""

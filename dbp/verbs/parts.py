@@ -15,6 +15,7 @@ from typing import Any
 
 from dbp.config import require
 from dbp.engine.parts import Parted, make_one, unfinished
+from dbp.engine.signs import at_work
 from dbp.engine.stage import Node, key_of
 from dbp.engine.store import Store
 from dbp.engine.work import PART, Work, checksums
@@ -105,15 +106,22 @@ def _run(store: Store, node: Node, index: int, of: int) -> str:
     inputs = {name: store.get(up) for name, up in node.inputs.items()}
     work, parts = _work(store, node), stage.parts(**inputs)
     mine, made = parts[index::of], 0
+    home, rests_on = work.shared.parents[1], (str(store.key(up)) for up in node.inputs.values())
     try:
-        for part in unfinished(work, mine):
-            make_one(stage, work, part, inputs)
-            made += 1
+        with at_work(home, work.key, rests_on):
+            for part in unfinished(work, mine):
+                make_one(stage, work, part, inputs)
+                made += 1
         if store.entry(node) is None and not unfinished(work, parts):
             store.get(node)
-    except FileNotFoundError:  # another process completed it, and took the parts away
+    except FileNotFoundError as error:  # another process completed it, and took the parts away
         if store.entry(node) is None:
-            raise
+            if not work.was_removed:
+                raise
+            raise StoreError(
+                f"{label} {work.key} stopped: its folder {work.shared} was removed while parts were made. "
+                "Run the same command again."
+            ) from error
     left = 0 if store.entry(node) is not None else len(unfinished(work, parts))
     done = f"{made} of {len(mine)} parts made here"
     return f"{label} {work.key}: {done}, " + (f"{left} of {len(parts)} left" if left else "complete")

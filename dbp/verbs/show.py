@@ -3,40 +3,30 @@
     dbp show KEY                  an artifact's manifest, lineage and counts
     dbp why UID keep=KEY          why a sample stayed or went
     dbp ls [stage=NAME]           what the store holds
-    dbp gc [delete=true]          what may go: half-written work of dead processes, unfinished parts,
-                                  and, with keep=KEY[,KEY], every artifact that none of these rests on
 
 `paths.store=FOLDER` and `paths.runs=FOLDER` say which store; keys may be shortened.
 """
 
 import json
-import shutil
 from typing import Any
 
 import numpy as np
 
-from dbp.config import require
 from dbp.decisions import explained
 from dbp.engine.store import Store
 from dbp.errors import ConfigError, nearest
 from dbp.lineage import lineage, open_keep_list, open_pool_of
 
 STORES = {"paths.store": "./store", "paths.runs": "./runs"}
-SETTINGS = {
-    "show": (*STORES,),
-    "why": ("keep", *STORES),
-    "ls": ("stage", *STORES),
-    "gc": ("delete", "keep", *STORES),
-}
+SETTINGS = {"show": (*STORES,), "why": ("keep", *STORES), "ls": ("stage", *STORES)}
 
 
 def main(verb: str, arguments: list[str]) -> None:
-    """Run one of the verbs show, why, ls, gc."""
+    """Run one of the verbs show, why, ls."""
     settings, words = read_arguments(arguments, SETTINGS[verb])
     store = Store(settings["paths.store"], settings["paths.runs"])
-    if verb in ("ls", "gc") and words:
-        name = words[0].partition("=")[0]
-        raise ConfigError(f"{name} is not a setting of dbp {verb}. {nearest(name, SETTINGS[verb])}")
+    if verb == "ls":
+        no_words(verb, words, SETTINGS[verb])
     if verb in ("show", "why") and len(words) != 1:
         raise ConfigError(f"dbp {verb} takes one {'KEY' if verb == 'show' else 'UID'}; given: {words}")
     if verb == "show":
@@ -45,12 +35,8 @@ def main(verb: str, arguments: list[str]) -> None:
         if "keep" not in settings:
             raise ConfigError("dbp why needs keep=KEY, the key of a keep list; `dbp ls stage=select` lists them")
         why(store, words[0], settings["keep"])
-    elif verb == "ls":
-        ls(store, settings.get("stage"))
     else:
-        delete = settings.get("delete", "false")
-        require(delete in ("true", "false"), "delete", delete, "true or false")
-        gc(store, delete == "true", settings.get("keep"))
+        ls(store, settings.get("stage"))
 
 
 def read_arguments(arguments: list[str], known: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
@@ -69,6 +55,13 @@ def read_arguments(arguments: list[str], known: tuple[str, ...]) -> tuple[dict[s
         else:
             words.append(argument)
     return settings, words
+
+
+def no_words(verb: str, words: list[str], known: tuple[str, ...]) -> None:
+    """Refuse words where a verb has settings alone."""
+    if words:
+        name = words[0].partition("=")[0]
+        raise ConfigError(f"{name} is not a setting of dbp {verb}. {nearest(name, known)}")
 
 
 def show(store: Store, key: str) -> None:
@@ -126,23 +119,6 @@ def ls(store: Store, stage: str | None) -> None:
         )
     total = sum(entry.bytes for entry in entries)
     print(f"{len(entries)} artifacts, {total / 1e6:,.1f} MB, in {store.root} and {store.runs}")
-
-
-def gc(store: Store, delete: bool, keep: str | None) -> None:
-    """Say what may go, and remove it when told to."""
-    rubbish = [f for home in (store.root, store.runs) for f in (*home.glob(".tmp/*"), *home.glob(".partial/*"))]
-    if keep:
-        needed = {e.key for key in keep.split(",") for e in lineage(store, store.find(key))}
-        rubbish += [entry.folder for entry in store.entries() if entry.key not in needed]
-    total = 0
-    for folder in rubbish:
-        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-        total += size
-        print(f"{'removed' if delete else 'may go '}  {size / 1e6:>10,.1f} MB  {folder}")
-        if delete:
-            shutil.rmtree(folder, ignore_errors=True)
-    said = "removed" if delete else "may go (say delete=true to remove; not while a run is under way)"
-    print(f"{len(rubbish)} folders, {total / 1e6:,.1f} MB {said}")
 
 
 def _counts(counts: dict[str, Any]) -> str:
