@@ -4,9 +4,11 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +43,9 @@ SCHEMA = pa.schema(
 )
 
 
+HASHES = {"image": "content_hash", "caption": "caption_hash"}
+
+
 @dataclass(frozen=True)
 class ShardFolder:
     """A folder of shards that a stage of ours wrote."""
@@ -61,8 +66,8 @@ class Pool:
     """The whole candidate set: rows 0..n-1 in shard order.
 
     Laws: each sample of each shard is one row, in order; equal content has an equal digest wherever the shards lie;
-    a row's bytes are read at its offsets and checked against their recorded length. Columns of the index are read
-    when they are asked for. A pool of metadata alone has a column `text` and no shards.
+    a row's bytes are read at its offsets and compared with their recorded length and hash. Columns of the index are
+    read when they are asked for. A pool of metadata alone has a column `text` and no shards.
     """
 
     index: Columns
@@ -153,7 +158,9 @@ class Pool:
 
     def image_bytes(self, row: int) -> bytes:
         """A row's picture as it lies in its shard."""
-        return self._read(row, "image")
+        content = self._read(row, "image")
+        self.check("image", np.array([row]), [content])
+        return content
 
     def image(self, row: int) -> Image.Image:
         """A row's picture, decoded to RGB.
@@ -173,15 +180,52 @@ class Pool:
 
     def caption(self, row: int) -> str:
         """A row's caption, empty where it cannot be read; see `dbp.data.caption_text`."""
-        if self.has_texts:
-            return self.captions(np.array([row]))[0]
-        return caption_from(self._read(row, "caption"), self.caption_field)
+        return self.captions(np.array([row]))[0]
 
-    def captions(self, rows: Int[np.ndarray, " m"]) -> list[str]:
-        """The captions of rows, in their order."""
+    def captions(self, rows: Int[np.ndarray, " m"], verify: bool = True) -> list[str]:
+        """The captions of rows, in their order.
+
+        Args:
+            verify: Compare with the hashes of the index, which costs a look into each part of it that has a row.
+        """
         if self.has_texts:
             return [text or "" for text in self.index.at("text", rows).to_pylist()]
-        return [self.caption(int(row)) for row in rows]
+        found = [self._read(int(row), "caption") for row in rows]
+        texts = [caption_from(content, self.caption_field) or "" for content in found]
+        if verify:
+            self.check("caption", rows, texts)
+        return texts
+
+    def hashes(self, what: Literal["image", "caption"], rows: Int[np.ndarray, " m"]) -> UInt64[np.ndarray, " m"]:
+        """The first 64 bits of the hash of each row's image, or of its caption."""
+        every = self.index.at(HASHES[what], rows).to_pylist()
+        return np.array([int.from_bytes(digest[:8], "little") for digest in every], np.uint64)
+
+    def check(
+        self,
+        what: Literal["image", "caption"],
+        rows: Int[np.ndarray, " m"],
+        found: Sequence[bytes | str],
+        hashes: UInt64[np.ndarray, " m"] | None = None,
+    ) -> None:
+        """Compare images or captions of rows, as they were read, with the index.
+
+        Args:
+            hashes: As the method of that name gives them, where they are at hand.
+
+        Raises:
+            PoolError: A shard holds other bytes than when it was indexed.
+        """
+        known = self.hashes(what, rows) if hashes is None else hashes
+        bytes_of = (part if isinstance(part, bytes) else part.encode("utf-8", "replace") for part in found)
+        now = np.array([int.from_bytes(digest_16(content)[:8], "little") for content in bytes_of], np.uint64)
+        if len(wrong := np.flatnonzero(now != known)):
+            row = int(rows[wrong[0]])
+            raise PoolError(
+                f"shard {self.shards[int(self.column('shard', rows[wrong[:1]])[0])]} holds another {what} of "
+                f"{self.uids(np.array([row]))[0]!r} than when it was indexed: its bytes were overwritten since. "
+                "Restore the shard, or run again to index it anew (touch the file if its time was set back, too)."
+            )
 
     def _read(self, row: int, what: str) -> bytes:
         if not self.shards:

@@ -307,9 +307,9 @@ class Store:
                 return entry  # another writer was first, and took the shared parts away
             if was_removed and not isinstance(error, DbpError):
                 raise StoreError(
-                    f"{stage.name} {key[:12]} stopped: its working folder ({beside}, or {shared}) was removed while "
-                    "it ran. Run the same command again; parts and checkpoints that are left are reused. `dbp gc` "
-                    "leaves the folders of live runs alone."
+                    f"{stage.name} {key[:12]} stopped: its working folder ({beside}, or {shared}) was removed "
+                    "while it ran. Run the same command again; parts and checkpoints that are left are reused. "
+                    "`dbp gc` leaves the folders of live runs alone."
                 ) from error
             if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
                 raise StoreError(

@@ -6,13 +6,14 @@ moves the bytes; rates beside Python's tarfile are printed by `tests/benchmarks/
 
 import errno
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt64
 
-from dbp.data.pool import hash_64, open_known
+from dbp.data.pool import caption_from, digest_16, hash_64, open_known
 from dbp.engine.disk import write_json
 from dbp.engine.paths import is_remote
 from dbp.errors import PoolError, WorldError
@@ -23,6 +24,8 @@ END_OF_TAR = bytes(1024)
 LONGEST_KEY = 80  # bytes of a uid that can name a sample, so that a number and an extension fit beside it
 # What copy_file_range says where a file system, or a pair of them, cannot do it.
 CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
+# Of each sample: where image and caption lie in its shard, and the first 64 bits of what their hashes must be.
+CONTENT = np.dtype([(f"{kind}_{of}", "<u8") for kind in ("image", "caption") for of in ("offset", "bytes", "hash")])
 FORMATS = frozenset(extension.encode() for extension in SAMPLE_FORMATS)
 
 
@@ -52,6 +55,8 @@ class TarPlan:
     first_range: Int[np.ndarray, " s"]  # of each sample
     key_hashes: UInt64[np.ndarray, " s"]  # of the names that samples have in the target
     names: dict[int, str] = field(default_factory=dict)  # of samples that get another key: their place, and it
+    content: np.ndarray | None = None  # of each sample, `CONTENT`; none: bytes are copied unseen
+    caption_field: str = "txt"
 
     @property
     def num_bytes(self) -> int:
@@ -129,11 +134,12 @@ def write_tar(plan: TarPlan, verify: bool = True, sync: bool = True) -> bool:
     """Write a tar beside its place, check it, and rename it; false where one stands there whole already.
 
     Args:
-        verify: Read the headers again and compare with the plan; false trusts sizes alone.
+        verify: Hash images and captions on their way and compare with the index; read the headers again and
+            compare with the plan. False trusts sizes alone, and the kernel copies.
         sync: Wait for the disk before renaming.
 
     Raises:
-        PoolError: A source shard is missing or has become shorter.
+        PoolError: A source shard is missing, has become shorter, or holds other bytes than when it was indexed.
         WorldError: The disk is full, or the written tar is not as planned.
     """
     target = plan.target
@@ -149,7 +155,10 @@ def write_tar(plan: TarPlan, verify: bool = True, sync: bool = True) -> bool:
             edges = np.searchsorted(plan.shard[order], np.arange(len(plan.shards) + 1))
             for shard, path in enumerate(plan.shards):
                 at = order[edges[shard] : edges[shard + 1]]
-                copy_ranges(path, handle.fileno(), plan.starts[at], plan.lengths[at], places[at])
+                if verify and plan.content is not None:
+                    copy_checked(path, handle.fileno(), plan, at, places[at])
+                else:
+                    copy_ranges(path, handle.fileno(), plan.starts[at], plan.lengths[at], places[at])
             if plan.names:
                 rename(handle.fileno(), plan)
             if sync:
@@ -276,13 +285,75 @@ def copy_ranges(
             while length:
                 count = _copy(source, target, length, start, place)
                 if count == 0:
-                    raise PoolError(
-                        f"shard {shard} ends at byte {start:,}, within a kept sample: it became shorter "
-                        "while it was copied. Restore it and run again; finished shards are kept."
-                    )
+                    raise _too_short(shard, start)
                 start, place, length = start + count, place + count, length - count
     finally:
         os.close(source)
+
+
+def copy_checked(
+    shard: str, target: int, plan: TarPlan, at: Int[np.ndarray, " r"], places: Int[np.ndarray, " r"]
+) -> None:
+    """Copy some ranges of a plan from their shard, and compare images and captions with the index on their way.
+
+    Args:
+        at: Ranges of the plan, by where they lie in the shard.
+        places: Where each goes.
+
+    Raises:
+        PoolError: The shard is missing, ends before a range does, or holds other images or captions.
+    """
+    assert plan.content is not None, "the plan has what to compare with"
+    sample = np.searchsorted(plan.first_range, at, side="right") - 1
+    other: dict[int, int] = {}  # sample -> where its first other bytes lie
+    source = open_to_read(shard)
+    try:
+        for number, start, length, place in zip(
+            sample.tolist(), plan.starts[at].tolist(), plan.lengths[at].tolist(), places.tolist(), strict=True
+        ):
+            content = read_at(source, start, length)
+            if len(content) < length:
+                raise _too_short(shard, start + len(content))
+            os.pwrite(target, content, place)
+            for begin in _others(content, start, plan.content[number], plan.caption_field):
+                other.setdefault(number, begin)
+    finally:
+        os.close(source)
+    if other:
+        raise PoolError(
+            f"shard {shard} holds other bytes than when it was indexed: of {len(np.unique(sample)):,} samples for "
+            f"{plan.target.name}, {len(other):,} have another image or caption, the first at byte "
+            f"{min(other.values()):,}. {plan.target.name} was not written. Restore the shard, or curate again to "
+            "index it anew; if the file's time was set back, too, touch it first."
+        )
+
+
+def _others(content: bytes, start: int, known: np.void, caption_field: str) -> Iterator[int]:
+    """Where, within a range of a sample, an image or a caption is not the one of the index."""
+    for kind in ("image", "caption"):
+        begin, size = int(known[f"{kind}_offset"]), int(known[f"{kind}_bytes"])
+        if not begin or not start <= begin <= begin + size <= start + len(content):
+            continue
+        found = content[begin - start :][:size]
+        if kind == "caption":
+            found = (caption_from(found, caption_field) or "").encode("utf-8", "replace")
+        if int.from_bytes(digest_16(found)[:8], "little") != int(known[f"{kind}_hash"]):
+            yield begin
+
+
+def read_at(source: int, start: int, length: int) -> bytes:
+    """Bytes of an open file, fewer only where it ends: one call reads 2 GiB at most."""
+    found = b""
+    while block := os.pread(source, length - len(found), start + len(found)):
+        found = found + block if found else block
+    return found
+
+
+def _too_short(shard: str, start: int) -> PoolError:
+    return PoolError(
+        f"shard {shard} ends at byte {start:,}, within a kept sample: it became shorter while it was copied. "
+        "Restore it and run again; finished shards are kept."
+    )
 
 
 def _copy(source: int, target: int, length: int, start: int, place: int) -> int:

@@ -29,7 +29,7 @@ from dbp.engine.paths import is_remote
 from dbp.engine.progress import progress
 from dbp.errors import ConfigError, PoolError, WorldError
 from dbp.exact.order import keyed_hash
-from dbp.formats.range_copy import END_OF_TAR, Extents, TarPlan, can_name, locate, write_tar
+from dbp.formats.range_copy import CONTENT, END_OF_TAR, Extents, TarPlan, can_name, locate, write_tar
 from dbp.formats.shard_folder import alone_in, claim, finish, need_space, tar_name
 from dbp.formats.shard_order import arrange
 from dbp.formats.uid_pairs import UID_DTYPE, uids_to_pairs
@@ -49,6 +49,7 @@ class Located:
     first_range: Int[np.ndarray, " m1"]  # of each sample, and the number of ranges
     starts: Int[np.ndarray, " r"]
     lengths: Int[np.ndarray, " r"]
+    content: np.ndarray  # of each sample, as `dbp.formats.range_copy.CONTENT` says
     uids: np.ndarray | None  # DataComp's pairs, where all uids are 32 hexadecimal digits
 
 
@@ -69,7 +70,7 @@ def write_shards(
     beside, checked, synced and renamed; run again, what is finished is not written again. Two samples
     with one key are never neighbours in a tar, since webdataset would take them for one; they keep
     their names. A row that the keep list takes several times is written as often, each copy at a place of its
-    own and under a name of its own (`UID-0`, `UID-1`, …, as DataComp's resharder does). Memory: about 120 bytes
+    own and under a name of its own (`UID-0`, `UID-1`, …, as DataComp's resharder does). Memory: about 170 bytes
     per kept row and 4 per row of the pool.
 
     Args:
@@ -77,12 +78,14 @@ def write_shards(
         seed: Orders samples by a keyed hash of their uids, over the whole output.
         shuffle: False goes tar by tar, in each in the order of rows.
         workers: Processes; the tars are the same for any number.
-        verify: Read the headers of each tar again: every sample of the plan once, in its place.
+        verify: Hash images and captions while they are copied and compare with the index (their other members
+            have no hash); read the headers of each tar again: every sample of the plan once, in its place. False
+            lets the kernel copy, unseen.
 
     Raises:
         ConfigError: A setting is out of range, the keep list is empty or of another pool, `out` holds
             something else, or one key fills more than half of a tar.
-        PoolError: A source shard is remote, missing or not as it was indexed; nothing is written then.
+        PoolError: A source shard is remote, missing or not as it was indexed; finished tars are kept.
         WorldError: The disk is too small, or another process writes into `out`.
     """
     require(shard_size > 0, "shard_size", shard_size, "above 0")
@@ -167,7 +170,9 @@ def _locate_all(pool: Pool, keep: KeepList, workers: int) -> Located:
             f"{len(missing):,} of {len(paths):,} shards that hold kept samples are missing, the first being "
             f"{missing[0]}. Restore them, or correct pool.shards."
         )
-    hashes = np.empty(len(rows), np.uint64)
+    hashes, content = np.empty(len(rows), np.uint64), np.zeros(len(rows), CONTENT)
+    # Where texts come from metadata, the caption's hash is theirs and not the tar's.
+    kinds = {"image": "content_hash"} | ({} if pool.has_texts else {"caption": "caption_hash"})
     uids: np.ndarray | None = np.empty(len(rows), UID_DTYPE)
 
     def shards() -> Iterator[tuple[str, np.ndarray, np.ndarray, list[str]]]:
@@ -176,6 +181,10 @@ def _locate_all(pool: Pool, keep: KeepList, workers: int) -> Located:
             mine = slice(bounds[shard], bounds[shard + 1])
             here = rows[mine]
             hashes[mine] = pool.column("uid_hash", here)
+            for kind, digest in kinds.items():
+                content[f"{kind}_offset"][mine] = pool.column(f"{kind}_offset", here)
+                content[f"{kind}_bytes"][mine] = pool.column(f"{kind}_bytes", here)
+                content[f"{kind}_hash"][mine] = pool.hash_words(digest, here)[:, 0]
             try:
                 if uids is not None:
                     uids[mine] = uids_to_pairs(pool.uids(here))
@@ -203,6 +212,7 @@ def _locate_all(pool: Pool, keep: KeepList, workers: int) -> Located:
         np.r_[0, np.cumsum(num_ranges)],
         np.concatenate([extents.starts for extents in found]),
         np.concatenate([extents.lengths for extents in found]),
+        content,
         uids,
     )
 
@@ -234,7 +244,8 @@ def _write_all(
             sources = [pool.shards[int(source)] for source in used]
             starts, lengths = samples.starts[ranges], samples.lengths[ranges]
             new = {at: name for at, e in enumerate(written.tolist()) if (name := entries.names.get(e))}
-            yield (TarPlan(out / tar_name(number), sources, shard, starts, lengths, first, keys, new),)
+            plan = (out / tar_name(number), sources, shard, starts, lengths, first, keys, new)
+            yield (TarPlan(*plan, samples.content[mine], pool.caption_field),)
 
     sizes = np.add.reduceat(samples.lengths, samples.first_range[:-1])
     sizes = np.add.reduceat(sizes[entries.sample[order]], edges[:-1]) + len(END_OF_TAR)

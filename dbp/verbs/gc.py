@@ -2,12 +2,12 @@
 
     dbp gc                              list what may go, what is in use, what can be resumed; remove nothing
     dbp gc delete=true                  remove half-written work of dead processes
-    dbp gc delete=true name=NAME[,NAME] also unfinished work that could be resumed: finished parts, checkpoints of runs
+    dbp gc delete=true name=NAME[,NAME] also unfinished work that could be resumed: parts, checkpoints of runs
     dbp gc delete=true keep=KEY[,KEY]   also every artifact that none of these keys, and no live run, rests on
 
-NAME is a folder as listed (`train-3fa94c…`), or the beginning of its key. What a live run writes, on this machine or
-on another one that sees the store, stays; a run on another machine counts as dead when it gave no sign of life for
-an hour. `paths.store=FOLDER` and `paths.runs=FOLDER` say which store.
+NAME is a folder as listed (`train-3fa94c…`), or the beginning of its key. What a live run writes stays, whether it
+runs on this machine or on another one that sees the store; one on another machine counts as dead when it gave no
+sign of life for an hour. `paths.store=FOLDER` and `paths.runs=FOLDER` say which store.
 """
 
 import contextlib

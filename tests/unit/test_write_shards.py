@@ -297,7 +297,7 @@ def test_a_global_header_stays_behind_unless_it_names_or_sizes_files(tmp_path, o
 
 @pytest.mark.parametrize("fails", [18, 22, 38, 95, 0])
 def test_where_the_kernel_cannot_copy_a_buffer_does(tmp_path, pool, monkeypatch, fails):
-    expected = write_shards(pool, keep_of(pool, range(0, 60, 7)), tmp_path / "kernel")
+    expected = write_shards(pool, keep_of(pool, range(0, 60, 7)), tmp_path / "kernel", verify=False)
     calls = []
 
     def cannot(*arguments):
@@ -307,7 +307,7 @@ def test_where_the_kernel_cannot_copy_a_buffer_does(tmp_path, pool, monkeypatch,
         return 0
 
     monkeypatch.setattr(os, "copy_file_range", cannot)
-    assert write_shards(pool, keep_of(pool, range(0, 60, 7)), tmp_path / "buffer") == expected
+    assert write_shards(pool, keep_of(pool, range(0, 60, 7)), tmp_path / "buffer", verify=False) == expected
     assert calls
     for one, other in zip(tars_in(tmp_path / "kernel"), tars_in(tmp_path / "buffer"), strict=True):
         assert one.read_bytes() == other.read_bytes()
@@ -534,7 +534,7 @@ def test_a_finished_shard_with_other_headers_is_written_again_when_verified(tmp_
 def test_a_failure_midway_leaves_whole_shards_only(tmp_path, pool, monkeypatch):
     keep = keep_of(pool, range(60))
     whole = write_shards(pool, keep, tmp_path / "whole", shard_size=10)
-    real, calls = range_copy._copy, []
+    real, calls = range_copy.read_at, []
 
     def fails(*arguments):
         calls.append(arguments)
@@ -542,7 +542,7 @@ def test_a_failure_midway_leaves_whole_shards_only(tmp_path, pool, monkeypatch):
             raise OSError(28, "No space left on device")
         return real(*arguments)
 
-    monkeypatch.setattr(range_copy, "_copy", fails)
+    monkeypatch.setattr(range_copy, "read_at", fails)
     with pytest.raises(WorldError, match=r"00000002.tar cannot be written: No space left on device"):
         write_shards(pool, keep, tmp_path / "out", shard_size=10)
     assert [tar.name for tar in tars_in(tmp_path / "out")] == ["00000000.tar", "00000001.tar"]
@@ -559,7 +559,7 @@ from pathlib import Path
 from dbp.formats import range_copy
 from dbp.formats.write_shards import write_shards
 
-real, calls = range_copy._copy, []
+real, calls = range_copy.read_at, []
 
 def dies(*arguments):
     calls.append(arguments)
@@ -567,7 +567,7 @@ def dies(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments)
 
-range_copy._copy = dies
+range_copy.read_at = dies
 with open(sys.argv[1], "rb") as handle:
     pool, keep = pickle.load(handle)
 write_shards(pool, keep, Path(sys.argv[2]), shard_size=10)
@@ -591,14 +591,14 @@ def test_a_killed_export_goes_on_where_it_was(tmp_path, pool):
 
 @pytest.mark.parametrize("damage", ["swap", "shift"])
 def test_a_shard_that_is_not_as_planned_is_not_given_out(tmp_path, pool, monkeypatch, damage):
-    real = range_copy.copy_ranges
+    real = range_copy.copy_checked
 
-    def wrong(shard, target, starts, lengths, places):
-        if damage == "swap" and len(starts) > 1:
-            starts = np.r_[starts[1], starts[0], starts[2:]]
-        real(shard, target, starts, lengths, places + 512 * (damage == "shift"))
+    def wrong(shard, target, plan, at, places):
+        if damage == "swap" and len(at) > 1:
+            at = np.r_[at[1], at[0], at[2:]]
+        real(shard, target, plan, at, places + 512 * (damage == "shift"))
 
-    monkeypatch.setattr(range_copy, "copy_ranges", wrong)
+    monkeypatch.setattr(range_copy, "copy_checked", wrong)
     with pytest.raises(WorldError, match="was not written as planned"):
         write_shards(pool, keep_of(pool, range(0, 60, 3)), tmp_path / "out")
     assert not tars_in(tmp_path / "out")
@@ -724,6 +724,44 @@ def test_a_shard_that_shrinks_while_it_is_copied_is_named(tmp_path, pool, monkey
     with pytest.raises(PoolError, match=r"in-0.tar ends at byte .* became shorter while it was copied"):
         write_shards(pool, keep, tmp_path / "out")
     assert not tars_in(tmp_path / "out")
+
+
+def overwrite(path, name, content):
+    """Other bytes of equal size in place of a member's; the time of the file is set back."""
+    with tarfile.open(path) as tar:
+        info = tar.getmember(name)
+    before = os.stat(path)
+    with open(path, "r+b") as handle:
+        handle.seek(info.offset_data)
+        handle.write(content.ljust(info.size)[: info.size])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_other_bytes_of_equal_size_are_found_and_counted_and_not_given_out(tmp_path, pool, workers):
+    """An image, a caption, and both of one sample, in one shard; the tars before stay, this one is not there."""
+    for name in ("010003.png", "010005.txt", "010007.png", "010007.txt"):
+        overwrite(pool.shards[1], name, b"something else")
+    keep = keep_of(pool, range(60))
+    with pytest.raises(PoolError, match=r"in-1.tar holds other bytes.* of 20 samples for 00000001.tar, 3 have"):
+        write_shards(pool, keep, tmp_path / "out", shard_size=20, shuffle=False, workers=workers)
+    assert not (tmp_path / "out/00000001.tar").exists()
+    assert not (tmp_path / "out/sizes.json").exists()
+    assert keys_in(tmp_path / "out/00000000.tar") == [f"00{i:04d}" for i in range(20)]
+    others = keep_of(pool, [row for row in range(60) if row not in (23, 25, 27)])
+    assert write_shards(pool, others, tmp_path / "others")["samples"] == 57, "what is not kept does not matter"
+    assert write_shards(pool, keep, tmp_path / "unseen", verify=False)["samples"] == 60
+
+
+def test_a_caption_in_a_json_is_compared_and_its_other_fields_are_not(tmp_path, open_pool):
+    path = write_tar(tmp_path / "in.tar", [m for i in range(4) for m in sample(f"k{i}", i)])
+    pool = open_pool(path, caption="json:key")
+    overwrite(path, "k1.json", json.dumps({"uid": "f" * 32, "key": "k1"}).encode())
+    overwrite(path, "k1.txt", b"no part of this pool")
+    assert write_shards(pool, keep_of(pool, range(4)), tmp_path / "one")["samples"] == 4
+    overwrite(path, "k2.json", json.dumps({"uid": "f" * 32, "key": "k3"}).encode())
+    with pytest.raises(PoolError, match=r"of 4 samples for 00000000.tar, 1 have another image or caption"):
+        write_shards(pool, keep_of(pool, range(4)), tmp_path / "two")
 
 
 def test_the_readable_part_of_a_damaged_shard_can_be_written(tmp_path, open_pool):

@@ -131,7 +131,7 @@ class MixedCaptions:
             keys: What names each pair to the random streams, its copy included.
         """
         if self.refined is None:
-            return self.pool.captions(rows)
+            return self.pool.captions(rows, verify=False)
         found, rule = self.refined.of(rows), self.rule.rule
         if rule == "alternate":
             words = mix(keys ^ stream(self.seed, epochs, CAPTION))
@@ -140,7 +140,7 @@ class MixedCaptions:
             is_taken = (drawn < self.rule.ratio).tolist()
             found = [text if taken else None for text, taken in zip(found, is_taken, strict=True)]
         at = np.flatnonzero([text is None or rule == "concatenate" for text in found])
-        for place, original in zip(at.tolist(), self.pool.captions(rows[at]), strict=True):
+        for place, original in zip(at.tolist(), self.pool.captions(rows[at], verify=False), strict=True):
             refined = found[place]
             found[place] = original if refined is None else f"{original}{self.rule.separator}{refined}"
         return [text or "" for text in found]

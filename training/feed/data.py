@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dbp.data.caption_text import caption_from
 from dbp.data.images import Undecodable
-from dbp.data.pool import Pool
+from dbp.data.pool import HASHES, Pool
 from dbp.errors import ConfigError, PoolError
 from training.feed.augmentation import Augmentation
 from training.feed.captions import MixedCaptions
@@ -67,6 +67,10 @@ class Pairs(Dataset):
                 f"train.cache=true: caption.rule={captions.rule.rule} draws a caption anew in "
                 "each epoch, so there is nothing to keep. Set train.cache=false, or another rule."
             )
+        pool, kept = self.subset.pool, self.subset.rows
+        kinds = ("image",) if pool.has_texts else ("image", "caption")
+        # 16 bytes a kept row, shared by workers: a shard may be overwritten in place while a run reads it.
+        self.hashes = {kind: pool.hash_words(HASHES[kind], kept)[:, 0] for kind in kinds}
         # Compiled here, if it must be, and not by each worker.
         import training.feed.decoding  # noqa: F401
 
@@ -104,6 +108,9 @@ class Pairs(Dataset):
         pictures = room(len(indices), 3, self.size, self.size)
         squares, sources = pictures.numpy(), np.empty_like(indices)
         read = read_pairs(subset.pool, subset.rows[indices])
+        for kind, hashes in self.hashes.items():
+            found = read.pictures if kind == "image" else read.captions
+            subset.pool.check(kind, subset.rows[indices], found, hashes[indices])
         for at, index in enumerate(indices):
             squares[at], sources[at] = self._picture(int(index), numbers[at], read.pictures[at])
         if self.captions is not None:
@@ -111,7 +118,7 @@ class Pairs(Dataset):
         else:
             captions = read.captions
             for at in np.flatnonzero(sources != indices):
-                captions[at] = subset.pool.captions(subset.rows[sources[at : at + 1]])[0]
+                captions[at] = subset.pool.captions(subset.rows[sources[at : at + 1]], verify=False)[0]
         return pictures, self.tokenizer(captions).long(), sources
 
     def _cached(
