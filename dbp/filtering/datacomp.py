@@ -174,14 +174,15 @@ class ImageBased(Chain):
     """DataComp's image-based filter: pictures whose cluster is the nearest of some ImageNet-1k picture.
 
     Args:
-        min_words: Words of the caption, at least.
+        min_words: Words of the caption, at least, as fastText counts them (see `Rules`). The basic filter of
+            DataComp's code counts them by `str.split`.
         min_characters: Characters of the caption, at least.
         language: Who tells English (see `Language`); null leaves the rule out.
         centroids: `.npy` of shape (k, d): DataComp's centroids of the pool's L/14 image vectors.
         targets: `.npy` of shape (m, d): L/14 vectors of ImageNet-1k's training pictures.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: words as fastText counts them
 
     min_words: int
     min_characters: int
@@ -190,5 +191,5 @@ class ImageBased(Chain):
     targets: str | None = runtime(None)
 
     def steps(self) -> tuple[Any, ...]:
-        caption = Rules(self.min_words, self.min_characters, 0, 1e6)
+        caption = Rules(self.min_words, self.min_characters, 0, 1e6, "fasttext")
         return (*_language(self.language), caption, NearTargets(self.centroids, self.targets))

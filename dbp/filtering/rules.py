@@ -1,7 +1,9 @@
 """Filters on the caption's words and the picture's size, from the index alone."""
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -11,16 +13,27 @@ from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.narrowing import Narrowing
 
+Words = Literal["blanks", "fasttext"]
+
+# fastText's `Dictionary::readWord`: it knows six blanks of ASCII and no others, and gives a line break as `</s>`.
+FASTTEXT = re.compile("\n|[^ \n\r\t\v\f\0]+")
+COUNT: dict[Words, Callable[[str], int]] = {
+    "blanks": lambda caption: len(caption.split()),
+    "fasttext": lambda caption: len(FASTTEXT.findall(caption)),
+}
+
 
 @dataclass(frozen=True)
 class Rules(Narrowing):
     """Keep pairs with enough words, characters and pixels, and a moderate aspect ratio.
 
     Args:
-        min_words: Words divided by white space, at least.
+        min_words: Words of the caption, at least.
         min_characters: Characters of the caption, at least.
         min_side: Pixels of the shorter side, at least.
         max_aspect_ratio: Longer side over shorter side, at most.
+        words: What a word is: what stands between `blanks`, of Unicode; or a token of `fasttext`, where a line
+            break is one, too, and a no-break space does not part words.
 
     Source: DataComp's basic filter (3 words, 6 characters, 200 pixels, ratio 3), without its language
         rule, which needs a downloaded model.
@@ -34,6 +47,7 @@ class Rules(Narrowing):
     min_characters: int
     min_side: int
     max_aspect_ratio: float
+    words: Words = "blanks"
 
     def __post_init__(self) -> None:
         require(self.max_aspect_ratio >= 1, "max_aspect_ratio", self.max_aspect_ratio, "at least 1")
@@ -45,7 +59,7 @@ class Rules(Narrowing):
         characters = pool.column("caption_length")[rows.mask]
         words = np.full(rows.num_kept, self.min_words)
         if self.min_words > 0:
-            words = word_counts(pool, rows.rows)
+            words = word_counts(pool, rows.rows, self.words)
         failures = (
             ("too few words", words < self.min_words, words, self.min_words),
             ("too few characters", characters < self.min_characters, characters, self.min_characters),
@@ -64,10 +78,12 @@ class Rules(Narrowing):
         return kept, {why: int(failed.sum()) for why, failed, _, _ in failures}
 
 
-def word_counts(pool: Pool, rows: Int[np.ndarray, " m"], block: int = 1 << 16) -> Int[np.ndarray, " m"]:
-    """Words of captions, divided by white space; captions are read a block at a time."""
+def word_counts(
+    pool: Pool, rows: Int[np.ndarray, " m"], words: Words = "blanks", block: int = 1 << 16
+) -> Int[np.ndarray, " m"]:
+    """Words of captions, by either meaning of a word; captions are read a block at a time."""
     found = np.empty(len(rows), np.int64)
     for at in range(0, len(rows), block):
         captions = pool.captions(rows[at : at + block])
-        found[at : at + block] = [len(caption.split()) for caption in captions]
+        found[at : at + block] = list(map(COUNT[words], captions))
     return found

@@ -69,10 +69,12 @@ class Matching(Parted):
     """Find the entries that each valid row's caption holds.
 
     Args:
-        rule: `reference`: case and spacing as MetaCLIP published them; `folded`: letters in any case, marks
-            do not keep a word from being found.
+        rule: `reference`: case and spacing as MetaCLIP published them; `unspaced`: as MetaCLIP 2 did, the same, but
+            an entry's end that is of a script without blanks, or a mark, may lie within a run of letters;
+            `folded`: letters in any case, marks do not keep a word from being found.
 
-    Source: Xu et al. 2024, section 3.2.
+    Source: Xu et al. 2024, section 3.2; for `unspaced` the code of MetaCLIP 2. Departure: one list of entries for
+        captions of all languages, where theirs asks a model of languages for the list of each caption.
     """
 
     name: ClassVar[str] = "match"

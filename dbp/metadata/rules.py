@@ -1,21 +1,30 @@
-"""When a caption holds an entry: as MetaCLIP says it, or after folding.
+"""When a caption holds an entry: as MetaCLIP or MetaCLIP 2 says it, or after folding.
 
-Under both rules a caption and an entry become texts with a blank at each end, and the entry must be a part
-of the caption; so it matches whole words.
+Under all rules a caption and an entry become texts with a blank at each end, and the entry must be a part of the
+caption; so it matches whole words. MetaCLIP 2's rule leaves the blank out where the entry begins or ends with a
+character of a script without blanks between words.
 """
 
 import re
+import string
 import unicodedata
 from functools import cache
 from typing import Literal
 
-Rule = Literal["reference", "folded"]
+Rule = Literal["reference", "unspaced", "folded"]
 
 SPACED = ",.;:?!`"  # the marks that MetaCLIP puts blanks around
 # Scripts that are written without blanks between words: each character stands alone.
 UNSPACED = (
     "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3040-\u30ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+)
+# What MetaCLIP 2 takes for such scripts: Han, Thai, Lao, Tibetan, Burmese, Khmer (no kana, no hangul), and marks.
+OPEN = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u2ff0-\u2fff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0002a6df\U0002a700-\U0002ebef"
+    + re.escape(string.punctuation)
+    + "，。、；：？！“”‘’（）【】《》〈〉「」『』～—]"
 )
 INVISIBLE = re.compile("[\u00ad\u200c-\u200f\u2060\ufeff]")
 PLAIN = re.compile(r"[a-z0-9]+|[!-/:-@\[-`{-~]")  # words and marks of ASCII, many times faster
@@ -59,13 +68,16 @@ def _words() -> re.Pattern[str]:
 
 def caption_text(text: str, rule: Rule) -> str:
     """A caption as entries are looked for in it."""
-    return spaced(text) if rule == "reference" else folded(text)
+    return folded(text) if rule == "folded" else spaced(text)
 
 
 def entry_text(entry: str, rule: Rule) -> str | None:
     """An entry as it is looked for; None where no caption can hold it."""
-    if rule == "reference":
+    if rule != "folded":
         # In a spaced caption each of the seven marks stands between blanks.
-        return None if NEVER.search(entry) else f" {entry} "
+        if NEVER.search(entry) or not entry:
+            return None
+        is_open = [rule == "unspaced" and OPEN.match(end) is not None for end in (entry[0], entry[-1])]
+        return f"{'' if is_open[0] else ' '}{entry}{'' if is_open[1] else ' '}"
     text = folded(entry)
     return text if text.strip() else None

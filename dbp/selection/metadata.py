@@ -42,7 +42,7 @@ class Balancing(Narrowing):
 
     Args:
         metadata: Where the entries come from.
-        rule: When a caption holds one: `reference`, as published, or `folded`.
+        rule: When a caption holds one: `reference`, as published, `unspaced`, as in MetaCLIP 2, or `folded`.
         combine: `independent`: 1 - prod(1 - p), as the paper and its code draw; `sum`: min(1, sum of p), as
             its notebook shows.
         counts: What c_e counts: all valid rows of the `pool`, as published; or the `rows` that dedup and

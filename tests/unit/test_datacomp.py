@@ -30,7 +30,7 @@ from dbp.filtering import datacomp as filters
 from dbp.filtering import near_targets
 from dbp.filtering.combine import All
 from dbp.filtering.language import Language, NamesObject
-from dbp.filtering.rules import Rules
+from dbp.filtering.rules import COUNT, Rules
 from dbp.formats import metadata_rows
 from dbp.formats.uid_pairs import uids_to_pairs
 from dbp.pools.datacomp import Metadata
@@ -564,6 +564,27 @@ def test_the_reference_fraction_says_where_it_fails(house):
 def test_the_laion_2b_filter_is_a_score_and_a_language(house):
     found, _ = house.kept(filters.Laion2B("clip_b32_similarity_score", 0.28, "column:language"))
     assert found == house.where(lambda row: row["clip_b32_similarity_score"] >= 0.28 and row["language"] == "en")
+
+
+@pytest.mark.parametrize(
+    ("caption", "blanks", "fasttext"),
+    [
+        # The last column is what the package fasttext 0.9.2 gives; 200,000 random texts agreed, too.
+        ("", 0, 0), ("a b", 2, 2), ("  a  ", 1, 1), ("a\nb", 2, 3), ("a\n", 1, 2), ("\n\n", 0, 2), ("\n a", 1, 2),
+        ("a\u00a0b", 2, 1), ("a\u2028b", 2, 1), ("a\x85b", 2, 1), ("a\x1cb", 2, 1),
+        ("a\vb\fc\rd\0e\tf", 5, 6), ("é\n日本", 2, 3),
+    ],
+)  # fmt: skip
+def test_words_are_counted_by_blanks_or_as_fasttext_does(caption, blanks, fasttext):
+    assert (COUNT["blanks"](caption), COUNT["fasttext"](caption)) == (blanks, fasttext)
+
+
+def test_the_image_based_filter_alone_counts_words_as_fasttext_does():
+    """DataComp's code: `len(x.split()) > 2` in its basic filter, `len(fasttext.tokenize(x)) > 1` in this one."""
+    caption = next(s for s in filters.ImageBased(2, 6, None).steps() if isinstance(s, Rules))
+    assert caption.words == "fasttext"
+    assert filters.Basic(3, 6, 200, 3.0).steps()[0].words == "blanks"
+    assert key_of(Rules(3, 6, 200, 3.0, "blanks"), {}) == key_of(Rules(3, 6, 200, 3.0), {}), "its key stays"
 
 
 def best(vectors, centroids):

@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import random
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,53 @@ def held(entry: str, caption: str, rule: Any = "reference") -> bool:
 def test_a_caption_holds_an_entry_by_each_rule(entry: str, caption: str, reference: bool, by_folding: bool) -> None:
     assert held(entry, caption) is reference
     assert held(entry, caption, "folded") is by_folding
+
+
+@pytest.mark.parametrize(
+    ("entry", "caption", "reference", "unspaced"),
+    [
+        ("\u6771\u4eac", "\u6771\u4eac\u5854\u306e\u591c", False, True),  # Tokyo in a run of Han and kana
+        ("\u6771\u4eac", "in \u6771\u4eac today", True, True),
+        ("\u0e41\u0e21\u0e27", "\u0e23\u0e39\u0e1b\u0e41\u0e21\u0e27\u0e14\u0e33", False, True),  # a cat, in Thai
+        ("\u30bf\u30ef\u30fc", "\u6771\u4eac\u30bf\u30ef\u30fc", False, False),  # kana are not in its table
+        ("\u732bcat", "\u767d\u732bcat", False, True),  # the left end alone is open
+        ("\u732bcat", "\u767d\u732bcats", False, False),
+        ("cat\u732b", "hotcat\u732b", False, False),
+        ("dog", "hotdog", False, False),
+        ("dog", "\u767ddog", False, False),  # an end in letters needs its blank, whatever stands there
+        ("(dog)", "a(dog)b", False, True),  # marks are open, too
+        ("U.S.", "the U.S. army", False, False),
+        ("Dog", "dog", False, False),
+    ],
+)
+def test_ends_of_scripts_without_blanks_need_none_under_the_rule_of_metaclip_2(
+    entry: str, caption: str, reference: bool, unspaced: bool
+) -> None:
+    assert held(entry, caption) is reference
+    assert held(entry, caption, "unspaced") is unspaced
+
+
+def needs_no_blank(character: str) -> bool:
+    """By the names of Unicode's characters, an independent way to MetaCLIP 2's table of code points."""
+    scripts = ("CJK UNIFIED", "CJK RADICAL", "THAI", "LAO", "TIBETAN", "MYANMAR", "KHMER")
+    marks = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~" + "\uff0c\u3002\u300a\u201c\u2019\u2014"
+    return unicodedata.name(character, "").startswith(scripts) or character in marks
+
+
+def test_the_rule_of_metaclip_2_finds_what_a_search_entry_by_entry_finds() -> None:
+    letters = "ab \u732b\u4eac\u0e41\u0e21\u0e81\u0f40\u1000\u1780\u30bf\uac00.,(\u3002\u201c"
+    draw = random.Random(0)
+    texts = ["".join(draw.choices(letters, k=draw.randint(1, 3))) for _ in range(600)]
+    entries = [text for text in dict.fromkeys(map(str.strip, texts)) if text]
+    looked_for = [("" if needs_no_blank(e[0]) else " ") + e + ("" if needs_no_blank(e[-1]) else " ") for e in entries]
+    find, total = Finder(Entries(entries), "unspaced").find, 0
+    for _ in range(300):
+        caption = "".join(draw.choices(letters, k=draw.randint(0, 12)))
+        within = naively_spaced(caption)
+        expected = [number for number, text in enumerate(looked_for) if text in within]
+        assert find(caption) == expected
+        total += len(expected)
+    assert total > 1000
 
 
 def naively_spaced(text: str) -> str:

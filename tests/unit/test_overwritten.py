@@ -53,6 +53,7 @@ def batch(pool: Pool, rows: list[int]) -> dict:
     keep[rows] = True
     subset = Subset.of(pool, KeepList(pool.digest, keep))
     taken = Slice(0, np.zeros(len(rows), np.int64), np.arange(len(rows)))
+
     def tokens(texts: list[str]) -> torch.Tensor:
         return torch.zeros((len(texts), 4), dtype=torch.int64)
 
