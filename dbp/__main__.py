@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from dbp.verbs.terminal import print_anywhere, read_utf8
+
 # verb -> module; a module has `run(config)` where the verb reads the config, else `main(arguments)`.
 VERBS = {
     "curate": "dbp.curate",
@@ -73,6 +75,9 @@ ABOUT = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; return the exit status: 0 done, 1 a person can mend it, 2 wrong usage."""
+    print_anywhere()
+    if arguments is None:
+        read_utf8()
     try:
         status = _main(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()

@@ -17,6 +17,10 @@ class Narrowing(Stage):
     """Dedup, filter and select are stages of this kind."""
 
     makes: ClassVar[type] = KeepList
+    if_few_stay: ClassVar[str] = (  # what dedup says when it removes more than half
+        "pools rarely hold so many copies, but a weak encoder finds unlike images alike. Lower dedup.epsilon or "
+        "choose another encoder.dedup; `dbp report` shows pairs"
+    )
 
     @abstractmethod
     def decide(self, **inputs: Any) -> tuple[KeepList, dict[str, Any]]:
@@ -36,10 +40,8 @@ class Narrowing(Stage):
         is_asked_for = self.at_most(before) < before
         if self.name == "dedup" and not is_asked_for and kept.num_kept < SUSPICIOUS * before:
             log.warning(
-                "dedup removed %s of %s rows; pools rarely hold so many copies, but a weak encoder finds unlike "
-                "images alike. Lower dedup.epsilon or choose another encoder.dedup; `dbp report` shows pairs.",
-                f"{before - kept.num_kept:,}", f"{before:,}",
-            )  # fmt: skip
+                "dedup removed %s of %s rows; %s.", f"{before - kept.num_kept:,}", f"{before:,}", self.if_few_stay
+            )
         return {"rows": before, "kept": kept.num_kept, "keep list": kept.digest, **counts}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from dbp.config import groups
 from dbp.engine.paths import config_folder
 from dbp.errors import ConfigError
+from dbp.verbs.terminal import print_anywhere
 
 PLAIN = re.compile(r"[A-Za-z0-9_./:\-+@%?*]*")
 BRACKETS = ("[]", "{}", "''", '""')
@@ -95,6 +96,7 @@ def hydra_main(verb: str, run: Callable[[Any], Any]) -> None:
     """Run a verb as a plain Hydra program, for `python -m` and for multirun launchers."""
     import hydra
 
+    print_anywhere()
     hydra.main(version_base="1.3", config_path=str(config_folder().absolute()), config_name=verb)(run)()
 
 

@@ -112,7 +112,9 @@ def test_the_rule_of_metaclip_2_finds_what_a_search_entry_by_entry_finds() -> No
     draw = random.Random(0)
     texts = ["".join(draw.choices(letters, k=draw.randint(1, 3))) for _ in range(600)]
     entries = [text for text in dict.fromkeys(map(str.strip, texts)) if text]
-    looked_for = [("" if needs_no_blank(e[0]) else " ") + e + ("" if needs_no_blank(e[-1]) else " ") for e in entries]
+    looked_for = [
+        ("" if needs_no_blank(e[0]) else " ") + e + ("" if needs_no_blank(e[-1]) else " ") for e in entries
+    ]
     find, total = Finder(Entries(entries), "unspaced").find, 0
     for _ in range(300):
         caption = "".join(draw.choices(letters, k=draw.randint(0, 12)))

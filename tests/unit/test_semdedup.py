@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -764,6 +765,18 @@ def test_dedup_that_removes_more_than_half_says_so_and_the_way_out(
     work = Work(tmp_path, tmp_path, "key")
     stage.run(work, rows=rows, similar=similar)
     assert ("removed 7 of 10 rows" in caplog.text and "dedup.epsilon" in caplog.text) == is_said
+
+
+@pytest.mark.parametrize(("copies", "is_said"), [(5, False), (6, True)])
+def test_exact_dedup_that_removes_more_than_half_says_so_with_a_way_out_of_its_own(
+    copies: int, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = everything("pool", np.ones(10, bool))
+    words = np.stack([np.maximum(np.arange(10), copies)] * 2, axis=1).astype(np.uint64)
+    pool: Any = SimpleNamespace(hash_words=lambda name, rows: words[rows])
+    ExactContent(False).run(Work(tmp_path, tmp_path, "key"), rows=rows, pool=pool)
+    assert (f"removed {copies} of 10 rows" in caplog.text and "dedup.with_caption" in caplog.text) == is_said
+    assert "epsilon" not in caplog.text
 
 
 @pytest.mark.parametrize("epsilon", [-0.1, 2.1, float("nan")])
