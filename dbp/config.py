@@ -185,6 +185,15 @@ def _cast_scalar(value: Any, hint: Any, path: str) -> Any:
 
 # composition
 
+# Settings at the root that are text: a folder may be called 2024, and a key of an artifact be 12e345.
+TEXTS = frozenset(
+    (
+        *("until", "upstream", "root", "protocol", "precision", "suite", "checkpoint", "pretrained", "name"),
+        *("sweep.name", "sweep.control", "export.datacomp", "export.clip_benchmark", "parts.device"),
+        *("evaluate.device", "evaluate.devices", "evaluate.crops"),
+    )
+)
+NUMBER_LIKE = re.compile(r"[-+]?[\d_.]*\d[\d_.]*(e[-+]?\d+)?|[-+]?inf|nan|true|false", re.IGNORECASE)
 GROUP = re.compile(r"^[~+]{0,2}([A-Za-z_/]+)(@[A-Za-z_.]+)?$")
 
 
@@ -196,6 +205,12 @@ def groups() -> dict[str, list[str]]:
         for folder in sorted(home.iterdir())
         if folder.is_dir()
     }
+
+
+def is_group(key: str) -> bool:
+    """Whether a key of the command line chooses an option of a config group."""
+    match = GROUP.match(key)
+    return match is not None and match[1] in groups()
 
 
 def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = None, resolve: bool = True) -> Any:
@@ -227,6 +242,8 @@ def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = Non
     try:
         with initialize_config_dir(str(config_folder().absolute()), version_base="1.3"):
             config = hydra_compose(verb, overrides=overrides + extra)
+            if (in_quotes := [_as_text(config, override) for override in overrides]) != overrides:
+                config = hydra_compose(verb, overrides=in_quotes + extra)
             _check_root(config, overrides)
             with open_dict(config):
                 config.tasks = {**_own_tasks(config_dirs or []), **(config.get("tasks") or {})}
@@ -237,6 +254,25 @@ def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = Non
         raise ConfigError(_what_was_meant(verb, overrides, error)) from error
     except YAMLError as error:
         raise ConfigError(f"a config cannot be read as YAML: {' '.join(str(error).split())}") from error
+
+
+def _as_text(config: Any, override: str) -> str:
+    """An override in quotes, if its value looks like a number and its setting is text: 1e5 is no 100000.0 there."""
+    from omegaconf import OmegaConf
+
+    key, _, value = override.partition("=")
+    if not NUMBER_LIKE.fullmatch(value):
+        return override
+    parent, _, name = (path := key.lstrip("+")).rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else None
+    if path not in TEXTS:
+        if not OmegaConf.is_dict(node) or not (target := node.get("_target_")):
+            return override
+        hint = typing.get_type_hints(locate(target, parent)).get(name)
+        kinds = set(typing.get_args(hint) or (hint,))
+        if str not in kinds or kinds & {int, float, bool}:
+            return override
+    return f"{key}='{value}'"
 
 
 def _check_root(config: Any, overrides: list[str]) -> None:

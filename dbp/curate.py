@@ -155,7 +155,7 @@ def run(config: Any) -> KeepList | None:
     from dbp.planning import preflight
     from dbp.planning.plan import check_budget, print_plan, require_upstream
 
-    is_known = config.until in UNTIL or config.until.startswith("scores.")
+    is_known = config.until in UNTIL or str(config.until).startswith("scores.")
     require(is_known, "until", config.until, f"one of {', '.join(UNTIL)}, or scores.NAME")
     require(config.upstream in ("build", "require"), "upstream", config.upstream, "build or require")
     nodes = recipe(read(config))

@@ -23,8 +23,8 @@ class ExactContent(Narrowing):
     version: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("rows", "pool")
     if_few_stay: ClassVar[str] = (
-        "one image may stand for all that could not be downloaded, or shards were given twice. Look at pool.shards, "
-        "or set dedup.with_caption=true to compare captions, too; `dbp why UID` names the copy"
+        "one image may stand for all that could not be downloaded, or shards were given twice. Look at "
+        "pool.shards, or set dedup.with_caption=true to compare captions, too; `dbp why UID` names the copy"
     )
 
     with_caption: bool

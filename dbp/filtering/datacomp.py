@@ -28,7 +28,10 @@ from dbp.pools.datacomp import score_column
 
 
 def _language(by: str | None) -> tuple[Language, ...]:
-    return (Language(by),) if by else ()
+    try:
+        return (Language(by),) if by else ()
+    except ConfigError as error:  # it names its own field
+        raise ConfigError(f"filter.language{str(error).removeprefix('by')}") from error
 
 
 @dataclass(frozen=True)

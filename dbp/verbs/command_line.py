@@ -5,7 +5,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from dbp.config import groups
+from dbp.config import NUMBER_LIKE, groups, is_group
 from dbp.engine.paths import config_folder
 from dbp.errors import ConfigError
 from dbp.verbs.terminal import print_anywhere
@@ -25,9 +25,11 @@ def to_hydra(argument: str) -> str:
     "pool.shards='a b/{00..09}.tar'"
     """
     key, equals, value = argument.partition("=")
-    # A path is text whatever it looks like: a folder may be called 2024 or [new].
-    is_path = key.startswith("paths.") and value[:1] not in ("'", '"', "$", "")
-    if not equals or (not is_path and (PLAIN.fullmatch(value) or _is_literal(value))):
+    # A path is text whatever it looks like: a folder may be called 2024 or [new]. So is an option of a group:
+    # `select=null` names one that is missing.
+    is_text = key.startswith("paths.") and value[:1] not in ("'", '"', "$", "")
+    is_text |= bool(NUMBER_LIKE.fullmatch(value) or value.lower() == "null") and is_group(key)
+    if not equals or (not is_text and (PLAIN.fullmatch(value) or _is_literal(value))):
         return argument
     escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", value)
     trailing = re.search(r"\\*\Z", escaped)  # `$` would also match before a last newline
