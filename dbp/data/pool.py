@@ -43,7 +43,8 @@ SCHEMA = pa.schema(
 )
 
 
-HASHES = {"image": "content_hash", "caption": "caption_hash"}
+What = Literal["image", "caption"]
+HASHES: dict[What, str] = {"image": "content_hash", "caption": "caption_hash"}
 
 
 @dataclass(frozen=True)
@@ -196,14 +197,14 @@ class Pool:
             self.check("caption", rows, texts)
         return texts
 
-    def hashes(self, what: Literal["image", "caption"], rows: Int[np.ndarray, " m"]) -> UInt64[np.ndarray, " m"]:
+    def hashes(self, what: What, rows: Int[np.ndarray, " m"]) -> UInt64[np.ndarray, " m"]:
         """The first 64 bits of the hash of each row's image, or of its caption."""
         every = self.index.at(HASHES[what], rows).to_pylist()
         return np.array([int.from_bytes(digest[:8], "little") for digest in every], np.uint64)
 
     def check(
         self,
-        what: Literal["image", "caption"],
+        what: What,
         rows: Int[np.ndarray, " m"],
         found: Sequence[bytes | str],
         hashes: UInt64[np.ndarray, " m"] | None = None,

@@ -86,7 +86,7 @@ def do_parts(job: str, names: Sequence[str]) -> int:
         return 0
     wanted = set(names)
     made, failed = 0, []
-    with at_work(Path(job).parents[2], work.key, (up["key"] for up in work.job["inputs"].values())):
+    with at_work(work.shared, (up["key"] for up in work.job["inputs"].values())):
         for part in unfinished(work, [part for part in stage.parts(**inputs) if part.name in wanted]):
             try:
                 make_one(stage, work, part, inputs)

@@ -108,10 +108,16 @@ def disk_time(folder: Path) -> float:
 
 
 @contextlib.contextmanager
-def at_work(home: Path, key: str, rests_on: Iterable[str]) -> Iterator[None]:
-    """Give signs of life for who makes parts of an artifact, while the block runs."""
-    (home / ".tmp").mkdir(parents=True, exist_ok=True)
-    stop = begin_beating(home / ".tmp" / f"{key}-{writer()}", rests_on)
+def at_work(shared: Path, rests_on: Iterable[str]) -> Iterator[None]:
+    """Give signs of life for who makes parts of an artifact, while the block runs.
+
+    Args:
+        shared: Where the parts lie, `.partial/STAGE-KEY`.
+        rests_on: Keys of artifacts that are read.
+    """
+    beside = shared.parents[1] / ".tmp"
+    beside.mkdir(parents=True, exist_ok=True)
+    stop = begin_beating(beside / f"{shared.name.rpartition('-')[2]}-{writer()}", rests_on)
     try:
         yield
     finally:

@@ -58,7 +58,7 @@ def gc(store: Store, delete: bool, keep: list[str], names: list[str]) -> None:
         for entry in store.entries():
             if entry.key not in needed:
                 found[entry.folder] = IN_USE if entry.key in in_use else MAY_GO
-    count = dict.fromkeys((MAY_GO, IN_USE, RESUMABLE), (0, 0))
+    count: dict[str, tuple[int, int]] = dict.fromkeys((MAY_GO, IN_USE, RESUMABLE), (0, 0))
     for path, what in found.items():
         size = sum(sizes_under(path))
         count[what] = count[what][0] + 1, count[what][1] + size

@@ -106,9 +106,8 @@ def _run(store: Store, node: Node, index: int, of: int) -> str:
     inputs = {name: store.get(up) for name, up in node.inputs.items()}
     work, parts = _work(store, node), stage.parts(**inputs)
     mine, made = parts[index::of], 0
-    home, rests_on = work.shared.parents[1], (str(store.key(up)) for up in node.inputs.values())
     try:
-        with at_work(home, work.key, rests_on):
+        with at_work(work.shared, (str(store.key(up)) for up in node.inputs.values())):
             for part in unfinished(work, mine):
                 make_one(stage, work, part, inputs)
                 made += 1
@@ -116,11 +115,8 @@ def _run(store: Store, node: Node, index: int, of: int) -> str:
             store.get(node)
     except FileNotFoundError as error:  # another process completed it, and took the parts away
         if store.entry(node) is None:
-            if not work.was_removed:
-                raise
             raise StoreError(
-                f"{label} {work.key} stopped: its folder {work.shared} was removed while parts were made. "
-                "Run the same command again."
+                f"{label} stopped: {error.filename} was removed. Run the same command again."
             ) from error
     left = 0 if store.entry(node) is not None else len(unfinished(work, parts))
     done = f"{made} of {len(mine)} parts made here"

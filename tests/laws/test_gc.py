@@ -219,7 +219,7 @@ def test_a_writer_gives_signs_of_life_and_takes_them_away(
 
     monkeypatch.setattr(signs, "BEAT_SECONDS", 0.01)
     (tmp_path / "home").mkdir()
-    with signs.at_work(tmp_path / "home", "abc", ["key"]):
+    with signs.at_work(tmp_path / "home/.partial/embed-abc", ["key"]):
         (sign,) = (tmp_path / "home/.tmp").iterdir()
         assert json.loads(sign.read_text()) == ["key"]
         os.utime(sign, (0, 0))

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dbp.data.caption_text import caption_from
 from dbp.data.images import Undecodable
-from dbp.data.pool import HASHES, Pool
+from dbp.data.pool import HASHES, Pool, What
 from dbp.errors import ConfigError, PoolError
 from training.feed.augmentation import Augmentation
 from training.feed.captions import MixedCaptions
@@ -68,7 +68,7 @@ class Pairs(Dataset):
                 "each epoch, so there is nothing to keep. Set train.cache=false, or another rule."
             )
         pool, kept = self.subset.pool, self.subset.rows
-        kinds = ("image",) if pool.has_texts else ("image", "caption")
+        kinds: tuple[What, ...] = ("image",) if pool.has_texts else ("image", "caption")
         # 16 bytes a kept row, shared by workers: a shard may be overwritten in place while a run reads it.
         self.hashes = {kind: pool.hash_words(HASHES[kind], kept)[:, 0] for kind in kinds}
         # Compiled here, if it must be, and not by each worker.
