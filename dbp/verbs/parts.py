@@ -115,12 +115,10 @@ def _run(store: Store, node: Node, index: int, of: int) -> str:
             store.get(node)
     except FileNotFoundError as error:  # another process completed it, and took the parts away
         if store.entry(node) is None:
-            raise StoreError(
-                f"{label} stopped: {error.filename} was removed. Run the same command again."
-            ) from error
+            raise StoreError(f"{label}: {error.filename} was removed. Run the same command again.") from error
     left = 0 if store.entry(node) is not None else len(unfinished(work, parts))
-    done = f"{made} of {len(mine)} parts made here"
-    return f"{label} {work.key}: {done}, " + (f"{left} of {len(parts)} left" if left else "complete")
+    then = f"{left} of {len(parts)} left" if left else "complete"
+    return f"{label} {work.key}: {made} of {len(mine)} parts made here, {then}"
 
 
 def status(store: Store, node: Node) -> str:
@@ -193,12 +191,9 @@ def _missing(store: Store, node: Node) -> Node | None:
 
 
 def _work(store: Store, node: Node) -> Work:
-    key = store.key(node)
-    assert key is not None, "its inputs are complete"
-    shared = store.shared(node, key)
-    return Work(shared, shared, key)
+    assert (key := store.key(node)) is not None, "its inputs are complete"
+    return Work(shared := store.shared(node, key), shared, key)
 
 
 def _label(node: Node) -> str:
-    side = getattr(node.stage, "side", None)
-    return f"{node.stage.name} {side}" if side else node.stage.name
+    return f"{node.stage.name} {getattr(node.stage, 'side', None) or ''}".rstrip()
