@@ -191,7 +191,8 @@ def _missing(store: Store, node: Node) -> Node | None:
 
 
 def _work(store: Store, node: Node) -> Work:
-    assert (key := store.key(node)) is not None, "its inputs are complete"
+    key = store.key(node)
+    assert key is not None, "its inputs are complete"
     return Work(shared := store.shared(node, key), shared, key)
 
 
