@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -771,10 +770,8 @@ def test_dedup_that_removes_more_than_half_says_so_and_the_way_out(
 def test_exact_dedup_that_removes_more_than_half_says_so_with_a_way_out_of_its_own(
     copies: int, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = everything("pool", np.ones(10, bool))
-    words = np.stack([np.maximum(np.arange(10), copies)] * 2, axis=1).astype(np.uint64)
-    pool: Any = SimpleNamespace(hash_words=lambda name, rows: words[rows])
-    ExactContent(False).run(Work(tmp_path, tmp_path, "key"), rows=rows, pool=pool)
+    pool = pool_of([(str(max(number, copies)), "a caption") for number in range(10)])
+    ExactContent(False).run(Work(tmp_path, tmp_path, "key"), rows=all_rows(10), pool=pool)
     assert (f"removed {copies} of 10 rows" in caplog.text and "dedup.with_caption" in caplog.text) == is_said
     assert "epsilon" not in caplog.text
 
