@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt64
@@ -328,7 +329,7 @@ def copy_checked(
         )
 
 
-def _others(content: bytes, start: int, known: np.void, caption_field: str) -> Iterator[int]:
+def _others(content: bytes, start: int, known: Any, caption_field: str) -> Iterator[int]:
     """Where, within a range of a sample, an image or a caption is not the one of the index."""
     for kind in ("image", "caption"):
         begin, size = int(known[f"{kind}_offset"]), int(known[f"{kind}_bytes"])

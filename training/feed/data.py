@@ -70,7 +70,7 @@ class Pairs(Dataset):
         pool, kept = self.subset.pool, self.subset.rows
         kinds: tuple[What, ...] = ("image",) if pool.has_texts else ("image", "caption")
         # 16 bytes a kept row, shared by workers: a shard may be overwritten in place while a run reads it.
-        self.hashes = {kind: pool.hash_words(HASHES[kind], kept)[:, 0] for kind in kinds}
+        self.hashes: dict[What, np.ndarray] = {kind: pool.hash_words(HASHES[kind], kept)[:, 0] for kind in kinds}
         # Compiled here, if it must be, and not by each worker.
         import training.feed.decoding  # noqa: F401
 
