@@ -258,7 +258,7 @@ def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = Non
 
 def _as_text(config: Any, override: str) -> str:
     """An override in quotes, if its value looks like a number and its setting is text: 1e5 is no 100000.0 there."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     key, _, value = override.partition("=")
     if not NUMBER_LIKE.fullmatch(value):
@@ -266,7 +266,7 @@ def _as_text(config: Any, override: str) -> str:
     parent, _, name = (path := key.lstrip("+")).rpartition(".")
     node = OmegaConf.select(config, parent) if parent else None
     if path not in TEXTS:
-        if not OmegaConf.is_dict(node) or not (target := node.get("_target_")):
+        if not isinstance(node, DictConfig) or not (target := node.get("_target_")):
             return override
         hint = typing.get_type_hints(locate(target, parent)).get(name)
         kinds = set(typing.get_args(hint) or (hint,))
