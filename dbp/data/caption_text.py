@@ -39,6 +39,7 @@ NUMBER, NOT_FINITE, TRUTH = "caption is a number", "caption is NaN or Infinity",
 NOTHING = ("nan", "none", "null")
 WORD = "caption is the word nan, none or null"
 REASONS = (NO_CAPTION, EMPTY, UNDECODABLE, NUMBER, NOT_FINITE, TRUTH, WORD)
+READ_AS = "captions read as "  # begins the note of one that is not UTF-8
 HALF = "captions with half a surrogate pair, read as ?"
 
 # Beside spaces, controls and formats (Unicode's Z, Cc, Cf): letters and signs that show nothing.

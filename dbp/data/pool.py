@@ -18,9 +18,12 @@ from PIL import Image
 from dbp.data.caption_text import caption_from, json_field
 from dbp.data.columns import Columns
 from dbp.data.images import DROP, decode_rgb
-from dbp.engine.paths import is_remote
+from dbp.engine.paths import is_remote, relative_names
 from dbp.errors import PoolError
 
+# Shards that a process keeps open. Many systems let a process open 256 or 1,024 files in all, and a loader's
+# workers share their pool with an evaluation's; opening one again costs microseconds beside reading a picture.
+MOST_OPEN = 64
 SCHEMA = pa.schema(
     [
         ("uid", pa.string()),
@@ -134,10 +137,7 @@ class Pool:
         rows = np.flatnonzero(self.uid_hashes == hash_64(uid.encode()))
         rows = rows[np.array([found == uid for found in self.uids(rows)], bool)]
         if len(rows) == 0 and "/" in uid:
-            shard, _, key = uid.partition("/")
-            at = [i for i, path in enumerate(self.shards) if Path(path).stem == shard]
-            rows = np.flatnonzero(np.isin(self.column("shard"), at))
-            rows = rows[self.column("key", rows) == key]
+            rows = self._rows_at(uid)
         if len(rows) == 0 and uid.startswith("row:") and uid[4:].isdecimal():
             rows = np.array([int(uid[4:])])[: int(uid[4:]) < self.num_rows]
         if len(rows) == 1:
@@ -153,9 +153,25 @@ class Pool:
         ]
         raise PoolError(f"{len(rows)} samples are named {uid!r}: {', '.join(where)}. Give SHARD/KEY, or row:N.")
 
+    def _rows_at(self, place: str) -> Int[np.ndarray, " m"]:
+        """The rows that SHARD/KEY names; the shard by its file's name, or with its folders where names repeat."""
+        found = [np.zeros(0, np.int64)]
+        for number, (path, name) in enumerate(zip(self.shards, self.shard_names, strict=True)):
+            stems = {Path(path).stem, name.removesuffix(".tar")}
+            for key in [place[len(stem) + 1 :] for stem in stems if place.startswith(f"{stem}/")]:
+                own = np.flatnonzero(self.column("shard") == number)
+                found.append(own[self.column("key", own) == key])
+        return np.unique(np.concatenate(found))
+
+    @cached_property
+    def shard_names(self) -> list[str]:
+        """A name for each shard that no other has: its file's, or its path below the folder that all share."""
+        names = [Path(path).name for path in self.shards]
+        return names if len(set(names)) == len(names) else relative_names(self.shards)
+
     def _shard_name(self, row: int) -> str:
         shard = int(self.column("shard")[row])
-        return Path(self.shards[shard]).stem if shard < len(self.shards) else str(shard)
+        return self.shard_names[shard].removesuffix(".tar") if shard < len(self.shards) else str(shard)
 
     def image_bytes(self, row: int) -> bytes:
         """A row's picture as it lies in its shard."""
@@ -260,15 +276,19 @@ class Pool:
             self._handles.clear()
             self._handles[-1] = process
         if shard not in self._handles:
+            if shard >= len(self.shards):
+                raise PoolError(
+                    f"shard number {shard} of the index is not among the {len(self.shards):,} that pool.shards "
+                    "names. Restore the shards, or run again to index what is there."
+                )
             path = self.shards[shard]
             if is_remote(path):
                 raise PoolError(
                     f"shard {path} is streamed and cannot be read at an offset, which this stage needs. "
                     "Copy the shards to a file system and give their paths in pool.shards."
                 )
-            if len(self._handles) > 256:
-                for number in [n for n in self._handles if n >= 0][:128]:
-                    os.close(self._handles.pop(number))
+            for number in [n for n in self._handles if n >= 0][: max(len(self._handles) - MOST_OPEN, 0)]:
+                os.close(self._handles.pop(number))  # the one that was opened first
             self._handles[shard] = open_known(path)
         return self._handles[shard]
 

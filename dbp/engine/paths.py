@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 from dbp.errors import ConfigError, PoolError
@@ -40,20 +41,7 @@ def expand_shards(patterns: str | list[str] | tuple[str, ...]) -> list[str]:
     """
     shards: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else list(patterns):
-        if is_remote(pattern):
-            shards += _expand_braces(pattern)
-            continue
-        literal, rest = _literal_prefix(pattern)
-        if not rest:
-            shards.append(literal)
-            continue
-        found: list[str] = []
-        for name in _expand_braces(rest):
-            path = str(Path(literal) / name) if literal else name
-            if glob.has_magic(name) and not os.path.exists(path):
-                found += sorted(glob.glob(str(Path(glob.escape(literal)) / name)))
-            else:
-                found.append(path)
+        found = listed_shards(pattern)
         if not found:
             raise PoolError(
                 f"no shard matches pool.shards={pattern!r}. Give the tars as a path, a brace range "
@@ -75,6 +63,39 @@ def expand_shards(patterns: str | list[str] | tuple[str, ...]) -> list[str]:
     if twice := next((s for s, count in Counter(shards).items() if count > 1), None):
         raise PoolError(f"pool.shards names {twice} more than once. Name each shard once.")
     return shards
+
+
+def listed_shards(patterns: str | list[str] | tuple[str, ...]) -> list[str]:
+    """What patterns name, whether it is there or not; a wildcard may name nothing. See `expand_shards`."""
+    shards: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else list(patterns):
+        if is_remote(pattern):
+            shards += _expand_braces(pattern)
+            continue
+        literal, rest = _literal_prefix(pattern)
+        if not rest:
+            shards.append(literal)
+            continue
+        found: list[str] = []
+        for name in _expand_braces(rest):
+            path = str(Path(literal) / name) if literal else name
+            if glob.has_magic(name) and not os.path.exists(path):
+                found += sorted(glob.glob(str(Path(glob.escape(literal)) / name)))
+            else:
+                found.append(path)
+        shards += found
+    return shards
+
+
+def relative_names(paths: list[str]) -> list[str]:
+    """What is left of paths, URLs or pipes behind the folders that all have in common; at least the file's name.
+
+    Two runs side by side have shards `runA/00000.tar` and `runB/00000.tar`, wherever the folder of both lies.
+    """
+    parts = [(path if is_remote(path) else os.path.abspath(path)).split("/") for path in paths]
+    folders = zip(*(part[:-1] for part in parts), strict=False)
+    depth = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, folders))
+    return ["/".join(part[depth:]) for part in parts]
 
 
 def _expand_braces(pattern: str) -> list[str]:

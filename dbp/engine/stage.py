@@ -63,6 +63,12 @@ class Stage:
         """What names an input from outside the store, such as the sizes of shards."""
         return {}
 
+    def accept(self, counts: Mapping[str, Any]) -> None:
+        """Refuse a result of other counts than the user expects; of a stage that is named by its content.
+
+        Called before the result is committed, and when a committed one is taken. Opening by key alone asks nothing.
+        """
+
     def unneeded(self) -> set[str]:
         """Those of `needs` that these parameters do not read; they are not built."""
         return set()

@@ -93,7 +93,10 @@ class Store:
         if key is None or not node.stage.content_named:
             return key
         entry = self.entry(node)
-        return entry.manifest["digest"] if entry else None
+        if entry is None:
+            return None
+        node.stage.accept(entry.manifest["counts"])
+        return entry.manifest["digest"]
 
     def key(self, node: Node) -> str | None:
         """The node's key; None while the content it depends on is not known."""
@@ -213,6 +216,8 @@ class Store:
 
     def _get(self, node: Node) -> Any:
         key, entry = self.key(node), self.entry(node)
+        if entry is not None:
+            node.stage.accept(entry.manifest["counts"])
         if key in self.loaded:
             return self.loaded[key]
         if entry is None:
@@ -256,6 +261,7 @@ class Store:
         began, cpu = time.time(), time.process_time()
         try:
             counts = stage.run(work, **inputs)
+            stage.accept(counts)
             work.collect()
             digest = counts.pop("digest", None)
             write_json(

@@ -19,6 +19,7 @@ from dbp.engine.disk import replacing
 from dbp.engine.store import Store
 from dbp.errors import ConfigError, StoreError
 from dbp.formats.exchange import write_uid_file
+from dbp.formats.shared_names import SharedNames, shared_names
 from dbp.lineage import open_keep_list, open_pool_of
 
 BLOCK = 1 << 20  # rows written at once
@@ -35,6 +36,9 @@ def export_keep(store: Store, key: str, form: str, out: Path) -> str:
         count = write_tables(out, tables)
         return f"wrote the decisions over {count:,} rows of keep list {entry.key} to {out}"
     rows = np.flatnonzero(~keep.mask) if form == "removed" else keep.rows
+    shared = shared_names(pool, keep.mask) if form in ("datacomp", "txt") else ""
+    if isinstance(shared, SharedNames):
+        shared.refuse(f"keep list {entry.key[:12]}", ", or export format=parquet or webdataset, which name rows")
     if form in ("datacomp", "txt") and keep.repeats is not None:
         rows = np.repeat(rows, keep.repeats)  # a name that stands there twice is a sample that is taken twice
     if form == "datacomp":
@@ -55,7 +59,7 @@ def export_keep(store: Store, key: str, form: str, out: Path) -> str:
         )
     else:
         write_tables(out, _blocks(rows, lambda block: _named(pool, block)))
-    return f"wrote {len(rows):,} uids of keep list {entry.key} to {out}"
+    return f"wrote {len(rows):,} uids of keep list {entry.key} to {out}{shared}"
 
 
 def export_embeddings(store: Store, key: str, form: str, out: Path) -> str:
@@ -109,9 +113,9 @@ def _cells(pool: Pool, clusters: Clusters, cluster: int) -> np.ndarray:
 
 
 def _named(pool: Pool, rows: Int[np.ndarray, " m"]) -> pa.Table:
-    """Row, uid, shard and key of rows."""
+    """Row, uid, shard and key of rows; the shard by its file's name, with its folders where names repeat."""
     number = pool.column("shard")[rows]
-    names = [Path(shard).name for shard in pool.shards]
+    names = list(pool.shard_names)
     names += [str(n) for n in range(len(names), int(number.max(initial=0)) + 1)]
     shards = pa.DictionaryArray.from_arrays(pa.array(number), pa.array(names)).cast(pa.string())
     uid, key = (pool.index.at(name, rows) for name in ("uid", "key"))

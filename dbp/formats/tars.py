@@ -78,7 +78,7 @@ def samples(
         shard: Path, URL or pipe.
         on_damage: For a shard that is no tar or is cut short, end after the last whole sample and
             hand over the message, instead of stopping with an error.
-        on_other: Called with the extension of each member that is not read.
+        on_other: Called with the extension of each file that is not read; "" of one without key or extension.
 
     Raises:
         PoolError: The shard is no tar, or is cut short; it names the shard and the last whole member.
@@ -99,7 +99,7 @@ def samples(
                             yield current
                         current = TarSample(key)
                     current.members[extension] = Member(offset, content)
-                elif extension:
+                else:
                     on_other(extension)
                 last = text(name)
     except (Damaged, OSError, ValueError) as error:

@@ -16,6 +16,7 @@ from dbp.engine.store import Store
 from dbp.errors import ConfigError, WorldError
 from dbp.formats.contains import repeats_in
 from dbp.formats.exchange import kind_of, read_texts, read_uid_file, writing_uids
+from dbp.formats.shared_names import shared_names
 from dbp.formats.uid_pairs import (
     UID_DTYPE,
     Texts,
@@ -115,8 +116,10 @@ def _open(store: Store, name: str) -> Listed:
     nothing = np.zeros(0, UID_DTYPE)
     if name.startswith("keep:"):
         entry, keep = open_keep_list(store, name.removeprefix("keep:"))
+        pool = open_pool_of(store, entry)
+        shared_names(pool, keep.mask).refuse(name)
         rows = keep.rows if keep.repeats is None else np.repeat(keep.rows, keep.repeats)
-        return Listed(name, nothing, open_pool_of(store, entry).index.at("uid", rows))
+        return Listed(name, nothing, pool.index.at("uid", rows))
     if kind_of(name) in ("text", "parquet"):
         return Listed(name, nothing, read_texts(name))
     return Listed(name, read_uid_file(name, allow_repeats=True), None)

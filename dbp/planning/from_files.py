@@ -126,7 +126,7 @@ def _row_seconds(stage: Any, shard: str) -> float | None:
     began, count = 0.0, -1
     try:
         for sample in samples(shard):
-            stage._row(sample, shard, 0)
+            stage._row(sample, shard, 0, shard)
             count += 1
             began = began or time.perf_counter()
             if count == TRIED or time.perf_counter() - began > PATIENCE:

@@ -40,7 +40,9 @@ from dbp.formats.metadata_rows import (
     join,
     reading,
 )
-from dbp.pools.index import Index, joined, part_name, require_background
+from dbp.pools.identity import joined, warn_of_twins
+from dbp.pools.index import Index, part_name, require_background
+from dbp.pools.whole import check_expected, found_again, write_names
 
 SCORES = ("clip_b32_similarity_score", "clip_l14_similarity_score")
 
@@ -85,6 +87,7 @@ class Metadata(Parted):
         metadata: The folder.
         background: As for tars: what lies behind transparent pixels.
         shards: Downloaded tars, whose json members hold the uid; empty for none.
+        expect: How many samples the metadata must have; null for as many as are there.
     """
 
     name: ClassVar[str] = "index"
@@ -102,6 +105,7 @@ class Metadata(Parted):
     background: str = DROP
     metadata: str | None = runtime(None)
     shards: str | list[str] = runtime("")
+    expect: int | None = runtime(None)
 
     def __post_init__(self) -> None:
         self._tars()  # its checks of caption and max_pixels
@@ -136,8 +140,12 @@ class Metadata(Parted):
         described = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
         return {"metadata": hashlib.sha256(json.dumps(described).encode()).hexdigest()}
 
+    def accept(self, counts: Mapping[str, Any]) -> None:
+        check_expected(counts["rows"], self.expect)
+
     def open(self, home: Path) -> Pool:  # type: ignore[override]
-        return Pool.load(home, self._shards(), self.caption, self.max_pixels, self.background)
+        shards = found_again(home, self.shards) if self.shards else []
+        return Pool.load(home, shards, self.caption, self.max_pixels, self.background)
 
     def parts(self, tars: Pool | None = None) -> list[Part]:
         """One for each file."""
@@ -184,22 +192,18 @@ class Metadata(Parted):
         rows = counted.pop("rows")
         if rows == 0:
             raise PoolError(f"the {len(counts):,} Parquet files of {self.metadata} hold no row.")
-        digest, uids = joined(work, counts, self.background)
+        index = joined(work.shared, counts, self.background)
+        warn_of_twins(index, "the metadata's uids")
         if tars is not None:
-            counted["in tars, not in the metadata"] = int((~np.isin(tars.uid_hashes, uids)).sum())
+            counted["in tars, not in the metadata"] = int((~np.isin(tars.uid_hashes, index.uids)).sum())
             if counted[NOT_THERE] + counted[REASONS[1]] == rows:
                 raise PoolError(
                     f"none of the {rows:,} uids of {self.metadata} is among the {tars.num_rows:,} samples "
                     f"of pool.shards, such as {tars.uids(np.array([0]))[0]!r}. Name the tars that were "
                     "downloaded from this metadata; their json members hold the uid."
                 )
-        return {
-            "digest": digest,
-            "rows": rows,
-            "shards": len(counts),
-            "repeated uids": rows - len(uids),
-            **dict(sorted(counted.items())),
-        }
+            write_names(work.folder, tars.shards)
+        return {**index.counts(rows, shards=len(counts)), **dict(sorted(counted.items()))}
 
     def _schema(self, file: Path, is_joined: bool) -> pa.Schema:
         """The columns of every part of the index."""

@@ -15,13 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import UInt64
 
 from dbp.config import require
-from dbp.data.caption_text import NO_CAPTION, REASONS, UNDECODABLE, Caption, read_caption
+from dbp.data.caption_text import HALF, NO_CAPTION, READ_AS, REASONS, UNDECODABLE, Caption, read_caption
 from dbp.data.images import (
     DEEP_IMAGES,
     DROP,
@@ -29,21 +27,41 @@ from dbp.data.images import (
     TRANSPARENT_IMAGES,
     Header,
     Undecodable,
-    background_key,
     header,
     is_background,
 )
 from dbp.data.pool import SCHEMA, Pool, ShardFolder, digest_16, hash_64, uid_from
 from dbp.engine.parts import Parted
-from dbp.engine.paths import expand_shards, is_remote
+from dbp.engine.paths import expand_shards, is_remote, relative_names
 from dbp.engine.progress import log
 from dbp.engine.stage import Node, runtime
 from dbp.engine.work import Part, Work
 from dbp.errors import PoolError
 from dbp.formats.tars import TarSample, image_format, samples
+from dbp.pools.identity import RULES, joined, uid_by, warn_of_twins
+from dbp.pools.whole import (
+    check_expected,
+    counts_beside,
+    disagreements,
+    found_again,
+    gaps,
+    has_wildcard,
+    write_names,
+)
 
 DOTTED = "pictures not read: a dot in the key"
 DAMAGED = "damaged shards"
+# Counted, and the sample is used.
+NOT_LOST = (
+    "turned by EXIF",
+    "several images under one key",
+    DOTTED,
+    DAMAGED,
+    DEEP_IMAGES,
+    TRANSPARENT_IMAGES,
+    HALF,
+)
+MOST_LINES = 20  # warnings of one kind
 
 
 @dataclass(frozen=True)
@@ -52,8 +70,9 @@ class Index(Parted):
 
     Args:
         shards: Paths, brace ranges, wildcards, URLs or pipes of webdataset tars.
-        uid: What names a sample at the border: `key` (the tar's), `json:FIELD`, or `hash` (of shard
-            and key, for pools whose keys repeat).
+        uid: What names a sample at the border: `key` (the tar's), `json:FIELD`, or where keys repeat `hash` (of
+            the shard's file name and the key), `path` (of the shard's path below the folder that all shards
+            have in common, and the key), `content` (of key, image and caption).
         caption: `txt`, or `json:FIELD`.
         max_pixels: Pictures with more pixels are invalid; a small file can expand to gigabytes.
         max_samples: Use only so many samples, from the front; null for all.
@@ -61,6 +80,7 @@ class Index(Parted):
             and count the shard.
         background: What lies behind transparent pixels wherever the pool's images are decoded: `drop` for the
             file's colours without their alpha, as open_clip does; a colour's name; or `#rrggbb`.
+        expect: How many samples the pool must have; null for as many as are there.
     """
 
     name: ClassVar[str] = "index"
@@ -79,11 +99,12 @@ class Index(Parted):
     max_samples: int | None = None
     background: str = DROP
     shards: str | list[str] = runtime("")
+    expect: int | None = runtime(None)
 
     def __post_init__(self) -> None:
         for name in ("uid", "caption"):
             value: str = getattr(self, name)
-            plain = ("key", "hash") if name == "uid" else ("txt",)
+            plain = tuple(RULES) if name == "uid" else ("txt",)
             ok = value in plain or (value.startswith("json:") and len(value) > 5)
             require(ok, name, value, f"one of {', '.join(plain)}, json:FIELD")
         require(self.max_pixels > 0, "max_pixels", self.max_pixels, "above 0")
@@ -127,7 +148,16 @@ class Index(Parted):
         self, part: Part, home: Path, /, folder: ShardFolder | None = None
     ) -> dict[str, Any]:
         shard = self.paths(folder)[part.number]
-        return self._index_shard(shard, part.number, home, self.max_samples)
+        name = self._names(folder)[part.number]
+        return self._index_shard(shard, part.number, name, home, self.max_samples)
+
+    def _names(self, folder: ShardFolder | None) -> list[str]:
+        """What a uid may tell of each shard's place."""
+        shards = self.paths(folder)
+        return relative_names(shards) if self.uid == "path" else shards
+
+    def accept(self, counts: Mapping[str, Any]) -> None:
+        check_expected(counts["rows"], self.expect)
 
     def run(self, work: Work, folder: ShardFolder | None = None) -> dict[str, Any]:
         if self.max_samples is None:
@@ -135,10 +165,10 @@ class Index(Parted):
         # How many samples are left for a shard is known when those before it are read.
         counts: dict[str, dict[str, Any]] = {}
         left = self.max_samples
-        for number, shard in enumerate(self.paths(folder)):
+        for number, (shard, name) in enumerate(zip(self.paths(folder), self._names(folder), strict=True)):
             if left <= 0:
                 break
-            index = partial(self._index_shard, shard, number, limit=left)
+            index = partial(self._index_shard, shard, number, name, limit=left)
             found = counts[part_name(number)] = work.part(part_name(number), index)
             left -= found["rows"]
         return self.finish(work, counts, folder=folder)
@@ -166,33 +196,59 @@ class Index(Parted):
                 f"{reasons[NO_CAPTION]:,}{why}). Set pool.caption=json:FIELD if the captions lie in a field of the "
                 "json; an image and its caption must stand side by side in the tar, under one key."
             )
-        digest, uids = joined(work, counts, self.background)
-        found = {"digest": digest, "rows": rows, "shards": len(shards), "repeated uids": rows - len(uids)}
-        return {**found, **dict(sorted(reasons.items()))}
+        index = joined(work.shared, counts, self.background)
+        write_names(work.folder, shards)
+        twins = warn_of_twins(index, f"pool.uid={self.uid}", shards)
+        files: Counter[str] = Counter()
+        for found in counts.values():
+            files.update(found.get("files", {}))
+        usable = rows - sum(count for reason, count in reasons.items() if is_lost(reason))
+        found = {**index.counts(rows, shards=len(shards)), "usable": usable, **dict(sorted(reasons.items()))}
+        found |= {"samples that share their uid": twins} if twins else {}
+        if files:  # not in parts that an older version made
+            found |= {"files": files.total(), **{f"files {what}": count for what, count in sorted(files.items())}}
+        return {**found, **self._missing(shards, counts)}
+
+    def _missing(self, shards: list[str], counts: Mapping[str, dict[str, Any]]) -> dict[str, int]:
+        """Report what the folders say is missing; the counts of it."""
+        gone = gaps(shards) if has_wildcard(self.shards) else []
+        unlike: list[str] = []
+        if self.max_samples is None:
+            for shard, found in zip(shards, counts.values(), strict=True):
+                unlike += disagreements(shard, found["rows"], found.get("beside", {}))
+        for line in [*gone, *unlike[:MOST_LINES]]:
+            log.warning("%s", line)
+        if len(unlike) > MOST_LINES:
+            log.warning("… and %s more shards whose counts differ", f"{len(unlike) - MOST_LINES:,}")
+        both = {"folders with missing shards": len(gone), "counts that differ beside shards": len(unlike)}
+        return {name: count for name, count in both.items() if count}
 
     def open(self, home: Path, folder: ShardFolder | None = None) -> Pool:  # type: ignore[override]
-        try:
-            shards = self.paths(folder)
-        except PoolError:  # the index answers although the shards are away
-            shards = [str(self.shards)]
+        shards = folder.shards if folder else found_again(home, self.shards) if self.shards else []
         return Pool.load(home, shards, self.caption, self.max_pixels, self.background)
 
-    def _index_shard(self, shard: str, number: int, beside: Path, limit: int | None) -> dict[str, Any]:
+    def _index_shard(self, shard: str, number: int, name: str, beside: Path, limit: int | None) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []
         reasons: Counter[str] = Counter()
         content = hashlib.sha256()
         unread: list[str] = []  # keys of undecodable captions
 
-        def count_dotted(extension: str) -> None:
-            reasons[DOTTED] += "." in extension and extension.rpartition(".")[2] in IMAGE_FORMATS
+        files: Counter[str] = Counter()
+
+        def count_other(extension: str) -> None:
+            is_dotted = "." in extension and extension.rpartition(".")[2] in IMAGE_FORMATS
+            if is_dotted:
+                reasons[DOTTED] += 1
+            files["not read: dotted pictures" if is_dotted else "not read: other kinds"] += 1
 
         def count_damage(message: str) -> None:
             log.warning("%s", message)
             reasons[DAMAGED] += 1
 
         keep = self.broken_shards == "keep_readable"
-        for sample in samples(shard, count_damage if keep else None, count_dotted):
-            row, found, caption = self._row(sample, shard, number)
+        for sample in samples(shard, count_damage if keep else None, count_other):
+            row, found, caption = self._row(sample, shard, number, name)
+            files["in samples"] += len(sample.members)
             if caption.note:
                 reasons[caption.note] += 1
             if row["reason"] == UNDECODABLE:
@@ -224,15 +280,23 @@ class Index(Parted):
             )  # fmt: skip
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
         pq.write_table(table, beside / "index.parquet", compression="zstd")
-        return {"rows": len(rows), "reasons": dict(reasons), "digest": content.hexdigest()}
+        found = {"rows": len(rows), "reasons": dict(reasons), "digest": content.hexdigest()}
+        return {**found, "files": dict(files), "beside": counts_beside(shard)}
 
-    def _row(self, sample: TarSample, shard: str, number: int) -> tuple[dict[str, Any], Header | None, Caption]:
+    def _row(
+        self, sample: TarSample, shard: str, number: int, name: str
+    ) -> tuple[dict[str, Any], Header | None, Caption]:
         extension = image_format(sample.members)
         image = sample.members.get(extension)
         caption = sample.members.get("json" if self.caption.startswith("json:") else "txt")
         said = read_caption(caption.content, self.caption) if caption else Caption(None, NO_CAPTION)
         text, found = said.text or "", None
-        uid = self._uid(sample, shard)
+        content_hash = digest_16(image.content if image else b"")
+        caption_hash = digest_16(text.encode("utf-8", "replace"))
+        if self.uid.startswith("json:"):
+            uid = self._json_uid(sample, shard)
+        else:
+            uid = uid_by(self.uid, sample.key, name, content_hash, caption_hash)
         row: dict[str, Any] = {
             "uid": uid,
             "uid_hash": hash_64(uid.encode()),
@@ -247,8 +311,8 @@ class Index(Parted):
             "height": 0,
             "orientation": 1,
             "reason": "",
-            "content_hash": digest_16(image.content if image else b""),
-            "caption_hash": digest_16(text.encode("utf-8", "replace")),
+            "content_hash": content_hash,
+            "caption_hash": caption_hash,
             "caption_length": len(text),
         }
         if image is None:
@@ -263,38 +327,27 @@ class Index(Parted):
         row["reason"] = row["reason"] or said.reason
         return row, found, said
 
-    def _uid(self, sample: TarSample, shard: str) -> str:
-        if self.uid == "key":
-            return sample.key
-        if self.uid == "hash":
-            return hashlib.sha256(f"{Path(shard).name}\0{sample.key}".encode()).hexdigest()[:32]
+    def _json_uid(self, sample: TarSample, shard: str) -> str:
         wanted = self.uid.removeprefix("json:")
         member = sample.members.get("json")
         uid = None if member is None else uid_from(member.content, self.uid)
         if not uid:
             raise PoolError(
-                f"sample {sample.key!r} of shard {shard} has no field {wanted!r} with text or a number in its "
-                f"json, which pool.uid={self.uid} needs. Set pool.uid=key or pool.uid=hash, or name another field."
+                f"sample {sample.key!r} of shard {shard} has no field {wanted!r} with text or a number in its json, "
+                f"which pool.uid={self.uid} needs. Set pool.uid={'|'.join(RULES)}, or name another field."
             )
         return uid
+
+
+def is_lost(reason: str) -> bool:
+    """Whether a count of an index is one of samples that cannot be used."""
+    return reason not in NOT_LOST and not reason.startswith(READ_AS)
 
 
 def require_background(background: str) -> None:
     """Refuse what is no background, before anything is read."""
     wanted = "drop, a colour's name such as white, or #rrggbb"
     require(is_background(background), "background", background, wanted)
-
-
-def joined(
-    work: Work, counts: Mapping[str, dict[str, Any]], background: str
-) -> tuple[str, UInt64[np.ndarray, " u"]]:
-    """The digest of a pool from those of its parts, and the distinct hashes of its uids, ascending."""
-    content = hashlib.sha256(background_key(background).encode())
-    for found in counts.values():
-        content.update(bytes.fromhex(found["digest"]))
-    files = (work.shared / name / "index.parquet" for name in counts)
-    hashes = [pq.read_table(file, columns=["uid_hash"])["uid_hash"].to_numpy() for file in files]
-    return content.hexdigest(), np.unique(np.concatenate(hashes))
 
 
 def part_name(shard: int) -> str:

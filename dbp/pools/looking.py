@@ -1,11 +1,14 @@
 """A folder of tars, scanned before anything is set: counts, sizes, captions, formats, what is broken.
 
 All shards are read where that takes seconds; otherwise some, spread over the folder, and what is said of
-the rest is an estimate from their sizes. Images are not decoded, only their headers read.
+the rest is an estimate from their sizes. Images are not decoded, only their headers read. Shards are listed and
+samples read by the functions that curate's index uses, so that both find the same ones.
 """
 
+import glob
+import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,25 +16,35 @@ from pathlib import Path
 import numpy as np
 
 from dbp.data.caption_text import NO_CAPTION, Caption, read_caption, read_json
-from dbp.data.images import DEEP_IMAGES, TRANSPARENT_IMAGES, Undecodable, header
-from dbp.data.pool import uid_from
+from dbp.data.images import DEEP_IMAGES, IMAGE_FORMATS, TRANSPARENT_IMAGES, Undecodable, header
+from dbp.data.pool import digest_16, hash_64, uid_from
+from dbp.engine.paths import expand_shards, relative_names
 from dbp.engine.progress import progress
 from dbp.errors import PoolError
+from dbp.formats.tar_headers import Damaged, spans
 from dbp.formats.tars import image_format, samples
+from dbp.pools.identity import RULES, best_rule, num_shared, uid_by, way_out
+from dbp.pools.index import DOTTED
+from dbp.pools.whole import counts_beside, disagreements, gaps
 
 PATIENCE = 15.0  # seconds that reading may take
 FIELDS = ("caption", "text", "alt", "title", "description")  # of a json, in this order, else the longest
 MAX_PIXELS = 178_956_970
 NONE = Caption(None, NO_CAPTION)
 RECORD = 512  # bytes that a tar's size is a multiple of
+DEEPEST = 3  # folders below the one that is named
+PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 
 
 @dataclass
 class Look:
     """What was found in a folder."""
 
-    shards: list[Path]  # all tars, in order
-    total_bytes: int
+    shards: list[Path]  # all tars, in the order of curate's index
+    total_bytes: int  # without those that are not tars
+    patterns: list[str] = field(default_factory=list)  # that name the shards, as pool.shards takes them
+    packed: list[str] = field(default_factory=list)  # compressed tars, which are not among the shards
+    warnings: list[str] = field(default_factory=list)  # shards that are missing, counts beside shards that differ
     broken: dict[Path, str] = field(default_factory=dict)  # what is wrong; of unread shards, by size
     num_read: int = 0  # shards that were read
     read_bytes: int = 0
@@ -44,11 +57,13 @@ class Look:
     notes: Counter[str] = field(default_factory=Counter)  # what is used, but not as it lies there
     short_sides: list[int] = field(default_factory=list)  # of each image, in pixels
     picture_bytes: list[int] = field(default_factory=list)
-    repeated_keys: int = 0  # samples whose key came before
+    dotted: int = 0  # image files that are not read, since their key would hold a dot
+    shared: dict[str, int] = field(default_factory=dict)  # by rule of `pool.uid`: samples whose uid another one has
     has_uids: bool = False  # whether each json has a `uid` of its own
-    keys: set[str] = field(default_factory=set, repr=False)
     fields: Counter[str] = field(default_factory=Counter, repr=False)  # text fields of the json
     texts: list[tuple[Caption, bytes | None]] = field(default_factory=list, repr=False)  # `txt` and json
+    unsound: list[str] = field(default_factory=list, repr=False)  # why a sample's image cannot be used
+    places: list[tuple[str, str, bytes]] = field(default_factory=list, repr=False)  # key, shard, image's digest
 
     @property
     def is_whole(self) -> bool:
@@ -63,14 +78,31 @@ class Look:
         return round(self.num_samples * self.total_bytes / self.read_bytes)
 
     @property
+    def uid(self) -> str:
+        """The rule that parts all samples, the plainest; where not all was read, names of shards count, too."""
+        if self.has_uids:
+            return "json:uid"
+        names = [shard.name for shard in self.shards]
+        is_open = not self.is_whole and len(set(names)) < len(names)  # keys of the unread ones may repeat
+        left = {rule: count for rule, count in self.shared.items() if not (is_open and rule in ("key", "hash"))}
+        return best_rule(left)
+
+    @property
     def usable(self) -> int:
-        """Rows with a caption and a sound picture header, estimated likewise."""
+        """Rows with a caption and a sound image header, estimated likewise."""
         bad = sum(self.problems.values()) / max(self.num_samples, 1)
         return round(self.rows * (1 - bad))
 
 
-def find_tars(folder: Path) -> list[Path]:
-    """The tars of a folder, or of the folders right below it.
+def patterns_of(folder: Path, *endings: str) -> list[str]:
+    """The wildcards, folder by folder downwards, that name the files with some endings in it and below."""
+    steps = [f"{folder}/" + "*/" * depth + f"*{ending}" for depth in range(DEEPEST + 1) for ending in endings]
+    root = glob.escape(f"{folder}/")
+    return [step for step in steps if next(glob.iglob(root + step[len(f"{folder}/") :]), None)]
+
+
+def find_tars(folder: Path) -> tuple[list[str], list[str]]:
+    """The wildcards that name the tars in a folder and below, and the tars, as curate's index lists them.
 
     Raises:
         PoolError: There is no such folder, it cannot be read, or no tar is in it.
@@ -81,53 +113,59 @@ def find_tars(folder: Path) -> list[Path]:
         raise PoolError(f"{folder} is a file. Name the folder that holds it: {folder.parent}.")
     try:
         inside = sorted(folder.iterdir())
-        for pattern in ("[!.]*.tar", "*/[!.]*.tar"):
-            if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
-                return found
     except OSError as error:
         raise PoolError(f"{folder} cannot be read: {error.strerror or error}.") from error
+    if patterns := patterns_of(folder, ".tar"):
+        return patterns, expand_shards(patterns)
     kinds = Counter(path.suffix or ("folder" if path.is_dir() else "no extension") for path in inside)
     there = ", ".join(f"{number} x {kind}" for kind, number in kinds.most_common(5)) or "nothing"
     if kinds[".parquet"]:
-        way_out = "A folder of DataComp's metadata is a pool of its own: pool=datacomp pool.metadata=FOLDER."
+        way = "A folder of DataComp's metadata is a pool of its own: pool=datacomp pool.metadata=FOLDER."
+    elif patterns_of(folder, *PACKED):
+        way = "Compressed tars are not read, since samples are read at their place: decompress them first."
     else:
-        way_out = (
-            "Make webdataset tars of pictures and captions first, as img2dataset does with "
-            "output_format=webdataset."
+        way = (
+            "Make webdataset tars of images and captions first, as img2dataset does with output_format=webdataset."
         )
-    raise PoolError(f"no tar lies in {folder} or in a folder right below it, but {there}. {way_out}")
+    raise PoolError(f"no tar lies in {folder} or up to {DEEPEST} folders below it, but {there}. {way}")
 
 
 def look(folder: Path, patience: float = PATIENCE) -> Look:
     """Scan a folder of tars; no further shard is begun after `patience` seconds.
 
     Raises:
-        PoolError: No tar is there, none can be read, or no sample has a picture or a caption.
+        PoolError: No tar is there, none can be read, or no sample has an image or a caption.
     """
-    shards = find_tars(folder)
-    found = Look(shards, sum(shard.stat().st_size for shard in shards))
+    patterns, paths = find_tars(folder)
+    shards = [Path(path) for path in paths]
+    found = Look(shards, sum(shard.stat().st_size for shard in shards), patterns)
+    found.packed = expand_shards(packed) if (packed := patterns_of(folder, *PACKED)) else []
+    found.warnings = gaps(paths)
+    names = dict(zip(shards, relative_names(paths), strict=True))
     began = time.monotonic()
-    unread = set(shards)
+    unread = dict.fromkeys(shards)
     with progress("look", len(shards), "shards") as bar:
         for shard in _spread(shards):
             if found.num_read and time.monotonic() - began > patience:
                 break
-            _read(found, shard)
-            unread.discard(shard)
+            _read(found, shard, names[shard])
+            del unread[shard]
             bar.advance()
-    for shard in sorted(unread):
-        if (size := shard.stat().st_size) == 0:
-            found.broken[shard] = f"shard {shard} is empty"
-        elif size % RECORD:
-            found.broken[shard] = f"shard {shard} has {size:,} bytes, no multiple of {RECORD}"
+    for shard in unread:
+        damage, num_bytes = _seems_broken(shard)
+        found.total_bytes -= shard.stat().st_size - num_bytes
+        if damage:
+            found.broken[shard] = damage
+    found.broken = {shard: found.broken[shard] for shard in shards if shard in found.broken}
     if not found.num_samples:
-        first = next(iter(found.broken.values()), "no member has a known extension")
-        raise PoolError(f"no sample can be read from the {len(shards):,} tars in {folder}; the first: {first}")
+        dotted = f" pictures with a dot in the key: {found.dotted:,}, name them without." if found.dotted else ""
+        said = "\n".join(found.broken.values()) or "no member has a known extension."
+        raise PoolError(f"no sample can be read from the {len(shards):,} tars in {folder}:{dotted} {said}")
     if not found.picture_bytes:
         kinds = ", ".join(sorted(found.formats)) or "none of a known kind"
         raise PoolError(
-            f"the {found.num_samples:,} samples read from {folder} have no picture (members: {kinds}). "
-            "Pictures are jpg, jpeg, png, webp or gif."
+            f"the {found.num_samples:,} samples read from {folder} have no image (members: {kinds}). "
+            "Images are jpg, jpeg, png, webp or gif."
         )
     _captions(found, folder)
     return found
@@ -143,29 +181,54 @@ def _spread(shards: Sequence[Path]) -> list[Path]:
     return [shards[i] for i in dict.fromkeys(at)]
 
 
-def _read(found: Look, shard: Path) -> None:
-    """Add a shard to what was found."""
+def _seems_broken(shard: Path) -> tuple[str, int]:
+    """What is wrong with a shard by its size and its first header, and the bytes that may hold samples."""
+    size = shard.stat().st_size
+    if size == 0:
+        return f"shard {shard} is empty", 0
+    try:
+        handle = os.open(shard, os.O_RDONLY)
+        try:
+            next(spans(handle), None)
+        finally:
+            os.close(handle)
+    except (Damaged, OSError) as error:
+        return f"shard {shard} cannot be read at its first member: {error}", 0
+    return f"shard {shard} has {size:,} bytes, no multiple of {RECORD}" if size % RECORD else "", size
+
+
+def _read(found: Look, shard: Path, name: str) -> None:
+    """Add a shard to what was found; `name` is its path below the folder that all have in common."""
     damage: list[str] = []
-    for sample in samples(str(shard), damage.append):
+
+    def count_dotted(extension: str) -> None:
+        found.dotted += "." in extension and extension.rpartition(".")[2] in IMAGE_FORMATS
+
+    before = found.num_samples
+    for sample in samples(str(shard), damage.append, count_dotted):
         found.num_samples += 1
-        found.repeated_keys += sample.key in found.keys
-        found.keys.add(sample.key)
-        if kind := image_format(sample.members):
-            _image(found, kind, sample.members[kind].content)
-        else:
-            found.problems["no picture"] += 1
+        kind = image_format(sample.members)
+        content = sample.members[kind].content if kind else b""
+        found.unsound.append(_image(found, kind, content) if kind else "no image")
+        found.places.append((sample.key, name, digest_16(content)))
         text, described = (sample.members.get(kind) for kind in ("txt", "json"))
         found.fields.update(_text_fields(described.content) if described else ())
         caption = read_caption(text.content, "txt") if text else NONE
         found.texts.append((caption, described.content if described else None))
     found.num_read += 1
-    found.read_bytes += shard.stat().st_size
+    found.warnings += disagreements(str(shard), found.num_samples - before, counts_beside(str(shard)))
     if damage:
         found.broken[shard] = damage[0]
+    if damage and found.num_samples == before:
+        found.total_bytes -= shard.stat().st_size  # its bytes hold no samples
+    else:
+        found.read_bytes += shard.stat().st_size
 
 
-def _image(found: Look, kind: str, content: bytes) -> None:
+def _image(found: Look, kind: str, content: bytes) -> str:
+    """Measure an image; why it cannot be used, "" where it can."""
     found.picture_bytes.append(len(content))
+    reason = ""
     try:
         said = header(content, MAX_PIXELS)
         kind = said.format
@@ -173,8 +236,9 @@ def _image(found: Look, kind: str, content: bytes) -> None:
         found.notes[TRANSPARENT_IMAGES] += said.has_alpha
         found.notes[DEEP_IMAGES] += said.is_deep
     except Undecodable as error:
-        found.problems[str(error)] += 1
+        reason = str(error)
     found.formats[kind] += 1
+    return reason
 
 
 def _text_fields(content: bytes) -> list[str]:
@@ -204,13 +268,20 @@ def _captions(found: Look, folder: Path) -> None:
             "caption, curate with pool.caption=json:FIELD."
         )
     found.captions = best
-    for text, reason, note in of(best):
+    hashes: dict[str, list[int]] = defaultdict(list)
+    for (text, reason, note), unsound, (key, name, content) in zip(
+        of(best), found.unsound, found.places, strict=True
+    ):
         found.notes[note] += bool(note)
-        if reason or text is None:
-            found.problems[reason] += 1
-        else:
+        if unsound or reason:
+            found.problems[unsound or reason] += 1
+        if text is not None and not reason:
             found.words.append(len(text.split()))
             found.characters.append(len(text))
+        caption = digest_16(b"" if text is None else text.encode("utf-8", "replace"))
+        for rule in RULES:
+            hashes[rule].append(hash_64(uid_by(rule, key, name, content, caption).encode()))
+    found.shared = {rule: num_shared(own) for rule, own in hashes.items()}
 
 
 def lines_of(found: Look) -> list[str]:
@@ -221,7 +292,7 @@ def lines_of(found: Look) -> list[str]:
     formats = ", ".join(f"{kind} {number / total:.0%}" for kind, number in found.formats.most_common())
     lines = [
         f"{len(found.shards):,} tars, {found.total_bytes / 1e6:,.1f} MB, {about}{found.rows:,} samples ({read})",
-        f"pictures: {formats}; {_quantiles(found.picture_bytes, 'bytes')}; shorter side "
+        f"images: {formats}; {_quantiles(found.picture_bytes, 'bytes')}; shorter side "
         f"{_quantiles(found.short_sides, 'pixels')}",
         f"captions in {found.captions}: {_quantiles(found.words, 'words')}; "
         f"{_quantiles(found.characters, 'characters')}",
@@ -235,11 +306,15 @@ def lines_of(found: Look) -> list[str]:
         lines.append(
             "pool.background sets what lies behind transparent pixels: drop (colours without alpha), white, …"
         )
-    if found.repeated_keys:
-        lines.append(f"{found.repeated_keys:,} samples have a key that came before")
+    if found.dotted:
+        lines.append(f"{DOTTED}: {found.dotted:,} (a key ends at the first dot)")
+    if found.shared["key"] and not found.has_uids:
+        lines.append(f"{found.shared['key']:,} samples share their key with another one: {way_out(found.shared)}")
+    if found.packed:
+        lines.append(f"{len(found.packed):,} compressed tars are not read; the first: {found.packed[0]}")
+    lines += found.warnings
     if found.broken:
-        first = next(iter(found.broken.values()))
-        lines.append(f"{len(found.broken):,} tars are broken; the first: {first}")
+        lines += [f"{len(found.broken):,} tars are broken:", *(f"  {said}" for said in found.broken.values())]
     return lines
 
 

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from dbp.data.images import DROP
 from dbp.data.pool import SCHEMA, Pool, digest_16, hash_64
 from dbp.engine.parts import Parted
 from dbp.engine.stage import Node, runtime
 from dbp.engine.work import Part, Work
 from dbp.errors import PoolError
 from dbp.formats.sorted_clusters import BLOCK, SortedClusters
-from dbp.pools.index import joined, part_name
+from dbp.pools.identity import joined, warn_of_twins
+from dbp.pools.index import part_name
 
 PART = 1_000_000  # rows of one part of the index, up to a cluster more
 
@@ -87,14 +87,10 @@ class SortedClusterPool(Parted):
                 f"all {clusters.num_clusters:,} clusters in {clusters.folder} are empty. Give pool.path of "
                 "a clustering with members."
             )
-        digest, uids = joined(work, counts, DROP)
-        return {
-            "digest": digest,
-            "rows": clusters.num_rows,
-            "clusters": clusters.num_clusters,
-            "empty clusters": int((clusters.sizes == 0).sum()),
-            "repeated uids": clusters.num_rows - len(uids),
-        }
+        index = joined(work.shared, counts)
+        warn_of_twins(index, "the keys of the cluster files")
+        empty = int((clusters.sizes == 0).sum())
+        return index.counts(clusters.num_rows, clusters=clusters.num_clusters, **{"empty clusters": empty})
 
     def open(self, home: Path, **inputs: Any) -> Pool:
         return Pool.load(home, [], "txt", 1)

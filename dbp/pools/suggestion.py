@@ -22,7 +22,7 @@ TEMPLATE = Path(__file__).with_name("suggestion.yaml")  # of `dbp init`, filled 
 class Suggestion:
     """What an experiment for a pool begins with; the first four as `pool` takes them."""
 
-    shards: str
+    shards: str | list[str]
     caption: str
     uid: str
     broken_shards: str
@@ -52,11 +52,10 @@ def suggest(found: Look, folder: Path, keep_fraction: float) -> Suggestion:
         )
     batch = min(MOST_BATCH, 2 ** int(math.log2(max(kept / 4, 2))))
     fine = max(round(math.sqrt(0.75 * rows)), 1)
-    below = len(found.shards[0].relative_to(folder).parts) - 1
     return Suggestion(
-        shards=str(folder / "/".join(["*"] * below + ["*.tar"])),  # names the tars, and nothing else
+        shards=found.patterns[0] if len(found.patterns) == 1 else found.patterns,
         caption=found.captions or "txt",
-        uid="json:uid" if found.has_uids else "hash" if found.repeated_keys else "key",
+        uid=found.uid,
         broken_shards="keep_readable" if found.broken else "error",
         rows=rows,
         cluster_encoder="dinov2_l14" if visible_gpus() else "openclip_b32",
@@ -88,7 +87,7 @@ def experiment(suggested: Suggestion, out: Path, folder: Path, lines: Sequence[s
     if s.cluster_encoder == "dinov2_l14":
         why = "DBP's encoder (Abbas et al. 2024)"
     # In a config `${` begins an interpolation, in a path it may be a name.
-    shards = json.dumps(s.shards.replace("${", "\\${"), ensure_ascii=False)
+    shards = json.dumps(s.shards, ensure_ascii=False).replace("${", "\\\\${")
     values = {**vars(s), "shards": shards, "caption": json.dumps(s.caption), "uid": json.dumps(s.uid)}
     warmup = min(2_048_000, max(s.samples_seen // 10, 1))
     text = TEMPLATE.read_text(encoding="utf-8")

@@ -4,15 +4,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import UInt32
+from jaxtyping import Int, UInt32
 
 from dbp.config import require
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.engine.paths import file_digest
+from dbp.engine.progress import log
 from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError
 from dbp.formats.exchange import kind_of, read_texts, read_uid_file
+from dbp.formats.shared_names import hits_text
 from dbp.formats.uid_pairs import BLOCK, Names, hashes_64, hex_bytes, match_pairs
 from dbp.narrowing import Narrowing
 
@@ -48,7 +50,7 @@ class ImportedList(Narrowing):
         if not self.file:
             raise ConfigError("select.file is not set. Name the list: select.file=FILE.")
         pairs = kind_of(self.file) in ("npy", "raw")
-        times, num_names, num_found, num_repeats = self._by_pair(pool) if pairs else self._by_text(pool)
+        times, num_names, hits, num_repeats = self._by_pair(pool) if pairs else self._by_text(pool)
         listed = times > 0
         if not listed.any():
             raise WorldError(
@@ -61,15 +63,24 @@ class ImportedList(Narrowing):
         if self.repeats == "keep":
             kept = kept.weighted(times[kept.mask])
             draws = {"draws": int(kept.num_draws), "most draws of a row": int(times[kept.mask].max(initial=0))}
-        return kept, {
+        counts = {
             **draws,
             "listed": num_names,
             "repeated": num_repeats,
-            "listed, not in the pool": num_names - num_found,
+            "listed, not in the pool": num_names - int(np.count_nonzero(hits)),
             "listed, gone before": int(np.count_nonzero(listed & ~rows.mask)),
         }
+        if num_several := int(np.count_nonzero(hits > 1)):
+            num_rows = int(hits[hits > 1].sum())
+            log.warning(
+                "%s of the %s names in %s are the %s of several samples: %s. All %s are listed. Index the pool "
+                "with a rule that parts them (pool.uid), and make the list from it.",
+                f"{num_several:,}", f"{num_names:,}", self.file, self.join, hits_text(hits), f"{num_rows:,}",
+            )  # fmt: skip
+            counts |= {"listed names of several samples": num_several, "samples of those names": num_rows}
+        return kept, counts
 
-    def _by_pair(self, pool: Pool) -> tuple[UInt32[np.ndarray, " n"], int, int, int]:
+    def _by_pair(self, pool: Pool) -> tuple[UInt32[np.ndarray, " n"], int, Int[np.ndarray, " l"], int]:
         require(self.join == "uid", "join", self.join, "uid, as the list is a file of uids")
         pairs = read_uid_file(str(self.file), allow_repeats=self.repeats != "error")
         high, low = np.ascontiguousarray(pairs["f0"]), np.ascontiguousarray(pairs["f1"])
@@ -77,7 +88,7 @@ class ImportedList(Narrowing):
         is_new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
         firsts = np.flatnonzero(is_new)
         often = np.diff(np.r_[firsts, len(pairs)]).astype(np.uint32)
-        is_found = np.zeros(len(pairs), bool)
+        hits = np.zeros(len(pairs), np.int32)
         times = np.zeros(pool.num_rows, np.uint32)
         for start in range(0, pool.num_rows, BLOCK):
             block = np.arange(start, min(start + BLOCK, pool.num_rows))
@@ -86,11 +97,11 @@ class ImportedList(Narrowing):
             place[~is_hex] = -1
             at = np.flatnonzero(place >= 0)
             times[block[at]] = often[np.searchsorted(firsts, place[at])]
-            is_found[place[place >= 0]] = True
+            np.add.at(hits, place[place >= 0], 1)
         num_names = int(np.count_nonzero(is_new))
-        return times, num_names, int(np.count_nonzero(is_found)), len(pairs) - num_names
+        return times, num_names, hits, len(pairs) - num_names
 
-    def _by_text(self, pool: Pool) -> tuple[UInt32[np.ndarray, " n"], int, int, int]:
+    def _by_text(self, pool: Pool) -> tuple[UInt32[np.ndarray, " n"], int, Int[np.ndarray, " l"], int]:
         texts = read_texts(str(self.file), self.column)
         names = Names.of(texts)
         if (repeats := names.num_repeats) and self.repeats == "error":
@@ -99,7 +110,7 @@ class ImportedList(Narrowing):
                 "take each once, or select.repeats=keep to take its sample as often as it stands there."
             )
         often = names.counts if repeats else None
-        is_found = np.zeros(len(texts), bool)
+        hits = np.zeros(len(texts), np.int32)
         times = np.zeros(pool.num_rows, np.uint32)
         for start in range(0, pool.num_rows, BLOCK):
             block = np.arange(start, min(start + BLOCK, pool.num_rows))
@@ -108,9 +119,9 @@ class ImportedList(Narrowing):
             place = names.find(hashes, own)
             at = np.flatnonzero(place >= 0)
             times[block[at]] = 1 if often is None else often[place[at]]
-            is_found[place[at]] = True
+            np.add.at(hits, place[at], 1)
         num_names = len(texts) - repeats
-        return times, num_names, int(np.count_nonzero(is_found)), repeats
+        return times, num_names, hits, repeats
 
 
 def _names_at(pool: Pool, column: str, rows: np.ndarray) -> Any:

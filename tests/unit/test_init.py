@@ -94,7 +94,7 @@ def test_what_cannot_be_used_is_counted_by_reason(folder):
         },
     )
     found = look(folder)
-    assert found.problems == {"no picture": 1, "not an image": 1, "no caption": 1, "empty caption": 1}
+    assert found.problems == {"no image": 1, "not an image": 1, "empty caption": 1, "no caption": 1}
     assert (found.rows, found.usable) == (44, 40)
 
 
@@ -124,7 +124,10 @@ def test_a_broken_tar_is_named_and_its_sound_samples_are_used(folder):
     found = look(folder)
     assert {shard.name for shard in found.broken} == {"00002.tar", "00003.tar"}
     assert 40 < found.rows < 60
-    assert "2 tars are broken; the first: shard" in "\n".join(lines_of(found))
+    said = "\n".join(lines_of(found))
+    assert "2 tars are broken" in said
+    assert "00002.tar cannot be read after member" in said
+    assert "00003.tar" in said
     assert suggest(found, folder, 0.5).broken_shards == "keep_readable"
 
 
@@ -140,12 +143,41 @@ def test_captions_in_the_json_are_found_and_named(tmp_path):
     assert set(found.words) == {3}
 
 
-def test_keys_that_come_again_call_for_a_hash(tmp_path):
-    for shard in range(2):
-        write_tar(tmp_path / f"pool/{shard}.tar", pairs(10))
+@pytest.mark.parametrize(
+    ("tars", "rule", "shared"),
+    [
+        ({"0.tar": 0, "1.tar": 10}, "key", (0, 0, 0, 0)),
+        ({"0.tar": 0, "1.tar": 0}, "hash", (20, 0, 0, 20)),
+        ({"runA/0.tar": 0, "runB/0.tar": 0}, "path", (20, 20, 0, 20)),
+    ],
+)
+def test_the_rule_of_uids_that_parts_all_samples_is_suggested(tmp_path, tars, rule, shared):
+    for name, first in tars.items():
+        write_tar(tmp_path / "pool" / name, pairs(10, first))
     found = look(tmp_path / "pool")
-    assert found.repeated_keys == 10
-    assert suggest(found, tmp_path / "pool", 0.5).uid == "hash"
+    assert tuple(found.shared.values()) == shared
+    assert suggest(found, tmp_path / "pool", 0.5).uid == rule
+    said = "\n".join(lines_of(found))
+    assert (rule == "key") == ("share their key" not in said)
+    assert rule == "key" or f"20 samples share their key with another one: pool.uid={rule} parts them all" in said
+
+
+def test_names_of_shards_that_repeat_call_for_paths_although_few_shards_are_read(tmp_path):
+    for name, first in {"runA/0.tar": 0, "runA/1.tar": 30, "runB/0.tar": 60, "runB/1.tar": 0}.items():
+        write_tar(tmp_path / "pool" / name, pairs(10, first))
+    found = look(tmp_path / "pool", patience=0.0)
+    assert not found.is_whole
+    assert suggest(found, tmp_path / "pool", 0.5).uid == "path"
+
+
+def test_keys_that_repeat_within_a_tar_call_for_the_content(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for row, key in enumerate(["a", "b"] * 5):
+            for kind, content in (("jpg", picture(row)), ("txt", b"x")):
+                info = tarfile.TarInfo(f"{key}.{kind}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    assert suggest(look(tmp_path), tmp_path, 0.5).uid == "content"
 
 
 # what is suggested
@@ -277,7 +309,7 @@ def test_tars_without_samples_pictures_or_captions_are_told_apart(tmp_path):
     with pytest.raises(PoolError, match=r"no sample can be read from the 1 tars .* cannot be read at its first"):
         look(home)
     write_tar(home / "0.tar", {"a": {"txt": b"text"}})
-    with pytest.raises(PoolError, match=r"the 1 samples read from .* have no picture"):
+    with pytest.raises(PoolError, match=r"the 1 samples read from .* have no image"):
         look(home)
     write_tar(home / "0.tar", {"a": {"jpg": picture(0), "json": b'{"tags": "x", "n": 3}'}})
     with pytest.raises(PoolError, match=r"have no caption.*Text fields of the json: tags\..*json:FIELD"):
