@@ -57,6 +57,11 @@ class ShardFolder:
     folder: Path
 
     @property
+    def pattern(self) -> str:
+        """The wildcard that names the shards."""
+        return f"{self.folder}/shards/*.tar"
+
+    @property
     def shards(self) -> list[str]:
         return [str(path) for path in sorted((self.folder / "shards").glob("*.tar"))]
 

@@ -224,8 +224,8 @@ class Index(Parted):
         return {name: count for name, count in both.items() if count}
 
     def open(self, home: Path, folder: ShardFolder | None = None) -> Pool:  # type: ignore[override]
-        shards = folder.shards if folder else found_again(home, self.shards) if self.shards else []
-        return Pool.load(home, shards, self.caption, self.max_pixels, self.background)
+        patterns = self.shards if folder is None else folder.pattern
+        return Pool.load(home, found_again(home, patterns), self.caption, self.max_pixels, self.background)
 
     def _index_shard(self, shard: str, number: int, name: str, beside: Path, limit: int | None) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []

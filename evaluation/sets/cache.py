@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from dbp.data.pool import MOST_OPEN
 from dbp.engine.disk import replacing
 from evaluation.sets.tar_index import EvaluationDataError
 
@@ -98,6 +99,8 @@ class CropCache:
 
         start = place - place % self.chunk_size
         if start not in self._open:
+            while len(self._open) >= MOST_OPEN:  # a mapped file counts as an open one
+                self._open.pop(next(iter(self._open)))
             pixels, digests = self._path(start, "pixels"), self._path(start, "digests")
             self._open[start] = (np.load(pixels, mmap_mode="r"), np.load(digests)) if self.holds(start) else None
         if (found := self._open[start]) is None:

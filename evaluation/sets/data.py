@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from dbp.data.pool import MOST_OPEN
 from dbp.formats.tar_headers import other_kind
 from evaluation.sets.tar_index import EvaluationDataError, Sample, scan_tar
 
@@ -86,12 +87,18 @@ class EvaluationSet:
             EvaluationDataError: The tar is shorter than when it was indexed.
         """
         sample = self.samples[row]
-        if sample.shard not in self._files:
-            self._files[sample.shard] = os.open(self.shards[sample.shard], os.O_RDONLY)
-        data = os.pread(self._files[sample.shard], sample.length, sample.offset)
+        data = os.pread(self.file(sample.shard), sample.length, sample.offset)
         if len(data) != sample.length:
             raise EvaluationDataError(f"{self.where(row)} was cut while it was being read.")
         return data
+
+    def file(self, shard: int) -> int:
+        """An open file of a shard, for `os.pread`; few are open together."""
+        if shard not in self._files:
+            while len(self._files) >= MOST_OPEN:
+                os.close(self._files.pop(next(iter(self._files))))
+            self._files[shard] = os.open(self.shards[shard], os.O_RDONLY)
+        return self._files[shard]
 
     def close(self) -> None:
         """Close the tars that this process opened; they open again when needed."""

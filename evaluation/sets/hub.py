@@ -90,9 +90,7 @@ class HubSet(EvaluationSet):
 
     def _unpack(self, row: int, place: Packed) -> bytes:
         sample = self.samples[row]
-        if sample.shard not in self._files:
-            self._files[sample.shard] = os.open(self.shards[sample.shard], os.O_RDONLY)
-        file = self._files[sample.shard]
+        file = self.file(sample.shard)
         header = os.pread(file, _ZIP_HEADER, sample.offset)
         start = sample.offset + _ZIP_HEADER + sum(struct.unpack("<HH", header[26:]))
         data = os.pread(file, place.length, start)

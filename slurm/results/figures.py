@@ -14,6 +14,7 @@ from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.decisions import explained
 from dbp.engine.store import Store
+from dbp.errors import PoolError
 from evaluation.report import plots
 from evaluation.statistics.comparison import MEAN, Arm, Cell
 from slurm.plan import Plan, Point
@@ -64,7 +65,7 @@ def _draw_pictures(point: Point, store: Store, clusters: Clusters, complexity: n
     mask = keep.mask
 
     def noted(row: int) -> tuple[Image.Image, str]:
-        return pool_image(pool, row), f"{clusters.distance_to_centroid[row]:.2f} {pool.caption(row)[:22]}"
+        return pool_image(pool, row), f"{clusters.distance_to_centroid[row]:.2f} {caption_start(pool, row, 22)}"
 
     chosen = np.argsort(np.where(np.isnan(complexity), np.inf, complexity))
     chosen = chosen[: int((~np.isnan(complexity)).sum())]
@@ -84,16 +85,27 @@ def _draw_pictures(point: Point, store: Store, clusters: Clusters, complexity: n
         lines.append(
             (
                 f"dedup at {point.label}: each pruned picture beside the earlier row it repeats",
-                [(pool_image(pool, d["related_row"]), pool.caption(d["related_row"])[:26]) for d in gone],
-                [(pool_image(pool, d["row"]), f"{d['value']:.4f} {pool.caption(d['row'])[:20]}") for d in gone],
+                [(pool_image(pool, d["related_row"]), caption_start(pool, d["related_row"], 26)) for d in gone],
+                [
+                    (pool_image(pool, d["row"]), f"{d['value']:.4f} {caption_start(pool, d['row'], 20)}")
+                    for d in gone
+                ],
             )
         )
     plots.pictures(lines, path)
 
 
 def pool_image(pool: Pool, row: Any) -> Image.Image:
-    """A row's picture, or a grey square where it cannot be decoded."""
+    """A row's image, or a grey square where it cannot be decoded or its shard is gone."""
     try:
         return pool.image(int(row))
-    except Undecodable:
+    except (Undecodable, PoolError):
         return Image.new("RGB", (32, 32), "grey")
+
+
+def caption_start(pool: Pool, row: Any, letters: int) -> str:
+    """The first letters of a row's caption; none where its shard is gone."""
+    try:
+        return pool.caption(int(row))[:letters]
+    except PoolError:
+        return ""

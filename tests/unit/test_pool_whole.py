@@ -317,3 +317,34 @@ def test_an_index_of_an_older_version_takes_no_other_shards_for_its_own(store, f
     again = Store(store.root).open(str(store.find(home.name).key))
     with pytest.raises(PoolError, match="cannot be opened"):
         again.image_bytes(24)
+
+
+def test_what_is_told_of_a_curation_needs_no_shard(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["curate", f"pool.shards={folder}/*.tar", "dedup=none", "select=uniform", "budget.num_kept=9"]) == 0
+    key = next(entry.key for entry in Store("store").entries() if entry.stage == "select")
+    folder.rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert main(["show", key]) == 0
+    assert main(["why", "000000402", f"keep={key}"]) == 0
+    assert main(["why", "00004/000000402", f"keep={key}"]) == 0
+    for form in ("txt", "parquet", "removed", "decisions"):
+        assert main(["export", f"keep={key}", f"format={form}", f"out={form}"]) == 0
+    assert set(pq.read_table("parquet")["shard"].to_pylist()) <= {f"0000{n}.tar" for n in range(5)}
+    assert main(["export", f"keep={key}", "format=webdataset", "out=tars"]) == 1
+    assert f"{folder}/0000" in capsys.readouterr().err
+
+
+def test_a_shard_that_is_gone_from_a_folder_of_ours_shifts_no_other(tmp_path):
+    from dbp.data.pool import ShardFolder
+
+    for shard in range(3):
+        write_tar(tmp_path / f"made/shards/{shard}.tar", pairs(2, 10 * shard))
+    node = index(str(tmp_path / "made/shards/*.tar"))
+    store = Store(tmp_path / "store")
+    content, home = store.get(node).image_bytes(5), store.folder(node)
+    (tmp_path / "made/shards/0.tar").unlink()
+    again = Index("key", "txt", 10**7).open(home, ShardFolder(tmp_path / "made"))
+    assert again.image_bytes(5) == content
+    with pytest.raises(PoolError, match=r"0\.tar cannot be opened"):
+        again.image_bytes(0)
