@@ -348,3 +348,17 @@ def test_a_shard_that_is_gone_from_a_folder_of_ours_shifts_no_other(tmp_path):
     assert again.image_bytes(5) == content
     with pytest.raises(PoolError, match=r"0\.tar cannot be opened"):
         again.image_bytes(0)
+
+
+def test_a_page_leaves_out_the_images_of_shards_that_are_gone_and_counts_them(store, folder):
+    from evaluation.report.page.pictures import Pictures, sample
+
+    node = index(folder / "*.tar")
+    key = str(store.get(node) and store.key(node))
+    (folder / "00001.tar").unlink()
+    pool, pictures = Store(store.root).open(key), Pictures(most=100)
+    shown = [sample(pool, pictures, row) for row in range(25)]
+    assert [one["row"] for one in shown if one["picture"] is None] == list(range(5, 10))
+    assert [one["row"] for one in shown if one["caption"] is None] == list(range(5, 10))
+    assert pictures.problems.total() == 5
+    assert all("00001.tar" in problem for problem in pictures.problems)
