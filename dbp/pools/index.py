@@ -147,13 +147,12 @@ class Index(Parted):
     def make(  # type: ignore[override]
         self, part: Part, home: Path, /, folder: ShardFolder | None = None
     ) -> dict[str, Any]:
-        shard = self.paths(folder)[part.number]
-        name = self._names(folder)[part.number]
-        return self._index_shard(shard, part.number, name, home, self.max_samples)
-
-    def _names(self, folder: ShardFolder | None) -> list[str]:
-        """What a uid may tell of each shard's place."""
         shards = self.paths(folder)
+        name = self._names(shards)[part.number]
+        return self._index_shard(shards[part.number], part.number, name, home, self.max_samples)
+
+    def _names(self, shards: list[str]) -> list[str]:
+        """What a uid may tell of each shard's place."""
         return relative_names(shards) if self.uid == "path" else shards
 
     def accept(self, counts: Mapping[str, Any]) -> None:
@@ -165,7 +164,8 @@ class Index(Parted):
         # How many samples are left for a shard is known when those before it are read.
         counts: dict[str, dict[str, Any]] = {}
         left = self.max_samples
-        for number, (shard, name) in enumerate(zip(self.paths(folder), self._names(folder), strict=True)):
+        shards = self.paths(folder)
+        for number, (shard, name) in enumerate(zip(shards, self._names(shards), strict=True)):
             if left <= 0:
                 break
             index = partial(self._index_shard, shard, number, name, limit=left)
