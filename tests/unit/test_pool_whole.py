@@ -344,6 +344,7 @@ def test_a_shard_that_is_gone_from_a_folder_of_ours_shifts_no_other(tmp_path):
     store = Store(tmp_path / "store")
     content, home = store.get(node).image_bytes(5), store.folder(node)
     (tmp_path / "made/shards/0.tar").unlink()
+    assert home is not None
     again = Index("key", "txt", 10**7).open(home, ShardFolder(tmp_path / "made"))
     assert again.image_bytes(5) == content
     with pytest.raises(PoolError, match=r"0\.tar cannot be opened"):
