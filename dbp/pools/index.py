@@ -333,8 +333,8 @@ class Index(Parted):
         uid = None if member is None else uid_from(member.content, self.uid)
         if not uid:
             raise PoolError(
-                f"sample {sample.key!r} of shard {shard} has no field {wanted!r} with text or a number in its json, "
-                f"which pool.uid={self.uid} needs. Set pool.uid={'|'.join(RULES)}, or name another field."
+                f"sample {sample.key!r} of shard {shard} has no field {wanted!r} with text or a number in its "
+                f"json, which pool.uid={self.uid} needs. Set pool.uid={'|'.join(RULES)}, or name another field."
             )
         return uid
 
