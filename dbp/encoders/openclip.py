@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from jaxtyping import Float32
 
 from dbp.device import pick_device
 from dbp.encoders.base import Encoder, Tower
+from dbp.encoders.state_dicts import read_weights
 from dbp.encoders.tokens import tokens_of
 from dbp.encoders.weights import openclip_lacks
 from dbp.engine.paths import file_digest
@@ -138,14 +140,15 @@ def load_openclip(
     for lacks in openclip_lacks(name, None if checkpoint else pretrained, described):
         raise lacks
     try:
-        made, train, evaluate = open_clip.create_model_and_transforms(
-            name,
-            pretrained=str(checkpoint) if checkpoint else pretrained,
-            device=device,
-            weights_only=True,
-            **preprocess,
-        )
-    except (MemoryError, torch.OutOfMemoryError):
+        with _reading_our_way() if checkpoint else nullcontext():
+            made, train, evaluate = open_clip.create_model_and_transforms(
+                name,
+                pretrained=str(checkpoint) if checkpoint else pretrained,
+                device=device,
+                weights_only=True,
+                **preprocess,
+            )
+    except (MemoryError, torch.OutOfMemoryError, ConfigError):
         raise
     except Exception as error:  # of torch's readers, open_clip or the hub: each has its own
         if not checkpoint and not pretrained:
@@ -155,6 +158,19 @@ def load_openclip(
     made = made.eval()
     torch.set_grad_enabled(True)
     return LoadedClip(made, evaluate, train, tokenizer, name, described, digest)
+
+
+@contextmanager
+def _reading_our_way() -> Iterator[None]:
+    """Let open_clip convert what `read_weights` reads: files of more kinds, names without wrappers."""
+    from open_clip import factory
+
+    theirs = factory.load_state_dict
+    factory.load_state_dict = lambda path, **_: read_weights(path)
+    try:
+        yield
+    finally:
+        factory.load_state_dict = theirs
 
 
 def _unloadable(

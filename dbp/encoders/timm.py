@@ -9,6 +9,7 @@ from jaxtyping import Float32
 
 from dbp.device import pick_device
 from dbp.encoders.base import Encoder, Tower
+from dbp.encoders.state_dicts import read_weights
 from dbp.encoders.tokens import tokens_of
 from dbp.encoders.weights import timm_lacks
 from dbp.engine.paths import file_digest
@@ -70,7 +71,6 @@ class Timm(Encoder):
                 pretrained=not (self.checkpoint or self.random_weights),
                 num_classes=0,
                 global_pool=self.pooling,
-                checkpoint_path=self.checkpoint or "",
                 **sized,
             )
         except (OSError, ConnectionError) as error:
@@ -78,6 +78,8 @@ class Timm(Encoder):
                 f"the weights of {self.model} cannot be fetched: {str(error).splitlines()[0]}. On a machine "
                 "without a network, fetch them elsewhere and give the encoder's checkpoint=FILE."
             ) from error
+        if self.checkpoint:
+            _fill(model, self.model, self.checkpoint)
         model = model.to(device).eval()
         settings = timm.data.resolve_model_data_config(model)  # type: ignore[attr-defined]
         settings["input_size"] = (3, self.image_size, self.image_size)
@@ -94,3 +96,27 @@ class Timm(Encoder):
 
         sees = {"size": self.image_size, **{name: settings[name] for name in ("mean", "std")}}
         return Tower(transform, encode_images, None, tokens, sees)
+
+
+def _fill(model: Any, name: str, checkpoint: str) -> None:
+    """Give a model its weights; those of a head that it has not are left out.
+
+    Raises:
+        ConfigError: The file holds no weights, or those of another model.
+    """
+    if checkpoint.endswith((".npz", ".npy")):  # of big_vision: each model reads its own
+        model.load_pretrained(checkpoint)
+        return
+    heads = model.default_cfg.get("classifier") or ()
+    heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+    own = model.state_dict()
+    found = read_weights(checkpoint, averaged_first=True)
+    weights = {key: value for key, value in found.items() if key in own or not key.startswith(heads)}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise ConfigError(
+            f"encoder checkpoint {checkpoint} does not fit model {name}: {(lines[1:] or lines)[0].strip()} "
+            "Give the model that it was trained as, with its image_size."
+        ) from error

@@ -199,7 +199,7 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "k.txt").write_text("hi")
     np.save(tmp_path / "v.npy", np.zeros(4))
     for name in ("k.txt", "v.npy"):
-        with pytest.raises(ConfigError, match=rf"{name} cannot be read as weights of RN50: .*\.pt"):
+        with pytest.raises(ConfigError, match=rf"{name} cannot be read as weights.*\.pt"):
             load_openclip("RN50", checkpoint=tmp_path / name)
 
 
