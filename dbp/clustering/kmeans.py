@@ -98,9 +98,13 @@ class FitCentroids(Stage):
         n = int(np.count_nonzero(usable))
         k = semdedup_num_clusters(n) if self.num_clusters == "auto" else int(self.num_clusters)
         if k > n:
+            lacking = rows.num_kept - n
+            of = f"{lacking:,} of {rows.num_kept:,} rows have no embedding"
+            why = f" ({of}: {vectors.missing.told()})" if lacking else ""
             raise ConfigError(
-                f"cannot make num_clusters={k:,} clusters of {n:,} rows. Lower num_clusters, or "
-                "keep more rows before clustering."
+                f"cannot make num_clusters={k:,} clusters of {n:,} rows{why}. "
+                + (f"Lower num_clusters to {n:,} or less, or keep more rows before clustering." if n else "")
+                + (" Check encoder.cluster: its vectors must be those of this pool." if lacking else "")
             )
         count = lloyd.num_sampled(k, self.points_per_centroid, n)
         chosen = lloyd.choose_sample(pool.uid_hashes, usable, count, self.seed)

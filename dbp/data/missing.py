@@ -42,6 +42,10 @@ class Missing:
         codes = np.array([texts.index(reasons[int(row)]) for row in rows], np.uint8)
         return cls(rows, codes, texts)
 
+    def told(self) -> str:
+        """The reasons with their counts, for a message."""
+        return ", ".join(f"{text} {int((self.codes == code).sum()):,}" for code, text in enumerate(self.texts))
+
     def __or__(self, other: "Missing") -> "Missing":
         """Both; where a row stands in both, the first one's reason holds."""
         texts = tuple(dict.fromkeys(self.texts + other.texts))

@@ -27,6 +27,7 @@ class Encoder(ABC):
     """A network's name and weights; subclasses say how it is loaded, or where its vectors are read."""
 
     reads: ClassVar[bool] = False  # whether vectors are read with `read_part`, not computed
+    lacks: ClassVar[str | None] = None  # why `read_part` may give NaN for a row, and that alone
 
     @abstractmethod
     def load(self) -> Tower:

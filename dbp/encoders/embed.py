@@ -57,6 +57,10 @@ class Embed(Parted):
             valid = np.flatnonzero(pool.is_valid[span]) + span.start
             if self.encoder.reads:
                 found = np.asarray(self.encoder.read_part(self.side, pool, shard, valid))
+                if (reason := self.encoder.lacks) is not None:
+                    absent = np.isnan(found).all(axis=1)
+                    failed |= dict.fromkeys(valid[absent].tolist(), reason)
+                    valid, found = valid[~absent], found[~absent]
             else:
                 valid, found, broken = self._encode(_tower(self.encoder), pool, shard, valid)
                 failed |= broken

@@ -9,7 +9,7 @@ import zipfile
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -174,6 +174,8 @@ class Laion(Reads, Encoder):
         folder: The folder.
     """
 
+    lacks: ClassVar[str | None] = "no vector in the folder"
+
     label: str
     join: Literal["key", "uid", "position"]
     column: str
@@ -226,7 +228,9 @@ class Laion(Reads, Encoder):
         number = np.searchsorted(starts, place, side="right") - 1
         for file in np.unique(number[place >= 0]).tolist():
             own = (number == file) & (place >= 0)
-            found[own] = arrays[file][place[own] - starts[file]]
+            # NaN is for rows without a vector; what else is not finite, stays so.
+            there = arrays[file][place[own] - starts[file]]
+            found[own] = np.where(np.isfinite(there), there, np.inf)
         return found
 
     def _places(self, side: Side, pool: Pool, rows: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -199,8 +199,8 @@ class Metadata(Parted):
             if counted[NOT_THERE] + counted[REASONS[1]] == rows:
                 raise PoolError(
                     f"none of the {rows:,} uids of {self.metadata} is among the {tars.num_rows:,} samples "
-                    f"of pool.shards, such as {tars.uids(np.array([0]))[0]!r}. Name the tars that were "
-                    "downloaded from this metadata; their json members hold the uid."
+                    f"of pool.shards, the first of which has the uid {tars.uids(np.array([0]))[0]!r}. Name the "
+                    "tars that were downloaded from this metadata; their json members hold the uid."
                 )
             write_names(work.folder, tars.shards)
         return {**index.counts(rows, shards=len(counts)), **dict(sorted(counted.items()))}

@@ -188,13 +188,20 @@ class Index(Parted):
                 f"({', '.join(IMAGE_FORMATS)}) beside its caption under one key, which ends at the "
                 f"name's first dot.{said}"
             )
-        if rows == reasons["no image"] + sum(reasons[reason] for reason in REASONS):
-            why = "".join(f", {reason}: {reasons[reason]:,}" for reason in REASONS[1:] if reasons[reason])
+        without = {reason: reasons[reason] for reason in REASONS if reasons[reason]}
+        if rows == reasons["no image"] + sum(without.values()):
+            ways = []
+            if without:
+                other = "another field of the json" if ":" in self.caption else "a field of the json"
+                ways.append(f"set pool.caption=json:FIELD if the captions lie in {other}")
+            if reasons["no image"]:
+                ways.append(f"an image is a member named {', '.join(IMAGE_FORMATS)} under the caption's key")
+            why = "".join(f", {reason}: {count:,}" for reason, count in without.items() if reason != NO_CAPTION)
             raise PoolError(
                 f"none of the {rows:,} samples, the first in {shards[0]}, has both an image and a caption "
                 f"(pool.caption={self.caption}; without image: {reasons['no image']:,}, without caption: "
-                f"{reasons[NO_CAPTION]:,}{why}). Set pool.caption=json:FIELD if the captions lie in a field of the "
-                "json; an image and its caption must stand side by side in the tar, under one key."
+                f"{reasons[NO_CAPTION]:,}{why}). An image and its caption must stand side by side in the tar, under "
+                f"one key; {'; '.join(ways)}."
             )
         index = joined(work.shared, counts, self.background)
         write_names(work.folder, shards)

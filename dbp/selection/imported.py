@@ -54,9 +54,11 @@ class ImportedList(Narrowing):
         listed = times > 0
         if not listed.any():
             raise WorldError(
-                f"none of the {num_names:,} names in {self.file} is a {self.join} of the pool, such as "
-                f"{_names_at(pool, self.join, np.arange(1))[0].as_py()!r}. Give select.join=uid or =key, or "
-                "index the pool with the uids that the list uses (pool.uid)."
+                f"none of the {num_names:,} names in {self.file} is a {self.join} of the pool. The list begins "
+                f"with {self._first(pairs)!r}, the pool with "
+                f"{_names_at(pool, self.join, np.arange(1))[0].as_py()!r}. Set select.join="
+                f"{'key' if self.join == 'uid' else 'uid'} if the list holds those, or index the pool with the "
+                "uids that the list uses (pool.uid)."
             )
         kept = rows.within("select", listed, "not in the list", "in the list")
         draws = {}
@@ -79,6 +81,13 @@ class ImportedList(Narrowing):
             )  # fmt: skip
             counts |= {"listed names of several samples": num_several, "samples of those names": num_rows}
         return kept, counts
+
+    def _first(self, pairs: bool) -> str:
+        """The first name of the list, to show beside one of the pool."""
+        if not pairs:
+            return str(read_texts(str(self.file), self.column)[0].as_py())
+        first = read_uid_file(str(self.file), allow_repeats=True)[0]
+        return f"{int(first['f0']):016x}{int(first['f1']):016x}"
 
     def _by_pair(self, pool: Pool) -> tuple[UInt32[np.ndarray, " n"], int, Int[np.ndarray, " l"], int]:
         require(self.join == "uid", "join", self.join, "uid, as the list is a file of uids")

@@ -393,10 +393,23 @@ def test_an_empty_tar_is_no_harm_beside_others_and_an_error_alone(store, tmp_pat
     assert store.get(index(f"{tmp_path}/*.tar")).uids() == ["x"]
 
 
+def test_a_pool_whose_images_are_missing_is_not_told_to_set_its_caption(store, tmp_path):
+    shard = write_tar(tmp_path / "a.tar", [("0.txt", b"a caption"), ("1.txt", b"another"), ("1.tiff", b"II")])
+    with pytest.raises(PoolError, match=r"without image: 2, without caption: 0\).*an image is a member") as refused:
+        store.get(index(shard))
+    assert "set pool.caption" not in str(refused.value)
+
+
+def test_a_caption_field_that_is_set_already_asks_for_another_field(store, tmp_path):
+    shard = write_tar(tmp_path / "a.tar", [("0.jpg", JPEG), ("0.json", b'{"text": "x"}')])
+    with pytest.raises(PoolError, match=r"pool.caption=json:caption;.*lie in another field of the json"):
+        store.get(index(shard, caption="json:caption"))
+
+
 def test_a_pool_without_captions_is_told_where_captions_may_lie(store, tmp_path):
     told = json.dumps({"caption": "in the json"}).encode()
     shard = write_tar(tmp_path / "a.tar", [("0.jpg", JPEG), ("0.json", told), ("1.jpg", JPEG)])
-    with pytest.raises(PoolError, match=r"without caption: 2\)\. Set pool.caption=json:FIELD"):
+    with pytest.raises(PoolError, match=r"without caption: 2\)\..* set pool.caption=json:FIELD"):
         store.get(index(shard))
     assert store.get(index(shard, caption="json:caption")).caption(0) == "in the json"
 

@@ -321,7 +321,7 @@ def test_features_of_joined_rows_are_embedded_in_the_metadatas_order(tmp_path, s
 def test_tars_of_another_pool_are_refused(tmp_path, store):
     write_folder(tmp_path / "m", files=1, per_file=5)
     write_tars(tmp_path / "t", [("e" * 32, "a stranger", picture(1))])
-    with pytest.raises(PoolError, match=f"none of the 5 uids.*such as '{'e' * 32}'"):
+    with pytest.raises(PoolError, match=f"none of the 5 uids.*the first of which has the uid '{'e' * 32}'"):
         store.get(stage_of(tmp_path / "m", shards=str(tmp_path / "t" / "*.tar")).node())
 
 
@@ -440,6 +440,17 @@ def test_a_folder_of_clip_retrieval_is_joined_by_name_with_its_files_in_numeric_
         read(Laion("laion", "uid", "imagepath", str(tmp_path)), house.pool)
     with pytest.raises(WorldError, match="700 image vectors and the pool 800"):
         read(Laion("laion", "position", "", str(tmp_path)), house.pool)
+    write_laion(tmp_path, rows, np.where(np.arange(700)[:, None] == 5, np.nan, images[order]), "image_path", sizes)
+    stage = Embed(Laion("laion", "uid", "image_path", str(tmp_path)), "image")
+    stored = house.store.get(stage.bind(pool=house.stage.node()))
+    reasons = dict(
+        zip(
+            stored.missing.rows.tolist(), (stored.missing.texts[code] for code in stored.missing.codes), strict=True
+        )
+    )
+    assert reasons.pop(int(order[5])) == "embedding not finite"
+    assert set(reasons) == set(np.flatnonzero(~there).tolist())
+    assert set(reasons.values()) == {"no vector in the folder"}
     np.save(tmp_path / "img_emb" / "img_emb_13.npy", images[:49])
     with pytest.raises(WorldError, match="do not align: 699 vectors in 14 files, 700 rows in 14"):
         read(Laion("laion", "uid", "image_path", str(tmp_path)), house.pool)
@@ -799,7 +810,9 @@ def test_a_row_without_a_uid_is_not_the_uid_of_zeros(tmp_path, store):
 
 def test_lists_that_cannot_be_meant_are_refused(house, tmp_path):
     (tmp_path / "a.txt").write_text("somebody\nelse\n")
-    with pytest.raises(WorldError, match=r"none of the 2 names.*is a uid of the pool, such as"):
+    first = house.rows[0]["uid"]
+    said = f"none of the 2 names.*list begins with 'somebody', the pool with '{first}'.*select.join=key"
+    with pytest.raises(WorldError, match=said):
         imported(tmp_path / "a.txt").decide(rows=house.everything, pool=house.pool)
     import pickle
 

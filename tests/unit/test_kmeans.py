@@ -389,6 +389,14 @@ def test_more_clusters_than_rows_are_refused(tmp_path: Path) -> None:
         cluster(tmp_path, rows, image, num_clusters=4)
 
 
+def test_rows_without_an_embedding_are_counted_by_reason_where_too_few_are_left(tmp_path: Path) -> None:
+    vectors = unit(np.random.default_rng(18), 9, 4)
+    vectors[:6] = np.nan
+    image = write(tmp_path, vectors)
+    with pytest.raises(ConfigError, match=r"3 rows \(6 of 9 rows have no embedding: embedding not finite 6\)"):
+        cluster(tmp_path, everything("pool", np.ones(9, bool)), image, num_clusters=4)
+
+
 def test_no_row_cannot_be_clustered_even_with_an_automatic_number(tmp_path: Path) -> None:
     image = write(tmp_path, unit(np.random.default_rng(18), 9, 4))
     with pytest.raises(ConfigError, match="of 0 rows"):
