@@ -5,6 +5,7 @@ An axis that an arm does not read has no effect on its keys, so its points fall 
 
 import gc
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -84,6 +85,22 @@ class Plan:
         return found.pop() if len(found) == 1 else None
 
 
+def _of_arm(arm: str, arms: dict[str, dict[str, Any]], error: ConfigError) -> ConfigError:
+    """What an arm's config lacks, with the arm's name; and the way out where all arms are given what some read."""
+    found = re.match(r"(([\w@]+)[\w.@]*)=(.*) is not a setting of", str(error))
+    if found is None:
+        return type(error)(f"arm {arm} of the sweep: {error}")
+    key, group, value = found.groups()
+    if key in arms[arm]:
+        return ConfigError(f"arm {arm} of the sweep: {error}")
+    own = arms[arm].get(group)
+    other = next((name for name, settings in arms.items() if settings.get(group) != own), "NAME")
+    return ConfigError(
+        f"arm {arm} of the sweep has {group}={own}: {error} It is set for all arms. Take it out of there, and set "
+        f"it in the arms that read it, as +sweep.arms.{other}.{key}={value} does."
+    )
+
+
 def expand(
     composer: Composer,
     arms: dict[str, dict[str, Any]],
@@ -112,7 +129,11 @@ def expand(
                 place = tuple(str(v) for k, v in (here | pinned).items() if k != SEED)
                 reads = (k for k in here if k not in settings and (has(config, k) or k.split("@")[0] in known))
                 own = {k: here[k] for k in reads}
-                points.append(Point(arm, own, config, shared.of(config), "", int(config.seed), place))
+                try:
+                    nodes = shared.of(config)
+                except ConfigError as error:
+                    raise _of_arm(arm, arms, error) from error
+                points.append(Point(arm, own, config, nodes, "", int(config.seed), place))
     finally:
         if was_on:
             gc.enable()

@@ -1,13 +1,15 @@
 """From a person's words to Hydra's: quoting, short forms, and help without heavy imports."""
 
+import os
 import re
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 from dbp.config import NUMBER_LIKE, groups, is_group
 from dbp.engine.paths import config_folder
-from dbp.errors import ConfigError
+from dbp.errors import ConfigError, DbpError
 from dbp.verbs.terminal import print_anywhere
 
 PLAIN = re.compile(r"[A-Za-z0-9_./:\-+@%?*]*")
@@ -97,9 +99,17 @@ def multirun(arguments: list[str]) -> list[str]:
 def hydra_main(verb: str, run: Callable[[Any], Any]) -> None:
     """Run a verb as a plain Hydra program, for `python -m` and for multirun launchers."""
     import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     print_anywhere()
-    hydra.main(version_base="1.3", config_path=str(config_folder().absolute()), config_name=verb)(run)()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints a part of a trace, whatever the error is
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_folder().absolute()), config_name=verb)(run)()
+    except DbpError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"ConfigError: the configuration cannot be composed: {' '.join(str(error).split())}")
 
 
 def help_text(verb: str, about: str) -> str:

@@ -1,6 +1,8 @@
 """From a person's words to checked dataclasses: build, quoting, short forms, shard patterns."""
 
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -419,3 +421,18 @@ def test_words_of_a_multirun_are_quoted_but_for_its_lists() -> None:
         "select.temperature=0.1,0.2",
         "encoder@encoder.score=openclip_b32",
     ]
+
+
+@pytest.mark.slow
+def test_an_error_of_a_multirun_is_no_trace_and_its_braces_are_one_value(tmp_path: Path) -> None:
+    shards = f"pool.shards={tmp_path}/{{00000..00099}}.tar"
+    words = ["pool=webdataset", shards, "encoder=openclip_b32", "budget.keep_fraction=0.2,0.3", "dry_run=true"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dbp", "curate", "-m", *words, f"hydra.sweep.dir={tmp_path}/runs"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("PoolError: 100 of 100 shards are missing")
+    assert "Launching 2 jobs" in done.stdout

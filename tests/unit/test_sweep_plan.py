@@ -319,3 +319,21 @@ def is_alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def test_a_setting_of_all_arms_that_one_arm_lacks_names_the_arm_and_a_way_out_that_works(tmp_path):
+    mine, arms = tmp_path / "experiment" / "mine.yaml", {"one": {"select": "dbp"}, "raw": {"dedup": "none"}}
+    mine.parent.mkdir()
+    chosen = "# @package _global_\ndefaults: [glyphs_methods]\n"
+
+    mine.write_text(chosen + "dedup: {epsilon: 0.07}\n")
+    with pytest.raises(ConfigError) as refused:
+        expand(Composer(overrides(["experiment=mine"]), [str(tmp_path)]), arms, {}, {})
+    said = str(refused.value)
+    for fact in ("arm raw", "dedup=none", "dedup.epsilon=0.07", "sweep.arms.one.dedup.epsilon=0.07"):
+        assert fact in said
+
+    mine.write_text(chosen)
+    arms["one"]["dedup.epsilon"] = 0.07
+    points = expand(Composer(overrides(["experiment=mine"]), [str(tmp_path)]), arms, {}, {})
+    assert points[0].config.dedup.epsilon == 0.07
