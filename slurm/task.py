@@ -187,7 +187,8 @@ def arm(folder: Path, points: Points) -> dict[str, str | None]:
     [(key, config)] = points
     with joined(Path(config["paths"]["runs"]).absolute()) as ranks:
         if not ranks.is_first:
-            follow(ranks)
+            if attempt(lambda: follow(ranks)):
+                raise SystemExit(1)
             return {}
         store, _, nodes = open_points(points)
         with store.steady():

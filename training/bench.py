@@ -134,6 +134,7 @@ def run(config: Any, what: str, steps: int = 20) -> LoaderTimes | TrainTimes:
     from dbp.planning.plan import check_budget, require_upstream
     from training.feed.subset import Subset
     from training.resume.ranks import Ranks
+    from training.resume.workers import loading
     from training.run import prepare
     from training.timing import loader_rate, part_times, step_times
     from training.train import stage_of
@@ -149,9 +150,11 @@ def run(config: Any, what: str, steps: int = 20) -> LoaderTimes | TrainTimes:
     with tempfile.TemporaryDirectory() as folder:
         pairs = prepared.pairs(Path(folder))
         parts, num_bytes = part_times(pairs, prepared.order)
-        rate, recipe_name = loader_rate(prepared, pairs), stage.augmentation.decode
+        with loading(f"train.num_workers={stage.num_workers}"):
+            rate, recipe_name = loader_rate(prepared, pairs), stage.augmentation.decode
         loader = LoaderTimes(rate, stage.num_workers, stage.batch_size, recipe_name, parts, num_bytes)
         if what == "loader":
             return loader
-        times, device = step_times(prepared, pairs), prepared.device
+        with loading(f"train.num_workers={stage.num_workers}"):
+            times, device = step_times(prepared, pairs), prepared.device
         return TrainTimes(*times, stage.batch_size, prepared.flops, device, prepared.precision, loader)

@@ -131,7 +131,7 @@ def train(stage: TrainCaptioner, work: Work, subset: Subset) -> dict[str, Any]:
         write = stack.enter_context(metrics_file(work.shared / METRICS, past))
         bar = stack.enter_context(progress("captioner", horizon.samples_seen, "pairs"))
         record = Record(horizon, horizon.steps_for(stage.log_every_samples), write, bar)
-        fit(module, loader, [record, guard], guard, work.folder, device, precision, last)
+        fit(module, loader, [record, guard], guard, work.folder, device, precision, last, "captioner")
     (work.folder / METRICS).write_bytes((work.shared / METRICS).read_bytes())
     held_pairs = Pairs(held, stage.augmentation, size, words, stage.seed)
     measured = measure(module.to(device).eval(), held_pairs, device, stage.batch_size)

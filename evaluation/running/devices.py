@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from dbp.engine.processes import end_with_parent
-from dbp.errors import WorldError
+from dbp.errors import DbpError, WorldError
 from evaluation.running.encode import Chunk, Encoded, Towers, encode_chunks
 from evaluation.sets.pixels import Pictures
 from training.resume.signals import ignore_signals
@@ -91,7 +91,7 @@ def _next_answer(answered: Any, processes: Sequence[Any]) -> Encoded:
         with suppress(queue.Empty):
             answer = answered.get(timeout=5)
             if isinstance(answer, str):
-                raise WorldError(f"a process that encodes pictures failed:\n{answer}")
+                raise WorldError(f"a process that encodes pictures failed: {answer}")
             return answer
         for process in processes:
             if process.exitcode not in (None, 0):
@@ -111,5 +111,7 @@ def _serve(towers: list[Towers], pictures: Pictures, asked: Any, answered: Any) 
             model.model.to(model.device)
         for encoded in encode_chunks(towers, pictures, iter(asked.get, None)):
             answered.put(encoded)
+    except DbpError as error:
+        answered.put(str(error))
     except Exception:
         answered.put(traceback.format_exc())

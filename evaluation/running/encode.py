@@ -20,7 +20,6 @@ from dbp.errors import ConfigError, nearest
 from evaluation.sets.data import EvaluationSet
 from evaluation.sets.pixels import Pictures, Transform, collate
 from evaluation.sets.tar_index import EvaluationDataError
-from training.resume.signals import ignore_signals
 
 PRECISIONS = ("fp32", "bf16", "reference")
 # Pictures of a chunk, at least: what a kill can cost, and the size of kept files (4 MB at width 512).
@@ -184,7 +183,8 @@ def encode_chunks(
         Chunks in the order given, whole.
     """
     import torch
-    from torch.utils.data import DataLoader
+
+    from training.resume.workers import Loader, loading
 
     first = towers[0]
     ahead: deque[tuple[Chunk, int]] = deque()
@@ -196,47 +196,49 @@ def encode_chunks(
                 ahead.append((chunk, stop))
                 yield [(chunk.which, place) for place in range(start, stop)]
 
-    loader = DataLoader(
-        pictures,  # pyright: ignore[reportArgumentType]
-        batch_sampler=batches(),  # pyright: ignore[reportArgumentType]
+    loader = Loader(
+        pictures,
+        batch_sampler=batches(),
         num_workers=first.num_workers,
         collate_fn=collate,
-        worker_init_fn=ignore_signals,  # it may run in the middle of a training run
         pin_memory=torch.device(first.device).type == "cuda",
     )
     parts: dict[int, list[np.ndarray]] = {}
     made: Encoded | None = None
     keeps_crops = False
     crops: list[np.ndarray] = []  # of a chunk that is to be kept
-    for images, digests, reasons in loader:
-        chunk, stop = ahead.popleft()
-        if made is None:
-            made, parts, crops = Encoded(chunk), {}, []
-            keeps_crops = pictures.lacks_crops(chunk.which, chunk.start)
-        place = chunk.start + len(made.digests)
-        made.digests += digests
-        made.broken += filter(None, reasons)
-        if not made.broken:
-            if keeps_crops:
-                crops.append(images.numpy())
-            on_device = pictures.transform.finish(images.to(first.device, non_blocking=True))
-            evaluation_set, rows = pictures.sets[chunk.which], pictures.rows[chunk.which][place:stop]
-            for i in chunk.models:
-                with inference(towers[i], chunk.is_halved):
-                    vectors = unit(towers[i].model.encode_image(on_device))
-                try:
-                    require_finite(vectors, lambda k, of=evaluation_set, rows=rows: of.where(rows[k]))
-                except EvaluationDataError as error:
-                    made.not_finite.setdefault(i, str(error))
-                parts.setdefault(i, []).append(vectors)
-        advance(chunk, len(digests))
-        if stop == chunk.stop:
+    with loading(f"num_workers={first.num_workers}"):
+        for images, digests, reasons in loader:
+            chunk, stop = ahead.popleft()
+            if made is None:
+                made, parts, crops = Encoded(chunk), {}, []
+                keeps_crops = pictures.lacks_crops(chunk.which, chunk.start)
+            place = chunk.start + len(made.digests)
+            made.digests += digests
+            made.broken += filter(None, reasons)
             if not made.broken:
-                made.features |= {i: np.concatenate(mine) for i, mine in parts.items() if i not in made.not_finite}
-                if crops:
-                    pictures.crops[chunk.which].save(chunk.start, np.concatenate(crops), made.digests)
-            yield made
-            made = None
+                if keeps_crops:
+                    crops.append(images.numpy())
+                on_device = pictures.transform.finish(images.to(first.device, non_blocking=True))
+                evaluation_set, rows = pictures.sets[chunk.which], pictures.rows[chunk.which][place:stop]
+                for i in chunk.models:
+                    with inference(towers[i], chunk.is_halved):
+                        vectors = unit(towers[i].model.encode_image(on_device))
+                    try:
+                        require_finite(vectors, lambda k, of=evaluation_set, rows=rows: of.where(rows[k]))
+                    except EvaluationDataError as error:
+                        made.not_finite.setdefault(i, str(error))
+                    parts.setdefault(i, []).append(vectors)
+            advance(chunk, len(digests))
+            if stop == chunk.stop:
+                if not made.broken:
+                    made.features |= {
+                        i: np.concatenate(mine) for i, mine in parts.items() if i not in made.not_finite
+                    }
+                    if crops:
+                        pictures.crops[chunk.which].save(chunk.start, np.concatenate(crops), made.digests)
+                yield made
+                made = None
 
 
 def unit(vectors: Any) -> Float[np.ndarray, "n d"]:

@@ -27,7 +27,7 @@ from training.feed.augmentation import Augmentation
 from training.feed.captions import MixedCaptions
 from training.feed.order import Batches, Slice, draws
 from training.feed.subset import Subset
-from training.resume.signals import ignore_signals
+from training.resume.workers import Loader
 
 log = logging.getLogger("dbp")
 
@@ -231,7 +231,7 @@ def make_loader(
     batch_bytes = batches.share * 3 * pairs.size**2
     fits = AHEAD // max(1, batch_bytes * num_workers)
     can_fork = "fork" in multiprocessing.get_all_start_methods() and os.uname().sysname == "Linux"
-    return DataLoader(
+    return Loader(
         pairs,
         batch_size=None,
         sampler=batches,
@@ -239,5 +239,4 @@ def make_loader(
         pin_memory=pin_memory,
         prefetch_factor=(prefetch or int(min(max(fits, 1), 4))) if num_workers else None,
         multiprocessing_context="fork" if num_workers and can_fork else None,
-        worker_init_fn=ignore_signals,
     )

@@ -33,6 +33,8 @@ log = logging.getLogger("dbp")
 class Preempted(WorldError):
     """The run was asked to leave; its checkpoint is saved."""
 
+    is_agreed = True  # all ranks leave at the same step
+
 
 @dataclass(eq=False)
 class Guard(Callback):

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from dbp.engine.disk import replace_json
-from dbp.errors import ConfigError, WorldError
+from dbp.errors import ConfigError, DbpError, WorldError
+from training.resume.peers import Peers
 
 PATIENCE = timedelta(minutes=30)  # for a rank that does not answer within a step
 
@@ -36,6 +37,7 @@ class Ranks:
     local_rank: int = 0  # of this process among those of its machine: the GPU that it takes
     store: Any = field(default=None, repr=False)  # where the ranks meet; none on a single rank
     words: int = 0  # how many messages of the first rank have passed
+    peers: Peers | None = field(default=None, repr=False)  # the other ranks, watched; none on a single rank
 
     @property
     def is_first(self) -> bool:
@@ -67,6 +69,8 @@ class Ranks:
         name = f"word-{self.words}"
         try:
             while not self.store.check([name]):
+                if self.peers and self.peers.lost and not self.peers.lost.startswith("rank 0 "):
+                    raise WorldError(self.peers.words())
                 time.sleep(0.2)
             word = json.loads(self.store.get(name))
         except RuntimeError as error:  # torch's, of a store that does not answer
@@ -98,9 +102,33 @@ class Ranks:
             timeout=PATIENCE,
         )
         try:
-            yield
+            with self.watched():
+                yield
         finally:
             destroy_process_group()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Tell the other ranks what ends the block early, and say what another rank's end did to this one.
+
+        Raises:
+            WorldError: Another rank failed, or died.
+        """
+        try:
+            yield
+        except BaseException as problem:
+            if self.peers is None or getattr(problem, "is_agreed", False):
+                raise
+            # A collective may fail before its cause is here.
+            is_ours = isinstance(problem, DbpError | SystemExit)
+            until = time.monotonic() + (0 if is_ours else 2)
+            while self.peers.lost is None and time.monotonic() < until:
+                time.sleep(0.05)
+            if self.peers.lost is None:
+                self.peers.failed(problem)
+            elif not is_ours:
+                raise WorldError(self.peers.words()) from problem
+            raise
 
 
 _here = Ranks()
@@ -130,7 +158,8 @@ def started() -> Ranks:
             "--nproc-per-node=N -m dbp train …` or `srun --ntasks=N dbp train …`; unset them to "
             "train in one process."
         )
-    return Ranks(*map(int, given))
+    rank, size, local_rank = map(int, given)
+    return Ranks(rank, size, local_rank)
 
 
 @contextmanager
@@ -150,8 +179,10 @@ def joined(folder: Path) -> Iterator[Ranks]:
         return
     ranks.store = _meet(ranks, folder)
     _here = ranks
+    ranks.peers = Peers(ranks.rank, ranks.size, ranks.store, _addresses())
     try:
-        yield ranks
+        with ranks.watched():
+            yield ranks
     except BaseException as problem:
         if ranks.is_first:
             told = str(problem).partition("\n")[0] or type(problem).__name__
@@ -160,8 +191,11 @@ def joined(folder: Path) -> Iterator[Ranks]:
         raise
     finally:
         _here = Ranks()
+        if not ranks.is_first:
+            ranks.peers.leave()
         with suppress(RuntimeError):
             _part(ranks)
+        ranks.peers.leave()
 
 
 def _meet(ranks: Ranks, folder: Path) -> Any:
@@ -213,4 +247,6 @@ def _part(ranks: Ranks) -> None:
     ranks.store.add("left", 1)
     until = time.monotonic() + 60
     while ranks.is_first and ranks.store.add("left", 0) < ranks.size and time.monotonic() < until:
+        if ranks.peers is not None and ranks.peers.lost is not None:
+            return  # it cannot say that it has left
         time.sleep(0.05)

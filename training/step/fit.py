@@ -20,6 +20,7 @@ from training.config import Model
 from training.resume.preemption import Guard
 from training.resume.ranks import Ranks
 from training.resume.resumable import Disk
+from training.resume.workers import loading
 
 
 def fresh_model(model: Model, seed: int) -> LoadedClip:
@@ -56,12 +57,14 @@ def fit(
     device: str,
     precision: str,
     resume: Path | None = None,
+    settings: str = "train",
 ) -> None:
     """Make all steps of a run, from where an earlier try of it stopped.
 
     Args:
         loader: Its batches, from the step on that the checkpoint to go on from has made.
         callbacks: What looks on, the guard among them: behind what counts, so that its checkpoints hold the counts.
+        settings: Where the user sets the workers of the loader.
 
     Raises:
         Diverged: The loss is not finite.
@@ -74,6 +77,8 @@ def fit(
         # What a model draws is seeded for each step; afterwards torch's state is as it was.
         stack.enter_context(torch.random.fork_rng([] if device == "cpu" else [device]))
         stack.enter_context(guard.listening())
+        more = " or train.prefetch" if settings == "train" else ""
+        stack.enter_context(loading(f"{settings}.num_workers={loader.num_workers}{more}"))
         trainer = make_trainer(folder, steps, device, precision, callbacks, ranks, guard.checkpoints.disk)
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:

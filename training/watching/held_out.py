@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from dbp.data.images import Undecodable
 from dbp.data.pool import Pool
-from training.resume.signals import ignore_signals
+from training.resume.workers import Loader, loading
 from training.step.loss import clip_loss
 from training.watching.watched import Watched
 
@@ -35,19 +34,19 @@ class HeldOutLoss:
     def __call__(self) -> dict[str, float]:
         ranks = self.run.ranks
         mine = range(ranks.rank, len(self.batches), ranks.size)
-        loader = DataLoader(
-            self.batches,  # type: ignore[arg-type]
+        loader = Loader(
+            self.batches,
             batch_size=None,
             sampler=mine,
-            collate_fn=partial(_prepared, self.run.pool, self.run.preprocess, self.run.tokenizer),  # type: ignore[arg-type]
+            collate_fn=partial(_prepared, self.run.pool, self.run.preprocess, self.run.tokenizer),
             num_workers=min(self.num_workers, len(mine)),
-            worker_init_fn=ignore_signals,
         )
-        found = [
-            (number, *self._measure(images, tokens))
-            for number, (images, tokens) in zip(mine, loader, strict=True)
-            if len(images)
-        ]
+        with loading(f"num_workers={self.num_workers} of watch.evaluators"):
+            found = [
+                (number, *self._measure(images, tokens))
+                for number, (images, tokens) in zip(mine, loader, strict=True)
+                if len(images)
+            ]
         # In the order of the batches, since a sum of floats depends on its order.
         every = sorted(row for rows in ranks.gather(found) for row in rows)
         pairs = sum(row[1] for row in every)
