@@ -179,7 +179,8 @@ def joined(folder: Path) -> Iterator[Ranks]:
         return
     ranks.store = _meet(ranks, folder)
     _here = ranks
-    ranks.peers = Peers(ranks.rank, ranks.size, ranks.store, _addresses())
+    given = [os.environ["MASTER_ADDR"]] if os.environ.get("MASTER_ADDR") else []
+    ranks.peers = Peers(ranks.rank, ranks.size, ranks.store, [*given, *_addresses()])
     try:
         with ranks.watched():
             yield ranks
