@@ -200,8 +200,8 @@ class Index(Parted):
             raise PoolError(
                 f"none of the {rows:,} samples, the first in {shards[0]}, has both an image and a caption "
                 f"(pool.caption={self.caption}; without image: {reasons['no image']:,}, without caption: "
-                f"{reasons[NO_CAPTION]:,}{why}). An image and its caption must stand side by side in the tar, under "
-                f"one key; {'; '.join(ways)}."
+                f"{reasons[NO_CAPTION]:,}{why}). An image and its caption must stand side by side in the tar, "
+                f"under one key; {'; '.join(ways)}."
             )
         index = joined(work.shared, counts, self.background)
         write_names(work.folder, shards)
