@@ -80,6 +80,7 @@ def export_clip_benchmark(folder: Path, results: Sequence[Result]) -> tuple[str,
     for key in found.keys() - set(left_out):
         task, result = find_task(key), found[key]
         name, known = find_kind(task.kind).clip_benchmark or ("", ())
+        language = task.built.language if task.built else "en"
         model, pretrained = result.model, result.checkpoint
         if pretrained is None:  # published weights: their tag is part of the name
             model, _, pretrained = result.model.rpartition(":")
@@ -93,10 +94,10 @@ def export_clip_benchmark(folder: Path, results: Sequence[Result]) -> tuple[str,
                 for metric, value in result.metrics.items()
                 if metric.startswith(known)
             },
-            "language": "en",
+            "language": language,
         }
         dataset = str(task.clip_benchmark).removeprefix("wds/")
-        words = (dataset, pretrained, model, "en", name)
+        words = (dataset, pretrained, model, language, name)
         file = "_".join(word.replace("/", "_") for word in words) + ".json"
         _write(folder / file, json.dumps(line))
     return left_out

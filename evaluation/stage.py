@@ -24,7 +24,7 @@ from evaluation.running.runner import Encoding, encode_for, evaluate_checkpoints
 from evaluation.sets.at_hand import sets_lack
 from evaluation.sets.folders import set_files
 from evaluation.suites import own_tasks, resolve_suite
-from evaluation.tasks import find_task, register
+from evaluation.tasks import find_task, register, scored_by
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Evaluate(Stage):
 
     def identity(self) -> dict[str, Any]:
         """How tasks of the user are scored; their names and levels of chance may change."""
-        own = {key: [task.kind, task.folder] for key in self.tasks for task in [find_task(key)]}
+        own = {key: scored_by(find_task(key)) for key in self.tasks}
         return {"tasks": own} if own else {}
 
     def lacks(self, inputs: Mapping[str, Node]) -> Iterator[DbpError | str]:

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dbp.config import build
+from dbp.engine.paths import file_digest
 from dbp.errors import ConfigError, nearest
+from evaluation.sets.benchmark import Built, facts
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Task:
         clip_benchmark: What CLIP_benchmark calls it, as `wds/vtab/dtd`; none where it has no loader.
         chance: Expected value of the main metric for a random guess, in [0, 1]; none where it is not known.
         hub: Repository of its raw files on the Hub, for the tasks that DataComp reads from there.
+        built: The data set of clip_benchmark that it is, for a task of the user with `source: clip_benchmark`.
     """
 
     key: str
@@ -52,6 +55,17 @@ class Task:
     clip_benchmark: str | None
     hub: str | None
     chance: float | None
+    built: Built | None = None
+
+    @property
+    def is_built(self) -> bool:
+        """Whether its set is read through clip_benchmark; not so tars, and Winoground's tables from the Hub."""
+        return self.built is not None and not self.built.is_tars and self.hub is None
+
+    @property
+    def split(self) -> str:
+        """The folder of its tars."""
+        return self.built.split if self.built else "test"
 
 
 @dataclass(frozen=True)
@@ -67,16 +81,32 @@ class OwnTask:
         test_size: Samples of the whole test set; a set with another number is marked in results.
         num_templates: Lines of its templates file, likewise.
         chance: Expected value of the main metric for a random guess, in [0, 1]; null if not known.
+        source: `clip_benchmark`: the set is one that clip_benchmark reads, in its own layout. Kind, main metric
+            and folder then follow from its name where they are null; the fields below are for it alone.
+        dataset: Its name there, as `sugar_crepe/add_att`; it lies in the folder `sugar_crepe/add_att`,
+            `sugar_crepe-add_att` or `sugar_crepe` under `root`, or in `root` itself, if `folder` is null.
+        language: Of class names and templates, or of captions, by its codes; `en` if null.
+        split: As its reader calls it; `test` if null.
+        annotation_file: Captions of mscoco_captions, flickr30k or flickr8k, if not at the usual place.
+        custom_classname_file: A JSON of class names by data set, in place of the package's.
+        custom_template_file: A JSON of templates by data set, in place of the package's.
     """
 
-    kind: str
-    main_metric: str
+    kind: str | None = None
+    main_metric: str | None = None
     name: str | None = None
     folder: str | None = None
     num_classes: int | None = None
     chance: float | None = None
     test_size: int | None = None
     num_templates: int | None = None
+    source: Literal["clip_benchmark"] | None = None
+    dataset: str | None = None
+    language: str | None = None
+    split: str | None = None
+    annotation_file: str | None = None
+    custom_classname_file: str | None = None
+    custom_template_file: str | None = None
 
 
 # What is counted in a set -> the fact of its task.
@@ -96,22 +126,58 @@ def register(tasks: Mapping[str, Mapping[str, Any]], *, of_results: bool = False
     Raises:
         ConfigError: A field is wrong, or a key names another task already.
     """
-    for key, facts in tasks.items():
-        own = build(facts, OwnTask, f"tasks.{key}")
-        values = {**asdict(own), "key": key, "name": own.name or key, "folder": own.folder or f"wds_{key}_test"}
+    for key, said in tasks.items():
+        values = _own_values(build(said, OwnTask, f"tasks.{key}"), f"tasks.{key}")
         blank = dict.fromkeys(field.name for field in fields(Task))
+        values |= {"key": key, "name": values["name"] or key, "folder": values["folder"] or f"wds_{key}_test"}
         task = _with_chance({**blank, "in_average": False, "in_datacomp": False, **values})
         if key in _published() or "," in key:
             raise ConfigError(
                 f"tasks.{key}: no task of the user can have this key. Give the YAML file another name."
             )
         if not (of_results and key in _own):
-            _own[key], _facts[key] = task, dict(facts)
+            _own[key], _facts[key] = task, dict(said)
+
+
+def _own_values(own: OwnTask, setting: str) -> dict[str, Any]:
+    """What a YAML file says, with what follows from the name of a data set of clip_benchmark."""
+    said = {field.name: getattr(own, field.name) for field in fields(Built)}
+    values = {name: value for name, value in asdict(own).items() if name not in {*said, "source"}}
+    said = {name: value for name, value in said.items() if value is not None}
+    if own.source is None and said:
+        name, value = next(iter(said.items()))
+        raise ConfigError(
+            f"{setting}.{name}={value} is for source: clip_benchmark. Add that line, or leave {name} out."
+        )
+    if own.source is not None:
+        if own.dataset is None:
+            raise ConfigError(
+                f"{setting}.dataset is not set: which data set of {own.source}, as sugar_crepe/add_att?"
+            )
+        built = Built(**said)
+        follows = facts(built, setting)
+        values = {**follows, **{name: value for name, value in values.items() if value is not None}, "built": built}
+        values.setdefault("name", None)
+    for name in ("kind", "main_metric"):
+        if values[name] is None:
+            raise ConfigError(f"{setting}.{name} is not set. Give it, or source: clip_benchmark and a dataset.")
+    return values
 
 
 def own_facts(keys: Iterable[str]) -> dict[str, dict[str, Any]]:
     """What `register` was given for those of some keys that are tasks of the user."""
     return {key: _facts[key] for key in keys if key in _facts}
+
+
+def scored_by(task: Task) -> list[Any]:
+    """What the numbers of a task of the user depend on, besides the files of its set."""
+    if task.built is None:
+        return [task.kind, task.folder]
+    built = {name: value for name, value in asdict(task.built).items() if value is not None}
+    for name in ("custom_classname_file", "custom_template_file"):
+        if name in built and Path(built[name]).exists():  # else it is one of the package's
+            built[name] = file_digest(built[name], f"tasks.{task.key}.{name}")
+    return [task.kind, task.folder, built]
 
 
 def load_tasks() -> dict[str, Task]:

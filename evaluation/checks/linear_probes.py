@@ -98,7 +98,7 @@ def divide(tasks: Sequence[Task], root: Path) -> tuple[list[tuple[Task, Path]], 
             folder = find_set(root, task)
         except EvaluationDataError:
             continue
-        if (folder / TRAIN).is_dir():
+        if (folder / TRAIN).is_dir() and not task.is_built:
             having.append((task, folder))
         else:
             without.append(task)

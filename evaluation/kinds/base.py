@@ -45,7 +45,7 @@ class Kind(ABC):
         clip_benchmark: What CLIP_benchmark calls its tasks, and the metrics that it reports, by their beginning.
 
     An object has:
-        chosen: The samples that take part: pictures, or instances of WinoGAViL.
+        chosen: The samples that take part: pictures, or instances of WinoGAViL and Winoground.
         rows: The pictures that it needs, in the order in which `score` takes their vectors.
         num_samples, num_available: What a metric averages over; how many there are without a limit.
     """
@@ -77,7 +77,7 @@ class Kind(ABC):
             EvaluationDataError: Annotations are missing or wrong.
         """
         self.set, self.max_templates = evaluation_set, max_templates
-        self.num_available = len(evaluation_set.instances or evaluation_set)
+        self.num_available = len(evaluation_set.instances or evaluation_set.choices or evaluation_set)
         self.rows = self.chosen = choose_rows(self.num_available, limit, seed)
         self.num_samples = len(self.chosen)
         self.read()

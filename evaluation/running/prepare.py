@@ -12,7 +12,7 @@ import numpy as np
 
 from dbp.errors import ConfigError
 from evaluation.kinds.base import Kind
-from evaluation.kinds.registry import find_kind
+from evaluation.kinds.registry import find_kind, open_task
 from evaluation.metrics import zero_shot
 from evaluation.results import Failure
 from evaluation.sets.data import EvaluationSet
@@ -91,7 +91,7 @@ def prepare(tasks: Sequence[Task], root: Path, asked: Asked, failures: list[Fail
     for task in tasks:
         kind = find_kind(task.kind)
         try:
-            opened = kind.open(find_set(root, task))
+            opened = open_task(task, find_set(root, task))
             scorer = kind(opened, limit=asked.limit, seed=asked.seed, max_templates=asked.max_templates)
             ready = Prepared(task, opened, scorer, index_digest(opened, asked.max_templates))
             ready.texts()  # a template that takes no name stops the task here
@@ -120,6 +120,8 @@ def index_digest(evaluation_set: EvaluationSet, max_templates: int | None = None
         stat = shard.stat()
         digest.update(repr((shard.name, stat.st_size, stat.st_mtime_ns)).encode())
     digest.update(repr(evaluation_set.instances).encode())
+    if evaluation_set.choices:
+        digest.update(repr(evaluation_set.choices).encode())
     for sample in evaluation_set.samples:
         digest.update(repr(sample).encode())
     return digest.hexdigest()

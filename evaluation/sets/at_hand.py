@@ -11,6 +11,7 @@ from dbp.errors import MissingError
 from dbp.formats.tar_headers import Damaged, Other, spans
 from evaluation.kinds.base import Kind
 from evaluation.kinds.registry import find_kind
+from evaluation.sets.built import check_language
 from evaluation.sets.data import NAMES_FILE, TEMPLATES_FILE, num_shards, read_lines
 from evaluation.sets.folders import find_set, places
 from evaluation.sets.tar_index import EvaluationDataError
@@ -31,14 +32,25 @@ def sets_lack(tasks: Sequence[Task], root: Path) -> Iterator[MissingError | str]
 
 
 def set_problem(task: Task, root: Path) -> str:
-    """Why the set of a task cannot be evaluated, as far as that is known before it is read; empty if it may be."""
+    """Why the set of a task cannot be evaluated, as far as that is known before it is read; empty if it may be.
+
+    Raises:
+        ConfigError: clip_benchmark has no such language of a data set of its own.
+    """
+    if task.is_built and task.built is not None:
+        check_language(task.built)
+        try:
+            find_set(root, task)
+        except EvaluationDataError as error:
+            return str(error)
+        return ""
     if not any(place.is_dir() for place in places(root, task)):
         looked = ", ".join(str(place.relative_to(root)) for place in places(root, task))
         return f"none of the folders {looked} is in {root}"
     try:
         folder = find_set(root, task)
         if _is_tars(task, folder):
-            _check_tars(folder / "test")
+            _check_tars(folder / task.split)
         if _has_names(task):
             read_lines(folder / NAMES_FILE)
             read_lines(folder / TEMPLATES_FILE)
@@ -53,6 +65,8 @@ def set_departures(task: Task, root: Path) -> str:
     Tars that `nshards.txt` does not count are no part of the set, so that it may be a part of the task's.
     """
     found: list[str] = []
+    if task.is_built:
+        return ""
     try:
         folder = find_set(root, task)
         if _has_names(task):
@@ -60,7 +74,7 @@ def set_departures(task: Task, root: Path) -> str:
             counts["templates"] = len(read_lines(folder / TEMPLATES_FILE))
             found += filter(None, [departures(task, counts)])
         if _is_tars(task, folder):
-            counted, beside = num_shards(folder / "test"), len(list((folder / "test").glob("[!.]*.tar")))
+            counted, beside = num_shards(folder / task.split), len(list((folder / task.split).glob("[!.]*.tar")))
             found += [f"{counted} of {beside} tars in nshards.txt"] if counted < beside else []
     except (EvaluationDataError, OSError):
         return ""
@@ -70,7 +84,7 @@ def set_departures(task: Task, root: Path) -> str:
 def _is_tars(task: Task, folder: Path) -> bool:
     """Whether a set must lie in tars: kinds that open other layouts, too, may have none."""
     is_plain = find_kind(task.kind).open.__func__ is Kind.open.__func__  # type: ignore[attr-defined]
-    return is_plain or (folder / "test" / "nshards.txt").is_file()
+    return is_plain or (folder / task.split / "nshards.txt").is_file()
 
 
 def _has_names(task: Task) -> bool:

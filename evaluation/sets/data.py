@@ -45,6 +45,19 @@ class Instance:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Images and captions of which the first image fits the first caption, the second the second, and so on.
+
+    Args:
+        pictures: Rows of the set.
+        captions: One or more; those beyond the images fit none.
+    """
+
+    pictures: tuple[int, ...]
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class EvaluationSet:
     """The samples of one set, in the order of its tars.
 
@@ -55,6 +68,7 @@ class EvaluationSet:
         class_names: In the order of the labels; may hold blanks and twins. Empty for retrieval.
         templates: Prompts with `{c}` for the name. Empty for retrieval.
         instances: Of WinoGAViL; they name samples by row.
+        choices: Of a set where several images share captions, as Winoground; they name samples by row.
     """
 
     folder: Path
@@ -63,6 +77,7 @@ class EvaluationSet:
     class_names: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     instances: tuple[Instance, ...] = ()
+    choices: tuple[Choice, ...] = ()
     _files: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -166,7 +181,7 @@ def open_set(folder: Path, *, kind: str, split: str = "test") -> EvaluationSet:
 
     Args:
         folder: As in the module's docstring.
-        kind: The task's; all but retrieval and winogavil need names and templates.
+        kind: The task's; all but retrieval, caption_choice and winogavil need names and templates.
         split: Which sub-folder holds the tars.
 
     Raises:
@@ -189,7 +204,7 @@ def open_set(folder: Path, *, kind: str, split: str = "test") -> EvaluationSet:
             "must be unique; are two sets mixed in one folder?"
         )
     make = partial(EvaluationSet, folder=folder, shards=shards, samples=samples)
-    if kind in ("retrieval", "winogavil"):
+    if kind in ("retrieval", "caption_choice", "winogavil"):
         return make()
     return make(class_names=read_lines(folder / NAMES_FILE), templates=read_lines(folder / TEMPLATES_FILE))
 
@@ -201,7 +216,7 @@ def _check_type(folder: Path, kind: str) -> None:
         return
     said = _read_text(path).strip().lower()
     special = ("retrieval", "multilabel")
-    wanted = kind if kind in special else "classification"
+    wanted = "retrieval" if kind == "caption_choice" else kind if kind in special else "classification"
     if (said if said in special else "classification") != wanted:
         raise EvaluationDataError(
             f"{path} says {said!r}, and the task is of kind {kind}. Is it the folder of another set? "
@@ -262,6 +277,8 @@ def set_digest(evaluation_set: EvaluationSet, rows: list[int], pictures: list[by
     for one in evaluation_set.instances:
         keys = [evaluation_set.samples[row].key for row in one.candidates]
         digest.update(repr((one.cue, keys, one.is_association)).encode())
+    for one in evaluation_set.choices:
+        digest.update(repr(([evaluation_set.samples[row].key for row in one.pictures], one.captions)).encode())
     for row, picture in zip(rows, pictures, strict=True):
         annotations = evaluation_set.samples[row].annotations
         digest.update(picture + repr(sorted(annotations.items())).encode())

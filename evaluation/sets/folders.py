@@ -10,6 +10,7 @@ hf_cache/nlphuji___flickr_1k_test_image_text_retrieval/      as DataComp's downl
 from pathlib import Path
 
 from dbp.engine.paths import is_of_macos
+from evaluation.sets.benchmark import built_files, find_built
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.tasks import Task, load_tasks
 
@@ -21,21 +22,29 @@ def find_set(root: Path, task: Task) -> Path:
         EvaluationDataError: It is in none of the places, which are all named, or the Hub's cache holds
             several revisions.
     """
+    if task.is_built:
+        assert task.built is not None
+        return find_built(root, task.folder, task.built)
     for place in places(root, task):
         if place.is_dir():
             return _snapshot(place) if (place / "snapshots").is_dir() else place
     looked = ", ".join(str(place.relative_to(root)) for place in places(root, task))
+    fetch = f"hf download --repo-type dataset {task.hub} --local-dir {root / str(task.hub).partition('/')[2]}"
     raise EvaluationDataError(
         f"There is no set of {task.name} under {root}. Looked for the folders {looked}. Put the set in "
-        "one of them, or set root to the folder that holds it."
+        f"one of them, or set root to the folder that holds it.{f' It is fetched by: {fetch}' if task.hub else ''}"
     )
 
 
 def set_files(root: Path) -> list[Path]:
     """List the files of all sets of known tasks under a root, to tell whether any has changed."""
-    found = (place for task in load_tasks().values() for place in places(root, task))
-    files = {file for place in found for file in place.rglob("*") if file.is_file()}
-    return sorted(file for file in files if not is_of_macos(file))
+    tasks = load_tasks().values()
+    found = [place for task in tasks if not task.is_built for place in places(root, task)]
+    files = {file for place in found for file in place.rglob("*")}
+    for task in tasks:
+        if task.is_built and task.built is not None:
+            files.update(built_files(root, task.folder, task.built))
+    return sorted(file for file in files if file.is_file() and not is_of_macos(file))
 
 
 def places(root: Path, task: Task) -> list[Path]:
@@ -51,7 +60,7 @@ def places(root: Path, task: Task) -> list[Path]:
     if task.hub is not None:
         owner, name = task.hub.split("/")
         cache = f"datasets--{owner}--{name}"
-        names += [name, task.hub, cache, f"hub/{cache}"]
+        names += [name, task.hub, cache, f"hub/{cache}", f"{owner}___{name}"]
         names += [f"hf_cache/{place}" for place in (name, cache, f"hub/{cache}", f"{owner}___{name}")]
     return [root / name for name in dict.fromkeys(names)]
 

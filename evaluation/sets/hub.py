@@ -7,8 +7,9 @@
     FOLDER/winogavil_images.zip         pictures by the candidates' names
 
 or tables (`.parquet`, or `.arrow` as the `datasets` library caches them) with columns image and caption,
-or candidates, candidate_images, cue and associations. WinoGAViL may lie as tars as well: the pictures in
-DataComp's layout, with the candidates' names as keys, and the CSV beside `test/`.
+or candidates, candidate_images, cue and associations, or (Winoground) image_0, image_1, caption_0 and caption_1;
+Winoground's images may also be a zip beside `examples.jsonl`, which names them. WinoGAViL may lie as tars as well:
+the pictures in DataComp's layout, with the candidates' names as keys, and the CSV beside `test/`.
 
 Names of files do not matter, columns do. A caption is one line here: runs of white space become one
 space, as CLIP's tokenizer makes them.
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.sets.data import EvaluationSet, Instance, open_set
+from evaluation.sets.data import Choice, EvaluationSet, Instance, open_set
 from evaluation.sets.hub_files import (
     Cell,
     Packed,
@@ -37,6 +38,7 @@ from evaluation.sets.hub_files import (
     pictures_beside,
     plain,
     read_csv,
+    read_lines,
 )
 from evaluation.sets.hub_tables import pictured, read_rows, read_tables
 from evaluation.sets.tar_index import EvaluationDataError, Sample
@@ -44,6 +46,8 @@ from evaluation.sets.tar_index import EvaluationDataError, Sample
 _ZIP_HEADER = 30
 # WinoGAViL's columns of lists.
 _LISTS = ("candidates", "associations")
+# Winoground's columns.
+_PAIRS = ("image_0", "image_1", "caption_0", "caption_1")
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ class HubSet(EvaluationSet):
     """
 
     places: tuple[Packed | Cell | None, ...] = ()
-    # The rows of the table that were read last: number of the file, first row, end, values.
-    _rows: list[tuple[int, int, int, Any]] = field(default_factory=list, repr=False, compare=False)
+    # The rows of each column that were read last: number of the file, column, first row, end, values.
+    _rows: list[tuple[int, str, int, int, Any]] = field(default_factory=list, repr=False, compare=False)
 
     def __getstate__(self) -> dict:
         return super().__getstate__() | {"_rows": []}
@@ -104,10 +108,13 @@ class HubSet(EvaluationSet):
         return data
 
     def _cell(self, row: int, place: Cell) -> bytes:
-        shard = self.samples[row].shard
-        if not any(of == shard and first <= place.row < end for of, first, end, _ in self._rows):
-            self._rows[:] = [(shard, *read_rows(self.shards[shard], place.column, place.row))]
-        _, first, _, values = self._rows[0]
+        shard, column = self.samples[row].shard, place.column
+        kept = [one for one in self._rows if one[1] == column]
+        if not any(of == shard and first <= place.row < end for of, _, first, end, _ in kept):
+            self._rows[:] = [one for one in self._rows if one[1] != column]
+            kept = [(shard, column, *read_rows(self.shards[shard], column, place.row))]
+            self._rows.extend(kept)
+        _, _, first, _, values = kept[0]
         value = values[place.row - first]
         data = (value if place.item is None else value[place.item])["bytes"].as_py()
         if data is None:
@@ -141,6 +148,43 @@ def open_captioned(folder: Path) -> EvaluationSet:
         pictures.append(find_picture(row["filename"], found, where, folder))
         annotations.append(_captions(parse_list(row["raw"], where, "raw"), where))
     return _make(folder, pictures, annotations, table)
+
+
+def open_choices(folder: Path) -> EvaluationSet:
+    """Index a set of caption choices: tars (one image, its own caption first), or Winoground's two by two.
+
+    Raises:
+        EvaluationDataError: Files are missing, damaged or have other columns; the row is named.
+    """
+    if _is_tars(folder):
+        return open_set(folder, kind="caption_choice")
+    pictures: list[Picture] = []
+    captions: list[tuple[str, ...]] = []
+    lines = next(
+        (file for file in (folder / "examples.jsonl", folder / "data/examples.jsonl") if file.is_file()), None
+    )
+    if lines is not None:
+        found = by_name(pictures_beside(lines.parent), "key")
+        for where, row in read_lines(lines, _PAIRS):
+            pictures += [find_picture(Path(row[name]).stem, found, where, folder) for name in _PAIRS[:2]]
+            captions.append(_pair(row, where))
+    else:
+        columns = [list(read_tables(folder, _PAIRS[2:], name)) for name in _PAIRS[:2]]
+        for (file, rows), (_, others) in zip(*columns, strict=True):
+            for number, ((where, row), (_, other)) in enumerate(zip(rows, others, strict=True)):
+                for name, image in (("image_0", row["image_0"]), ("image_1", other["image_1"])):
+                    one = pictured(file, image, Cell(name, number), 2 * len(rows), where)
+                    pictures.append(replace(one, name=f"{len(captions):07d}-{name}{Path(one.name).suffix}"))
+                captions.append(_pair(row, where))
+    opened = _make(folder, pictures, [{}] * len(pictures), *([lines] if lines else []))
+    return replace(opened, choices=tuple(Choice((2 * i, 2 * i + 1), pair) for i, pair in enumerate(captions)))
+
+
+def _pair(row: Mapping[str, str], where: str) -> tuple[str, ...]:
+    pair = tuple(" ".join(str(row[name]).split()) for name in _PAIRS[2:])
+    if not all(pair):
+        raise EvaluationDataError(f"{where} has an empty caption: {pair}. Fetch the set again.")
+    return pair
 
 
 def open_winogavil(folder: Path) -> EvaluationSet:

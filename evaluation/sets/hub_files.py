@@ -94,6 +94,28 @@ def read_csv(folder: Path, columns: Sequence[str]) -> tuple[Path, list[tuple[str
     return path, rows
 
 
+def read_lines(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """Read a file of JSON lines, each with some texts by name.
+
+    Raises:
+        EvaluationDataError: It is not UTF-8, or a line is not JSON or lacks a name.
+    """
+    found: list[tuple[str, dict[str, str]]] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise EvaluationDataError(f"{path} is not UTF-8: {error}.") from error
+    for number, line in enumerate(filter(str.strip, lines), start=1):
+        try:
+            values = json.loads(line)
+            found.append((f"{path}, row {number}", {name: values[name] for name in columns}))
+        except (ValueError, KeyError, TypeError) as error:
+            raise EvaluationDataError(
+                f"{path}, row {number} is not a JSON object with {', '.join(columns)}: {error!r}. Fetch it again."
+            ) from error
+    return found
+
+
 def parse_list(value: Any, where: str, column: str) -> list[str]:
     """A list of strings; a CSV holds it as JSON or as Python writes it.
 

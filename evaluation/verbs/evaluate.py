@@ -10,7 +10,8 @@ folder for each set in DataComp's layout: wds_<task>_test/{classnames.txt,
 zeroshot_classification_templates.txt, test/nshards.txt, test/0.tar, …}. DataComp's download_evalsets.py
 fetches them; Flickr, MSCOCO and WinoGAViL may lie there as the Hub's own folders. Results go to
 paths.runs/evaluations; a killed run goes on where it stopped, a finished task is not done again.
-probe=true adds linear probes (where train/ lies beside test/), contamination=EPSILON near copies.
+probe=true adds linear probes (where train/ lies beside test/), contamination=EPSILON near copies;
+check=clip_benchmark runs clip_benchmark's own code beside ours and prints the differences.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ def run(config: Any) -> int:
     from dbp.config import build
     from dbp.curate import open_store
     from dbp.engine.progress import progress
+    from evaluation.checks.against_benchmark import check_results, require_exact
     from evaluation.checks.at_hand import require_at_hand
     from evaluation.checks.linear_probes import probe_suite
     from evaluation.checks.near_copies import check_near_copies, find_runs
@@ -37,6 +39,8 @@ def run(config: Any) -> int:
     from evaluation.stage import Evaluate, sets_node
 
     settings: Evaluate = build(config.evaluate, Evaluate, "evaluate")
+    tolerance = float(config.check_tolerance)
+    require_exact(config.check, settings.precision, settings.limit, tolerance)
     tasks = resolve_suite(settings.suite)
     names = _named(config)
     weights = [find_checkpoint(config, name) for name in names]
@@ -67,11 +71,15 @@ def run(config: Any) -> int:
         on_results=lambda found: save_results(file, found),
     )  # fmt: skip
     shown = [result for result in results if result.protocol == settings.protocol]
+    num_different = 0
     for model in towers:
         mine = [result for result in results if result.checkpoint == model.digest]
         if len(towers) > 1:
             print(f"\n{model.label}")
         print(format_results(mine, failures, settings.protocol))
+        if config.check:
+            under = [result for result in mine if result.protocol == settings.protocol]
+            num_different += check_results(model, under, root, tolerance)
     if config.probe:
         failures += probe_suite(towers, settings.suite, root, *work, file=file)
     if trained:
@@ -85,7 +93,7 @@ def run(config: Any) -> int:
     for name in missing:
         print(f"missing in this suite, no loader for it: {name}")
     print(f"{len({r.task for r in shown})} tasks evaluated, {len(failures)} failed: {file}")
-    return 1 if failures else 0
+    return 1 if failures or num_different else 0
 
 
 def load_towers(config: Any, settings: Any, checkpoint: Path | None) -> Towers:
