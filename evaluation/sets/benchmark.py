@@ -238,6 +238,11 @@ def _require_known(built: Built, setting: str) -> None:
             f"{setting}.dataset=imagenet-w: it is not a set but a step in the model's transform (a watermark on "
             "each image of ImageNet). Give dataset=imagenet1k, or evaluate it with clip_benchmark."
         )
+    if built.dataset in _HUB and (built.split, built.language) != ("test", "en"):
+        raise ConfigError(
+            f"{setting}: {built.dataset} has split=test in language=en alone, and split={built.split}, "
+            f"language={built.language} are given. Leave both out."
+        )
     if built.dataset not in FILES:
         raise ConfigError(
             f"{setting}.dataset={built.dataset}: clip_benchmark has no such data set. "

@@ -30,6 +30,7 @@ from evaluation.kinds.registry import open_task
 from evaluation.running.encode import Towers
 from evaluation.running.prepare import Asked
 from evaluation.running.runner import evaluate_checkpoints
+from evaluation.sets.at_hand import sets_lack
 from evaluation.sets.benchmark import FILES, TRANSLATED, Built, wanted
 from evaluation.sets.built import BuiltSet, build
 from evaluation.sets.folders import find_set, set_files
@@ -324,6 +325,18 @@ def test_a_language_or_split_that_clip_benchmark_lacks_is_refused(root, known, s
     with pytest.raises(ConfigError) as error:
         open_task(find_task("wrong"), root / said["dataset"])
     assert all(word in str(error.value) for word in named)
+    if "language" in said:  # before a model is loaded
+        with pytest.raises(ConfigError, match=named[0]):
+            list(sets_lack([find_task("wrong")], root))
+
+
+def test_a_set_that_is_there_lacks_nothing_before_it_is_read_and_one_that_is_not_is_named(root, known, tmp_path):
+    tasks = [find_task(key) for key in TASKS]
+    assert list(sets_lack(tasks, root)) == []
+    gone = [str(one) for one in sets_lack(tasks, tmp_path)]
+    assert len(gone) == len(tasks)
+    assert "sugar_crepe-swap_att" in gone[0]
+    assert "val2017 and swap_att.json" in gone[0]
 
 
 @pytest.mark.parametrize(
@@ -334,6 +347,7 @@ def test_a_language_or_split_that_clip_benchmark_lacks_is_refused(root, known, s
         ({"source": "clip_benchmark", "dataset": "vtab/dtd"}, ("clip_benchmark_export_wds", "wds/vtab/dtd")),
         ({"source": "clip_benchmark", "dataset": "imagenet-w"}, ("imagenet-w", "imagenet1k")),
         ({"source": "clip_benchmark", "dataset": "wds/dtd", "language": "de"}, ("wds/dtd", "language")),
+        ({"source": "clip_benchmark", "dataset": "winoground", "language": "de"}, ("winoground", "language=de")),
         ({"source": "clip_benchmrk", "dataset": "mnist"}, ("source", "clip_benchmark")),
         ({"dataset": "mnist", "kind": "classification", "main_metric": "acc1"}, ("tasks.mine.dataset", "source")),
         ({"main_metric": "acc1"}, ("tasks.mine.kind", "source")),
