@@ -63,6 +63,7 @@ PLACES = {
     "render/glyphs": "dbp.pools.glyph_pool.RenderGlyphs",
     "render/tasks": "dbp.pools.glyph_pool.RenderTasks",
     "score/clip": "dbp.scoring.clip_score.ClipScore",
+    "score/clip_loss": "dbp.scoring.clip_loss.ClipLoss",
     "score/column": "dbp.scoring.column.ColumnScore",
     "select/clip_score": "dbp.selection.top_score.TopScore",
     "select/dbp": "dbp.selection.density.Density",

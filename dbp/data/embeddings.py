@@ -1,5 +1,6 @@
 """Embeddings: one unit vector for each row that could be embedded, in parts of fp16."""
 
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Float16, Float32, Float64, Int
 
 from dbp.data.missing import Missing
+from dbp.errors import WorldError
 
 SCHEMA = pa.schema(
     [
@@ -83,6 +85,32 @@ class Embeddings:
         found = np.empty((len(rows), self.width), np.float16)
         for places, part, at in where:
             found[places] = self._part(part)[2][at]
+        return found
+
+    def scattered(self, rows: Int[np.ndarray, " m"]) -> Float16[np.ndarray, "m d"]:
+        """As `gather`, for rows that lie far apart: each is read by itself.
+
+        A mapped file reads 128 KB around each row that is not in memory. Here the system gets all places of a
+        part before the first read, so that a disk works on many at a time, and nothing stays mapped. Two
+        microseconds a row of what lies in memory.
+        """
+        found = np.empty((len(rows), self.width), np.float16)
+        for places, part, at in self._places(rows):
+            stored = self._part(part)[2]
+            own = np.arange(len(stored))[at] if isinstance(at, slice) else at
+            size = stored[0].nbytes
+            where = [int(stored.offset) + size * row for row in own.tolist()]
+            handle = os.open(self.parts[part] / "vectors.npy", os.O_RDONLY)
+            try:
+                if hasattr(os, "posix_fadvise"):
+                    for offset in where:
+                        os.posix_fadvise(handle, offset, size, os.POSIX_FADV_WILLNEED)
+                into = np.arange(len(rows))[places]
+                for place, offset in zip(into.tolist(), where, strict=True):
+                    if os.preadv(handle, [found[place]], offset) != size:
+                        raise WorldError(f"{self.parts[part]}/vectors.npy is cut short. Make the embeddings again.")
+            finally:
+                os.close(handle)
         return found
 
     def norms(self, rows: Int[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:

@@ -72,6 +72,32 @@ def member_keys(
     return found
 
 
+def at_places(
+    uid_hashes: UInt64[np.ndarray, " n"], mask: Bool[np.ndarray, " n"], seed: int, start: int, stop: int
+) -> Int[np.ndarray, " m"]:
+    """The rows that stand at places start..stop-1 when the rows of a mask are ordered by their keyed hash.
+
+    Rows of one uid tie; the lower row comes first. Two passes over the hashes and no sort of all rows: memory holds
+    the rows asked for, and about n / 65,536 on each side of them.
+    """
+    counts = np.zeros(1 << 16, np.int64)
+    for span in spans(len(mask)):
+        keys = keyed_hash(uid_hashes[span][mask[span]], seed)
+        counts += np.bincount((keys >> np.uint64(48)).astype(np.int64), minlength=len(counts))
+    ends = np.cumsum(counts)
+    low, high = np.searchsorted(ends, start, "right"), np.searchsorted(ends, stop, "left")
+    rows, found = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
+    for span in spans(len(mask)):
+        own = np.flatnonzero(mask[span])
+        keys = keyed_hash(uid_hashes[span][own], seed)
+        is_near = (keys >> np.uint64(48) >= np.uint64(low)) & (keys >> np.uint64(48) <= np.uint64(high))
+        rows.append(own[is_near] + span.start)
+        found.append(keys[is_near])
+    order = np.argsort(np.concatenate(found), kind="stable")
+    before = int(ends[low - 1]) if low else 0
+    return np.concatenate(rows)[order][start - before : stop - before]
+
+
 def score_keys(scores: Scores, uid_hashes: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
     """Keys with the best scores first; ties go by uid hash, rows without a score come last."""
     return descending(scores.goodness).astype(np.uint64) << np.uint64(32) | uid_hashes >> np.uint64(32)

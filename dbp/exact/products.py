@@ -5,8 +5,9 @@ decided rests on `kernels`, which look exactly at the few candidates that fp32 l
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -32,6 +33,25 @@ def side_by_side(work: Callable[[Any], T], items: Sequence[Any], threads: int) -
 
     with ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1)) as pool:
         return list(pool.map(work, items))
+
+
+@contextmanager
+def one_thread(at_least: int = 1) -> Iterator[int]:
+    """Have torch compute each product with one thread, and give how many products may go side by side.
+
+    The bits of an fp32 product can depend on how many threads share it, but not on how many products there are.
+
+    Args:
+        at_least: Threads that a setting asks for; torch's own number where that is more.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield max(at_least, before)
+    finally:
+        torch.set_num_threads(before)
 
 
 def widened(block: Float16[np.ndarray, "b d"], into: Any = None) -> Any:

@@ -13,6 +13,7 @@ import pytest
 from dbp.data.embeddings import Embeddings, save_part
 from dbp.data.missing import Missing
 from dbp.data.vectors import Vectors, in_blocks
+from dbp.errors import WorldError
 
 NOTHING = np.zeros(0, np.int64)
 
@@ -64,6 +65,7 @@ def test_any_rows_give_their_stored_vectors_in_the_order_asked_for(laid_out: tup
         found = made.gather(rows)
         assert found.dtype == np.float16
         np.testing.assert_array_equal(found, stored[rows])
+        np.testing.assert_array_equal(made.scattered(rows), stored[rows])
 
 
 def test_lengths_are_those_of_the_stored_vectors_and_not_of_the_given(laid_out: tuple) -> None:
@@ -157,6 +159,20 @@ def test_a_part_that_another_thread_closes_is_read_all_the_same(tmp_path: Path) 
     made = write(tmp_path, [np.arange(4), np.arange(4, 9)], vectors)
     alone = Embeddings(made.parts, made.width, Forgetful())
     np.testing.assert_array_equal(alone.gather(np.arange(9)), as_stored(vectors))
+
+
+def test_rows_that_lie_far_apart_are_read_one_by_one(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(7).normal(size=(900, 5)).astype(np.float32)
+    made = write(tmp_path, [np.arange(2, 500), np.arange(500, 900)], vectors)
+    rows = np.array([880, 3, 499, 500, 3, 700])
+    np.testing.assert_array_equal(made.scattered(rows), as_stored(vectors)[rows])
+    with pytest.raises(KeyError, match="row 1 has no embedding"):
+        made.scattered(np.array([700, 1]))
+    file = made.parts[1] / "vectors.npy"
+    made.gather(rows)  # it is mapped, and then cut
+    os.truncate(file, 2 * file.stat().st_size // 3)
+    with pytest.raises(WorldError, match="cut short"):
+        made.scattered(np.array([880]))
 
 
 def test_embeddings_travel_to_another_process_without_their_vectors(tmp_path: Path) -> None:
