@@ -1,5 +1,7 @@
 """What an artifact in the store rests on, found again from manifests."""
 
+import re
+
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.engine.store import Entry, Store
@@ -28,7 +30,7 @@ def score_name(entry: Entry) -> str:
     """What a score is, by its artifact: `clip_score`, also of a column of CLIP scores; else its column or word."""
     made = entry.manifest["made_by"]
     column = str(made.get("column", ""))
-    if name_of(made["_target_"]) == "score/clip" or "clip" in column:
+    if name_of(made["_target_"]) == "score/clip" or re.search(r"clip.*similarity", column):
         return "clip_score"
     return column or word_of(made["_target_"])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from PIL import ImageOps
 
 from dbp.data.caption_text import caption_from
 from dbp.data.embeddings import Embeddings, save_part
@@ -30,6 +31,7 @@ class Embed(Parted):
         encoder: The network.
         side: Which of its towers.
         rows_per_part: Fewest rows of a part; parts begin and end with shards.
+        mirrored: Encode each image mirrored, so that text in it cannot be read.
     """
 
     name: ClassVar[str] = "embed"
@@ -41,6 +43,14 @@ class Embed(Parted):
     encoder: Encoder
     side: Literal["image", "text"]
     rows_per_part: int = runtime(32_768)
+    mirrored: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mirrored and self.encoder.reads:
+            raise ConfigError(
+                f"encoder {type(self.encoder).__name__} reads vectors that another tool made, and mirrored images "
+                "must be encoded. Choose an encoder that computes, such as encoder.score=openclip_b32."
+            )
 
     def parts(self, pool: Pool) -> list[Part]:
         """Runs of shards with at least `rows_per_part` rows: tens of megabytes of vectors each."""
@@ -102,7 +112,8 @@ class Embed(Parted):
                 item: Any = content
             elif self.side == "image":
                 try:
-                    item = tower.preprocess(pool.decode(content))
+                    picture = pool.decode(content)
+                    item = tower.preprocess(ImageOps.mirror(picture) if self.mirrored else picture)
                 except Undecodable as problem:
                     failed[row] = str(problem)
                     continue

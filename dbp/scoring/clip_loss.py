@@ -97,7 +97,7 @@ class ClipLoss(Parted):
         edges = [0, pool.num_rows] if self.within == "pool" else pool.index.starts.tolist()
         runs: dict[int, list[tuple[slice, int, int]]] = {}
         before = 0
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for start, stop in pairwise(edges):
             n = int(np.count_nonzero(present[start:stop]))
             count = -(-n // self.batch_size)
             cuts = [n * i // count if self.last == "even" else i * self.batch_size for i in range(count)]
@@ -167,7 +167,7 @@ def unit(side: Embeddings, rows: Int[np.ndarray, " b"], length: float = 1.0) -> 
 def log_shares(
     image: Float32[np.ndarray, "b d"], text: Float32[np.ndarray, "b d"], device: str = "cpu", threads: int = 1
 ) -> Float64[np.ndarray, " b"]:
-    """The mean log probability of each pair's own partner, among the captions for its image and the other way round.
+    """The mean log probability of each pair's own partner: of its caption given its image, and the other way round.
 
     Args:
         image: Unit vectors over the temperature.

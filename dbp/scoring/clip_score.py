@@ -25,6 +25,7 @@ class ClipScore(Parted):
     version: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("pool", "image", "text")
     makes: ClassVar[type] = Scores
+    label: ClassVar[str] = "CLIP score"
 
     def parts(self, pool: Pool, image: Embeddings, text: Embeddings) -> list[Part]:
         """One for each part of the images' embeddings."""
@@ -57,6 +58,6 @@ class ClipScore(Parted):
         values = np.full(pool.num_rows, np.nan, np.float32)
         for name in counts:
             values[np.load(work.shared / name / "rows.npy")] = np.load(work.shared / name / "score.npy")
-        Scores(values, Vectors.of(image, text).missing, "CLIP score").save(work.folder)
+        Scores(values, Vectors.of(image, text).missing, self.label).save(work.folder)
         scored = int(np.count_nonzero(~np.isnan(values)))
         return {"rows": scored, "without score": pool.num_rows - scored}

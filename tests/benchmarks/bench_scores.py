@@ -2,11 +2,12 @@
 
     python tests/benchmarks/bench_scores.py --rows 1000000 --width 768 --batch 32768 --threads 2
 
-Synthetic vectors are written as stored parts first; then one pass goes over some batches: gathering, widening, products,
-exponentials and sums. After each batch the plain products of the same tiles are timed. Rates are by processor time,
-since a shared machine gives a process what is left.
-Goals: 75 % of the plain product's rate on the work's own operations (2 n B d a pass), below 1 GB. `--batches` bounds how many
-batches are done; the time of the whole pass follows from them. Memory is the peak of a process of its own that does nothing else.
+Synthetic vectors are written as stored parts first; then one pass goes over some batches: gathering, widening,
+products, exponentials and sums. After each batch the plain products of the same tiles are timed. Rates are by
+processor time, since a shared machine gives a process what is left.
+Goals: 75 % of the plain product's rate on the work's own operations (2 n B d a pass), below 1 GB. `--batches` says
+how many batches are done; the time of the whole pass follows from them. Memory is the peak of a process that does
+nothing else.
 """
 
 import argparse
@@ -104,10 +105,12 @@ def main() -> None:
     print(f"{args.rows:,} rows of width {args.width}, batches of {args.batch:,}, {args.threads} threads")
     print(f"measured: gathering {gathering:.1f} s, scoring {scoring:.1f} s, the plain products {products:.1f} s")
     print(
-        f"rate: {operations / (gathering + scoring) / 1e9:.0f} GFLOP/s; plain {operations / products / 1e9:.0f} GFLOP/s"
+        f"rate: {operations / (gathering + scoring) / 1e9:.0f} GFLOP/s of one core; "
+        f"plain {operations / products / 1e9:.0f} GFLOP/s"
     )
     print(
-        f"share of the plain product: {products / (gathering + scoring):.0%} (goal 75 %); scoring alone {products / scoring:.0%}"
+        f"share of the plain product: {products / (gathering + scoring):.0%} (goal 75 %); "
+        f"scoring alone {products / scoring:.0%}"
     )
     print(f"a pass over all rows: {whole:,.0f} s of one core; peak of a process: {peak:.2f} GB (goal 1 GB)")
 

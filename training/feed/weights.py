@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float32, Int
 
 from dbp.config import require
@@ -16,8 +14,8 @@ from dbp.data.pool import Pool
 from dbp.data.scores import Scores
 from dbp.engine.paths import file_digest
 from dbp.engine.stage import runtime
-from dbp.errors import ConfigError, WorldError, nearest
-from dbp.formats.uid_pairs import hashes_64, texts_of
+from dbp.errors import ConfigError, WorldError
+from dbp.formats.by_uid import joined, parquet_batches
 
 
 @dataclass(frozen=True)
@@ -123,49 +121,16 @@ class ByUid(Mixture):
             ConfigError: A column is missing, or a kept sample is not named.
             WorldError: The file is no Parquet, or names a uid twice.
         """
-        hashes = pool.uid_hashes[rows]
-        order = np.argsort(hashes, kind="stable")
-        ordered = hashes[order]
-        found = np.full(len(rows), np.nan, np.float32)
-        seen = np.zeros(len(rows), bool)
-        for uids, weights in self._batches():
-            named = hashes_64(uids)
-            first = np.searchsorted(ordered, named)
-            last = np.searchsorted(ordered, named, side="right")
-            inside = np.flatnonzero(last > first)
-            at, counts = first[inside], (last - first)[inside]
-            repeated = np.setdiff1d(np.arange(len(at)), np.unique(at, return_index=True)[1])
-            if len(twice := np.r_[inside[seen[at]], inside[repeated]]):
-                raise WorldError(
-                    f"mixture.file={self.file}: uid {uids[int(twice[0])].as_py()!r} stands "
-                    "there more than once. Name each uid once."
-                )
-            seen[at] = True
-            places = np.repeat(at - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
-            found[places] = np.repeat(weights[inside], counts)
-            if len(null := inside[np.isnan(weights[inside])]):
-                uid = uids[int(null[0])].as_py()
-                raise WorldError(f"mixture.file={self.file}: uid {uid!r} has no weight. Give a number.")
+        said = f"mixture.file={self.file}"
+        batches = parquet_batches(self.file, "uid", self.column, "mixture.file")
+        found, is_named, _ = joined(pool.uid_hashes[rows], batches, said)
+        if (null := is_named & np.isnan(found)).any():
+            raise WorldError(f"{said}: uid {pool.uids(rows[null][:1])[0]!r} has no weight. Give a number.")
         is_missing = np.isnan(found)
         if is_missing.any() and self.otherwise is None:
-            row = rows[order[is_missing][:1]]
+            row = rows[is_missing][:1]
             raise ConfigError(
                 f"mixture.file={self.file} does not name {int(is_missing.sum()):,} of {len(rows):,} kept samples, "
                 f"such as {pool.uids(row)[0]!r}. Name them, or give their weight as mixture.otherwise."
             )
-        weights = np.empty_like(found)
-        weights[order] = np.where(is_missing, np.float32(self.otherwise or 0), found)
-        return weights
-
-    def _batches(self) -> Any:
-        try:
-            file = pq.ParquetFile(self.file)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise WorldError(f"mixture.file={self.file!r} cannot be read as Parquet: {error}") from error
-        names = file.schema_arrow.names
-        for name in ("uid", self.column):
-            if name not in names:
-                raise ConfigError(f"mixture.file={self.file} has no column {name!r}. {nearest(name, names)}")
-        for batch in file.iter_batches(1 << 18, columns=["uid", self.column]):
-            weights = batch.column(self.column).cast(pa.float32())
-            yield texts_of(batch.column("uid")), weights.to_numpy(zero_copy_only=False)
+        return np.where(is_missing, self.otherwise or 0, found).astype(np.float32)
