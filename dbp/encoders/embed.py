@@ -45,13 +45,6 @@ class Embed(Parted):
     rows_per_part: int = runtime(32_768)
     mirrored: bool = False
 
-    def __post_init__(self) -> None:
-        if self.mirrored and self.encoder.reads:
-            raise ConfigError(
-                f"encoder {type(self.encoder).__name__} reads vectors that another tool made, and mirrored images "
-                "must be encoded. Choose an encoder that computes, such as encoder.score=openclip_b32."
-            )
-
     def parts(self, pool: Pool) -> list[Part]:
         """Runs of shards with at least `rows_per_part` rows: tens of megabytes of vectors each."""
         return parts_of(pool, self.rows_per_part)
@@ -66,6 +59,7 @@ class Embed(Parted):
             span = slice(starts[shard], starts[shard + 1])
             valid = np.flatnonzero(pool.is_valid[span]) + span.start
             if self.encoder.reads:
+                assert not self.mirrored, "vectors that are read have no mirrored images"
                 found = np.asarray(self.encoder.read_part(self.side, pool, shard, valid))
                 if (reason := self.encoder.lacks) is not None:
                     absent = np.isnan(found).all(axis=1)

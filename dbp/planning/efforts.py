@@ -6,6 +6,7 @@ n rows, d width, k clusters.
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from dbp.dedup.similar import PART_ROWS
 from dbp.engine.stage import Stage
 from dbp.exact.products import BLOCK
 from dbp.filtering.near_targets import PRODUCTS
+from dbp.formats.target_vectors import CHUNK, Targets
 from dbp.names import name_of
 from dbp.narrowing import Narrowing
 from dbp.planning.amounts import Number
 from dbp.planning.effort import CAPTIONS, DECODING, NETWORK, Effort, Sizes, vector_bytes
+from dbp.scoring.clip_loss import ROWS as PASS_ROWS
 
 
 def effort_of(stage: Stage, sizes: Sizes) -> Effort | None:
@@ -191,6 +194,69 @@ def _clip_score(stage: Any, sizes: Sizes) -> Effort:
     )
 
 
+def _clip_loss(stage: Any, sizes: Sizes) -> Effort:
+    """2 n B d operations a pass, and an exponential for each product, which takes as long as looking twice.
+
+    Rows lie scattered where batches are of the whole pool, so a row of a side costs a page of 4 KiB at least, and
+    each batch reads the rows' places of every part: 16 bytes a row and side.
+
+    Source: measured: products 15 ns an entry at width 768, all else 1.3 ns.
+    """
+    n, d, passes = sizes.rows, sizes.width, stage.num_passes
+    batch = min(stage.batch_size, max(n, 1))
+    row = 2 * max(1.0 * d, 4096.0) if stage.within == "pool" else 2.0 * d
+    places = 32.0 * n * (n / batch if stage.within == "pool" else 1)
+    return Effort(
+        rows=n * passes,
+        flops=1.0 * n * batch * d * passes,  # d is of both sides together
+        values=(2.0 * n * batch + 3.0 * n * d) * passes,
+        columns=2.0 * sizes.pool_rows * max(1, n // PASS_ROWS) * passes,
+        bytes_read=(n * row + places) * passes,
+        bytes_written=16.0 * n * passes + 4.0 * sizes.pool_rows,
+        memory=batch * (5.0 * d + 1000) + 17.0 * sizes.pool_rows,
+        sent=4.0 * n * d * passes,
+    )
+
+
+def _norm_sim(stage: Any, sizes: Sizes) -> Effort:
+    """d^2 operations a row in float64, twice the time of fp32; or as an assignment to all targets."""
+    n, d = sizes.rows, sizes.width
+    if stage.norm == "max":
+        m = Targets(Path(stage.targets), "score.targets").num_rows if stage.targets else 0
+        found = of_assignment(replace(sizes, clusters=m), stage.threads, BLOCK)
+        chunk = of_assignment(replace(sizes, clusters=min(m, CHUNK)), stage.threads, BLOCK)
+        return replace(found, memory=chunk.memory)
+    return Effort(
+        rows=n,
+        flops=4.0 * n * d * d,
+        values=6.0 * n * d,
+        bytes_read=vector_bytes(n, d) + 16.0 * n,
+        bytes_written=12.0 * n + 4.0 * sizes.pool_rows,
+        memory=stage.threads * min(n, BLOCK) * 26.0 * d + 8.0 * d * d + 2.0 * min(n, 32_768) * d,
+        sent=4.0 * n * d,
+    )
+
+
+def _norm_sim_dynamic(stage: Any, sizes: Sizes) -> Effort:
+    """Each step takes xᵀ Σ x of what is left, in float64: of (1 + keep_fraction) / 2 of the rows on average."""
+    n, d = sizes.rows * stage.among, sizes.width
+    times = stage.num_steps * (1 + stage.keep_fraction) / 2 + stage.keep_fraction
+    return Effort(
+        rows=int(n * times),
+        flops=4.0
+        * n
+        * d
+        * d
+        * (times + 2 - stage.keep_fraction),  # and the sums of Σ: all rows, then those that go
+        values=6.0 * n * d * times,
+        columns=4.0 * sizes.pool_rows * stage.num_steps,
+        bytes_read=vector_bytes(1, d) * n * (times + 2),
+        bytes_written=12.0 * n + 4.0 * sizes.pool_rows,
+        memory=min(n, BLOCK) * 34.0 * d + 24.0 * d * d + 40.0 * sizes.pool_rows,
+        sent=4.0 * n * d * times,
+    )
+
+
 def _near_targets(stage: Any, sizes: Sizes) -> Effort:
     """As an assignment to the file's centroids; the targets' are not counted."""
     k = len(np.load(stage.centroids, mmap_mode="r")) if stage.centroids else sizes.clusters
@@ -210,6 +276,11 @@ EFFORTS: dict[str, Callable[[Any, Sizes], Effort]] = {
     "centroids/kmeans": _fit,
     "cluster/kmeans": lambda s, sizes: of_assignment(sizes, s.threads, s.block, s.runs),
     "score/clip": _clip_score,
+    "score/flipped_clip": _clip_score,
+    "score/clip_loss": _clip_loss,
+    "score/norm_sim": _norm_sim,
+    "score/norm_sim_dynamic": _norm_sim_dynamic,
+    "score/mix": lambda s, sizes: over_columns(sizes, len(s.combined())),
     "dedup/similar": _similar,
     "dedup/borders": _borders,
     # A threshold on stored similarities, or their order where a number of rows is asked for.

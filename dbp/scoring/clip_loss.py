@@ -42,7 +42,7 @@ class ClipLoss(Parted):
 
     Args:
         batch_size: B.
-        passes: K, batches that each pair is in.
+        num_passes: K, batches that each pair is in.
         temperature: That of the encoder's training.
         within: Batches of the whole `pool`, or of one `shard` (a file of metadata), as in the released code.
         last: The last batch is `smaller`, or all are `even` in size. A smaller batch has fewer negatives and gives
@@ -59,7 +59,7 @@ class ClipLoss(Parted):
     unit: ClassVar[str] = "runs of batches"
 
     batch_size: int
-    passes: int
+    num_passes: int
     temperature: float
     within: Literal["pool", "shard"]
     last: Literal["smaller", "even"]
@@ -68,7 +68,7 @@ class ClipLoss(Parted):
     device: str = runtime("auto")
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "passes", "threads"):
+        for name in ("batch_size", "num_passes", "threads"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
 
@@ -84,7 +84,7 @@ class ClipLoss(Parted):
         ]
         return [
             Part(f"pass-{number // len(sizes):03d}-{number % len(sizes):05d}", number, float(size))
-            for number, size in enumerate(sizes * self.passes)
+            for number, size in enumerate(sizes * self.num_passes)
         ]
 
     @staticmethod
@@ -140,7 +140,7 @@ class ClipLoss(Parted):
         for name in sorted(counts):  # pass after pass, so that sums have one order
             rows = np.load(work.shared / name / "rows.npy")
             sums[rows] = np.nan_to_num(sums[rows]) + np.load(work.shared / name / "score.npy")
-        values = (sums / self.passes).astype(np.float32)
+        values = (sums / self.num_passes).astype(np.float32)
         Scores(values, Vectors.of(image, text).missing, "s-CLIPLoss").save(work.folder)
         scored = int(np.count_nonzero(~np.isnan(values)))
         return {

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dbp.config import require
 from dbp.encoders.base import Encoder
 from dbp.encoders.embed import Embed
 from dbp.engine.stage import Node, Offered
@@ -27,6 +28,10 @@ class FlippedClip(ClipScore):
     label: ClassVar[str] = "CLIP score of the mirrored image"
 
     encoder: Encoder
+
+    def __post_init__(self) -> None:
+        must = "one that computes, such as openclip_b32 (encoder.score): vectors that are read cannot be mirrored"
+        require(not self.encoder.reads, "encoder", type(self.encoder).__name__, must)
 
     def upstream(self, offers: Offered) -> dict[str, Node]:
         return {"image": offers.bind(Embed(self.encoder, "image", mirrored=True))}

@@ -46,7 +46,7 @@ class FileScore(Stage):
     uids: str | None = runtime(None)
 
     def identity(self) -> dict[str, Any]:
-        named = {"file": self.files(), "uids": [self.uids] if self.uids else []}
+        named = {"file": self.files() if self.file else [], "uids": [self.uids] if self.uids else []}
         return {
             name: [file_digest(file, f"score.{name}") for file in files] for name, files in named.items() if files
         }

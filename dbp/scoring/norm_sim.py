@@ -36,7 +36,7 @@ class NormSim(Parted):
 
     Args:
         norm: 2, or max (the infinity norm).
-        source: What the targets are, with their split; it stands in the score's label and in tables.
+        target_name: What the targets are, with their split; it stands in the score's label and in tables.
         targets: `.npy`, `.npz`, or the folder of an artifact of embeddings; made by the pool's encoder.
         test_sets: Folders of an evaluation's kept vectors; targets that hold one of these sets are refused.
 
@@ -48,7 +48,7 @@ class NormSim(Parted):
     makes: ClassVar[type] = Scores
 
     norm: Literal[2, "max"]
-    source: str
+    target_name: str
     targets: str | None = runtime(None)
     test_sets: tuple[str, ...] = runtime(())
     threads: int = runtime(1)
@@ -58,7 +58,7 @@ class NormSim(Parted):
         require(self.threads >= 1, "threads", self.threads, "at least 1")
 
     def identity(self) -> dict[str, Any]:
-        return {"targets": self.held().identity()}
+        return {"targets": self.targets and self.held().identity()}
 
     def held(self) -> Targets:
         """The targets.
@@ -68,7 +68,7 @@ class NormSim(Parted):
         """
         require(bool(self.targets), "score.targets", self.targets, "a file of target vectors (.npy)")
         must = "what the targets are, with their split, such as 'ImageNet-1k train': results must carry it"
-        require(bool(self.source.strip()), "score.source", self.source, must)
+        require(bool(self.target_name.strip()), "score.target_name", self.target_name, must)
         return Targets(Path(str(self.targets)), "score.targets")
 
     def unneeded(self) -> set[str]:
@@ -125,6 +125,6 @@ class NormSim(Parted):
         values = np.full(pool.num_rows, np.nan, np.float32)
         for name in counts:
             values[np.load(work.shared / name / "rows.npy")] = np.load(work.shared / name / "score.npy")
-        Scores(values, image.missing, f"NormSim-{self.norm} to {self.source}").save(work.folder)
+        Scores(values, image.missing, f"NormSim-{self.norm} to {self.target_name}").save(work.folder)
         scored = sum(found["rows"] for found in counts.values())
         return {"rows": scored, "without score": pool.num_rows - scored, "targets": self.held().num_rows}

@@ -27,7 +27,7 @@ from dbp.scoring.second_moment import add_outer, moment_of, quadratic
 class NormSimDynamic(ReadsScore, Stage):
     """NormSim-2 with the second moment of the rows that are left, which shrink to a fraction in equal steps.
 
-    Each step drops ceil((n - target) / steps) rows of the lowest xᵀ Σ x, ties by uid hash, and takes them out of Σ.
+    Each step drops ceil((n - target) / num_steps) rows of the lowest xᵀ Σ x (ties by uid hash), also from Σ.
     The score orders rows as they are dropped: a row that is left at the end has sqrt(xᵀ Σ x) with the last Σ, in
     (0, 1]; one that was dropped r steps before the end has its last sqrt(xᵀ Σ x) less r. So the rows of scores
     above 0 are those that are left, and a later step stands above an earlier one. Equal bits for any order of rows,
@@ -35,7 +35,7 @@ class NormSimDynamic(ReadsScore, Stage):
 
     Args:
         keep_fraction: Share of the rows at the start that is left at the end.
-        steps: Of equal size.
+        num_steps: Of equal size.
         among: Start with the best such share of rows by a score; 1 for all. The others have no score.
         score: Name of that score, of `scores`; empty for the one of `score=`.
 
@@ -47,7 +47,7 @@ class NormSimDynamic(ReadsScore, Stage):
     makes: ClassVar[type] = Scores
 
     keep_fraction: float
-    steps: int
+    num_steps: int
     among: float = 1.0
     score: str = runtime("")
     device: str = runtime("auto")
@@ -55,7 +55,7 @@ class NormSimDynamic(ReadsScore, Stage):
     def __post_init__(self) -> None:
         for name in ("keep_fraction", "among"):
             require(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
-        require(self.steps >= 1, "steps", self.steps, "at least 1")
+        require(self.num_steps >= 1, "num_steps", self.num_steps, "at least 1")
 
     def unneeded(self) -> set[str]:
         return {"scores"} if self.among == 1 else set()
@@ -64,7 +64,7 @@ class NormSimDynamic(ReadsScore, Stage):
         left = self.start(pool, image, scores)
         n = int(np.count_nonzero(left))
         target = max(1, int(Decimal(str(self.keep_fraction)) * n))
-        each = max(1, -(-(n - target) // self.steps))
+        each = max(1, -(-(n - target) // self.num_steps))
         steps = -(-(n - target) // each)
         values, sums = np.full(pool.num_rows, np.nan, np.float32), None
         with progress("NormSim-D", steps + 1, "steps") as bar:

@@ -35,6 +35,7 @@ from dbp.metadata.sources import WordNet
 from dbp.metadata.wikipedia import Pairs, Titles, Words
 from dbp.pools.glyph_pool import RenderGlyphs, RenderTasks
 from dbp.pools.index import Index
+from dbp.scoring.second_moment import TargetMoment
 from dbp.selection.budget import Budget
 from dbp.selection.metadata import Balancing
 from evaluation import tasks
@@ -52,6 +53,7 @@ TOGETHER = {
     ("Index", "background"): {"background": "white"},
     ("Metadata", "background"): {"background": "white"},
     ("SemDeDup", "score"): None,  # read beside keep=score alone; of no key: tests/unit/test_offers.py
+    ("Mix", "weights"): {"weights": {"another": 1}},
     ("Evaluate", "tasks"): None,  # enters through `identity`; tests/unit/test_evaluation_tasks.py
     ("Threshold", "maximum"): {"minimum": None, "maximum": 0.5},
     ("Train", "epochs"): {"epochs": 1.0, "samples_seen": None},
@@ -91,7 +93,7 @@ TOGETHER = {
 }
 # A file's content enters the key and its path does not; tested with each stage that reads one.
 READ = {"checkpoint", "config", "images", "texts", "metadata", "folder", "file", "path", "centroids"}
-READ |= {"targets", "ids", "words", "language", "by", "wordnet", "pairs", "text", "titles"}
+READ |= {"targets", "uids", "ids", "words", "language", "by", "wordnet", "pairs", "text", "titles"}
 
 
 POOL = OmegaConf.load(config_folder() / "pool/rehearsal.yaml")
@@ -155,7 +157,7 @@ def stages_of_the_configs() -> list[Stage]:
     found += [stage.metadata for stage in found if isinstance(stage, Balancing)]
     sources = (Numbers(100), WordNet("names"), Words(100), Pairs(30.0), Titles(70))
     found += [*sources, Combined(sources)]
-    return [*found, ValidRows(), Borders()]
+    return [*found, ValidRows(), Borders(), TargetMoment()]
 
 
 STAGES = stages_of_the_configs()
@@ -280,7 +282,7 @@ def test_what_only_changes_the_speed_or_the_place_is_marked_so_everywhere() -> N
         for item in dataclasses.fields(cls)
         if item.name in speed | place and not item.metadata.get("runtime")
     }
-    batches = {"Train.batch_size", "TrainCaptioner.batch_size"}
+    batches = {"Train.batch_size", "TrainCaptioner.batch_size", "ClipLoss.batch_size"}
     assert unmarked == batches, "there, it is the number of negatives, and the length of a step"
 
 

@@ -15,7 +15,7 @@ from dbp.exact.order import at_places, keyed_hash
 from dbp.scoring import clip_loss
 from dbp.scoring.clip_loss import ClipLoss, log_shares
 
-ONE = ClipLoss(batch_size=1000, passes=1, temperature=0.05, within="pool", last="smaller", seed=3)
+ONE = ClipLoss(batch_size=1000, num_passes=1, temperature=0.05, within="pool", last="smaller", seed=3)
 
 
 def pairs(n: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +97,7 @@ def test_the_score_is_the_mean_over_passes_and_batches_of_the_keyed_order(tmp_pa
         for start in range(0, 88, 20):
             batch = order[start : start + 20]
             sums[batch] += by_definition(image[batch], text[batch], 0.05)
-    found, counts = made(replace(ONE, passes=3, batch_size=20), tmp_path / "a", **inputs)
+    found, counts = made(replace(ONE, num_passes=3, batch_size=20), tmp_path / "a", **inputs)
     np.testing.assert_allclose(found.values, sums / 3, atol=2e-6)
     assert np.flatnonzero(np.isnan(found.values)).tolist() == [4, 50]
     assert counts["batches"] == 15
@@ -108,7 +108,7 @@ def test_the_score_is_the_mean_over_passes_and_batches_of_the_keyed_order(tmp_pa
 
 def test_each_pass_has_its_own_batches(tmp_path: Path) -> None:
     inputs = setting(tmp_path, 60)
-    stage, present = replace(ONE, passes=2, batch_size=20), np.ones(60, bool)
+    stage, present = replace(ONE, num_passes=2, batch_size=20), np.ones(60, bool)
     first, second = (list(stage.batches(turn, inputs["pool"], present)) for turn in (0, 1))
     assert [len(batch) for batch in first] == [20, 20, 20]
     for batches in (first, second):
@@ -142,7 +142,7 @@ def test_batches_of_a_shard_hold_rows_of_that_shard_alone(tmp_path: Path) -> Non
 def test_neither_the_order_of_rows_nor_parts_nor_shards_change_a_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = replace(ONE, passes=2, batch_size=20)
+    stage = replace(ONE, num_passes=2, batch_size=20)
     whole, _ = made(stage, tmp_path / "a", **setting(tmp_path / "one", 90))
     monkeypatch.setattr(clip_loss, "ROWS", 40)
     split = setting(tmp_path / "many", 90, parts=7, text_parts=3, shards=[10, 80])
@@ -216,7 +216,7 @@ def test_sides_of_two_widths_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("batch_size", 0), ("passes", 0), ("temperature", 0.0), ("threads", 0)]
+    ("name", "value"), [("batch_size", 0), ("num_passes", 0), ("temperature", 0.0), ("threads", 0)]
 )
 def test_a_setting_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=name):

@@ -143,7 +143,7 @@ def test_targets_of_another_width_are_refused_with_both_widths(tmp_path: Path) -
 
 def test_targets_must_be_named_and_say_what_they_are(tmp_path: Path) -> None:
     assert "score.targets" in refused(NormSim("max", "train"), tmp_path / "a")
-    assert "score.source" in refused(NormSim("max", " ", written(tmp_path, np.ones((4, 12)))), tmp_path / "b")
+    assert "score.target_name" in refused(NormSim("max", " ", written(tmp_path, np.ones((4, 12)))), tmp_path / "b")
     assert "there is no such file" in refused(NormSim("max", "train", str(tmp_path / "none.npy")), tmp_path / "c")
 
 
@@ -208,7 +208,7 @@ def test_targets_that_hold_a_test_set_are_refused_and_a_few_near_duplicates_are_
 
 # NormSim-D
 
-DYNAMIC = NormSimDynamic(keep_fraction=0.25, steps=6)
+DYNAMIC = NormSimDynamic(keep_fraction=0.25, num_steps=6)
 
 
 def eliminated(unit_vectors: np.ndarray, keep: int, steps: int) -> list[list[int]]:
@@ -239,14 +239,14 @@ def test_the_order_by_score_is_that_of_elimination(tmp_path: Path) -> None:
 
 
 def test_steps_that_do_not_divide_end_at_the_target(tmp_path: Path) -> None:
-    found, counts = made(replace(DYNAMIC, steps=7), tmp_path / "a", **inputs(tmp_path, without=[0, 1]))
+    found, counts = made(replace(DYNAMIC, num_steps=7), tmp_path / "a", **inputs(tmp_path, without=[0, 1]))
     assert counts["left"] == 29
     assert int((found.values > 0).sum()) == 29
     assert np.isnan(found.values[:2]).all()
 
 
 def test_one_step_drops_the_lowest_of_the_whole_pool(tmp_path: Path) -> None:
-    found, counts = made(replace(DYNAMIC, steps=1), tmp_path / "a", **inputs(tmp_path))
+    found, counts = made(replace(DYNAMIC, num_steps=1), tmp_path / "a", **inputs(tmp_path))
     whole = stored(vectors(N, 0))
     form = np.einsum("ij,jk,ik->i", whole, whole.T @ whole / N, whole)
     assert counts["steps"] == 1

@@ -38,6 +38,7 @@ from dbp.planning.machine import Machine, memory_free, probe
 from dbp.planning.outlook import Outlook, same_once
 from dbp.planning.plan import plan, print_plan
 from dbp.pools.index import Index
+from dbp.scoring.clip_loss import log_shares
 from dbp.selection.density import temperature_for
 from dbp.selection.trials import by_clustering, by_temperature, clusterings, jaccard, open_selection
 from dbp.settings import read
@@ -103,6 +104,18 @@ def test_triangles_multiply_as_often_as_their_effort_says(counted, size):
         nearest_earlier(unit(size, 8, seed), np.arange(size))
     sizes = Sizes(2 * size, 2 * size, width=8, clusters=2, unevenness=1)
     assert counted[0] == effort_of("dedup/similar", sizes).flops
+
+
+@pytest.mark.parametrize("n", [700, 1300])
+def test_batches_of_s_clip_loss_multiply_as_often_as_their_effort_says(counted, n):
+    sides = [unit(n, 16, seed).astype(np.float32) for seed in range(2)]
+    log_shares(*sides)
+    sizes = Sizes(rows=n, pool_rows=n, width=32)  # of both sides
+    for within in ("pool", "shard"):
+        found = effort_of("score/clip_loss", sizes, batch_size=5000, num_passes=3, within=within)
+        assert 3 * counted[0] == found.flops
+    halved = effort_of("score/clip_loss", sizes, batch_size=n // 2, num_passes=3, within="pool")
+    assert halved.flops == found.flops / 2
 
 
 def test_large_triangles_cost_the_unevenness_times_d_n_squared_over_k():
