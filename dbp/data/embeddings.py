@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -96,7 +97,7 @@ class Embeddings:
         """
         found = np.empty((len(rows), self.width), np.float16)
         for places, part, at in self._places(rows):
-            stored = self._part(part)[2]
+            stored: Any = self._part(part)[2]
             own = np.arange(len(stored))[at] if isinstance(at, slice) else at
             size = stored[0].nbytes
             where = [int(stored.offset) + size * row for row in own.tolist()]
@@ -107,7 +108,7 @@ class Embeddings:
                         os.posix_fadvise(handle, offset, size, os.POSIX_FADV_WILLNEED)
                 into = np.arange(len(rows))[places]
                 for place, offset in zip(into.tolist(), where, strict=True):
-                    if os.preadv(handle, [found[place]], offset) != size:
+                    if os.preadv(handle, [found[place].data], offset) != size:
                         raise WorldError(f"{self.parts[part]}/vectors.npy is cut short. Make the embeddings again.")
             finally:
                 os.close(handle)
