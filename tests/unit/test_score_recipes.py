@@ -18,6 +18,7 @@ from dbp.data.embeddings import Embeddings
 from dbp.data.pool import Pool
 from dbp.encoders.base import Encoder, Tower
 from dbp.encoders.embed import Embed
+from dbp.engine.runners import Processes
 from dbp.engine.stage import Node
 from dbp.engine.store import Store
 from dbp.errors import ConfigError
@@ -57,6 +58,19 @@ def test_s_clip_loss_then_norm_sim_keeps_the_best_by_one_among_the_best_by_the_o
     assert any("NormSim-max to train" in reason for reason in reasons)
     names = {score_name(entry) for entry in store.entries() if entry.stage == "score"}
     assert names == {"clip_loss", "norm_sim"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("score", ["clip_loss", "norm_sim"])
+def test_worker_processes_give_the_bits_of_one(score: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "targets.npy", np.random.default_rng(1).normal(size=(9, 16)))
+    own = ("score.num_passes=3", "score.batch_size=128")
+    if score == "norm_sim":
+        own = ("score.target_name=train", f"score.targets={tmp_path}/targets.npy", "parts.rows_per_part=100")
+    alone, shared = Store(tmp_path / "one"), Store(tmp_path / "two", runner=Processes(2))
+    one, two = (store.get(graph(f"score={score}", *own)["score"]) for store in (alone, shared))
+    np.testing.assert_array_equal(one.values, two.values)
+    assert not np.isnan(one.values).any()
 
 
 def test_the_second_moment_is_made_for_norm_2_and_for_it_alone(tmp_path: Path) -> None:
