@@ -1,5 +1,6 @@
 """Every command that README and docs show is run, at reduced size, or its settings are composed."""
 
+import json
 import os
 import re
 import shlex
@@ -118,6 +119,8 @@ class House:
         self.shards = sorted((folder / "data").glob("*.tar"))
         rng = np.random.default_rng(0)
         np.save(folder / "VECTORS.npy", rng.normal(size=(200, 16)).astype(np.float32))
+        width = json.loads((folder / "tiny.json").read_text())["embed_dim"]
+        np.save(folder / "TARGETS.npy", rng.normal(size=(20, width)).astype(np.float32))
         said = self.dbp("curate", *self.pool(), "select=dbp", "budget.keep_fraction=0.5", *CURATE, *TINY_ENCODER)
         self.key = re.findall(r"keep list ([0-9a-f]{12,})", said)[0]
         self.dbp("export", f"keep={self.key}", "format=txt", "out=uids.txt")
@@ -171,7 +174,8 @@ def reduced(house: House, command: str) -> list[str]:
             continue
         elif "FILE" in value or "FOLDER" in value:
             said[name] = files.get(name.rpartition("encoder.")[2].rpartition("score.")[2], "")
-            said[name] = said[name] or {"out": "out", "encoder.cluster.images": "VECTORS.npy"}[name]
+            own = {"out": "out", "encoder.cluster.images": "VECTORS.npy", "scores.near.targets": "TARGETS.npy"}
+            said[name] = said[name] or own[name]
         else:
             said[name] = names.get(value, value)
     if plain[0] in ("curate", "train"):
