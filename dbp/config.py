@@ -194,6 +194,10 @@ TEXTS = frozenset(
     )
 )
 NUMBER_LIKE = re.compile(r"[-+]?[\d_.]*\d[\d_.]*(e[-+]?\d+)?|[-+]?inf|nan|true|false", re.IGNORECASE)
+# Keys that YAML files of the user fill: key -> folder of a config folder. It is not called `suite`, since Hydra
+# would take `suite=NAME` for a choice among its files.
+OWN = {"tasks": "task", "suites": "suites"}
+
 GROUP = re.compile(r"^[~+]{0,2}([A-Za-z_/]+)(@[A-Za-z_.]+)?$")
 
 
@@ -246,7 +250,8 @@ def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = Non
                 config = hydra_compose(verb, overrides=in_quotes + extra)
             _check_root(config, overrides)
             with open_dict(config):
-                config.tasks = {**_own_tasks(config_dirs or []), **(config.get("tasks") or {})}
+                for key, folder in OWN.items():
+                    setattr(config, key, {**_own_files(folder, config_dirs or []), **(config.get(key) or {})})
             if resolve:
                 OmegaConf.resolve(config)
             return config
@@ -292,12 +297,33 @@ def _check_root(config: Any, overrides: list[str]) -> None:
                 raise ConfigError(f"{said} {nearest(name, sorted(map(str, known)))}")
 
 
-def _own_tasks(config_dirs: list[str]) -> dict[str, Any]:
-    """What the YAML files in the folders `task` of config folders say, by the name of the file."""
-    from omegaconf import OmegaConf
+def _own_files(kind: str, config_dirs: list[str]) -> dict[str, Any]:
+    """What the YAML files in the folders `task` or `suites` of config folders say, by the name of the file.
 
-    folders = [config_folder(), *map(Path, config_dirs)]
-    return {file.stem: OmegaConf.load(file) for folder in folders for file in sorted(folder.glob("task/*.yaml"))}
+    Raises:
+        ConfigError: A file is not a mapping, two have one name, or a suite says more than its tasks.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    found: dict[str, Any] = {}
+    places: dict[str, Path] = {}
+    for folder in dict.fromkeys(path.resolve() for path in (config_folder(), *map(Path, config_dirs))):
+        for file in sorted(folder.glob(f"{kind}/*.yaml")):
+            said = OmegaConf.load(file)
+            if not isinstance(said, DictConfig):
+                raise ConfigError(f"{file}: it must be a mapping of names to values.")
+            if (other := places.setdefault(file.stem, file)) != file:
+                raise ConfigError(f"{file} and {other} have one name, and results name one of them. Rename one.")
+            if kind == "suites":
+                if list(said) != ["tasks"]:
+                    raise ConfigError(f"{file}: a suite is a list of tasks, tasks: [NAME, …], and nothing else.")
+                found[file.stem] = said.tasks
+                continue
+            for name in ("class_names", "templates"):  # a file is named from beside the YAML file
+                if isinstance(said.get(name), str):
+                    said[name] = str(folder / kind / Path(said[name]).expanduser())
+            found[file.stem] = said
+    return found
 
 
 def _what_was_meant(verb: str, overrides: list[str], error: Exception) -> str:

@@ -22,11 +22,11 @@ from dbp.errors import ConfigError, DbpError
 from dbp.pools.glyphs import GlyphPlan
 from evaluation.results import Failure
 from evaluation.running.encode import Towers, encode_pictures
-from evaluation.running.prepare import Asked, Prepared, prepare
+from evaluation.running.prepare import Asked, Prepared, check_own, prepare
 from evaluation.sets.at_hand import sets_lack
 from evaluation.sets.data import EvaluationSet
 from evaluation.sets.tar_index import EvaluationDataError
-from evaluation.suites import own_tasks, resolve_suite
+from evaluation.suites import own_parts, resolve_suite
 from evaluation.tasks import departures
 from training.resume.ranks import Ranks
 from training.watching.watch import Evaluator
@@ -47,6 +47,7 @@ class Suite(Evaluator):
     Args:
         suite: A suite, a task, or a list of them.
         tasks: Tasks of the user by key, as `evaluation.tasks.OwnTask` describes them.
+        suites: Suites of the user: name -> members.
         root: The folder that holds the sets in DataComp's layout; `glyphs` renders them.
         protocol: `corrected`, or `datacomp` bug for bug.
         limit: Only so many samples of each set, chosen at random; null for all.
@@ -67,9 +68,11 @@ class Suite(Evaluator):
     batch_size: int = runtime(128)
     num_workers: int = runtime(0)
     tasks: dict[str, Any] = runtime(default_factory=dict)
+    suites: dict[str, Any] = runtime(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tasks", own_tasks(self.tasks, self.suite))
+        for name, own in zip(("tasks", "suites"), own_parts(self.tasks, self.suites, self.suite), strict=True):
+            object.__setattr__(self, name, own)
         require(self.limit is None or self.limit > 0, "limit", self.limit, "above 0, or null for all")
         require(self.batch_size > 0, "batch_size", self.batch_size, "above 0")
         require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
@@ -91,10 +94,11 @@ class Suite(Evaluator):
         """Index the sets and read their labels; a task that is not there is named and left out.
 
         Raises:
-            ConfigError: No folder is named, or no task of the suite can be evaluated in it.
+            ConfigError: No folder is named, or it lacks all tasks of the suite, or one of the user.
         """
         root = self._folder(run)
         failures: list[Failure] = []
+        check_own(resolve_suite(self.suite), root)
         asked = Asked((self.protocol,), self.seed, self.limit)
         prepared = prepare(resolve_suite(self.suite), root, asked, failures)
         if not prepared:

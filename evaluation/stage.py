@@ -4,27 +4,27 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dbp.config import build, require
+from dbp.engine.paths import file_digest
 from dbp.engine.progress import progress
 from dbp.engine.stage import Node, Stage, runtime
 from dbp.engine.store import Store
 from dbp.engine.work import Work
 from dbp.errors import ConfigError, DbpError
 from dbp.names import name_of
-from evaluation.kinds.registry import find_kind
 from evaluation.results import Failure, Result, load_results, save_results
 from evaluation.running.devices import list_devices
 from evaluation.running.encode import Towers
 from evaluation.running.prepare import VERSION, Asked
 from evaluation.running.runner import Encoding, encode_for, evaluate_checkpoints
 from evaluation.sets.at_hand import sets_lack
-from evaluation.sets.folders import set_files
-from evaluation.suites import own_tasks, resolve_suite
-from evaluation.tasks import find_task, register, scored_by
+from evaluation.sets.folders import described, files_of, set_files
+from evaluation.suites import own_parts, register_suites, resolve_suite
+from evaluation.tasks import Task, find_task, register
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class Sets(Stage):
         return root
 
     def source(self) -> dict[str, Any]:
-        root = self.require_folder()
-        files = [[str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns] for f in set_files(root)]
+        files = described(self.require_folder(), set_files(Path(self.root)))
         return {"files": hashlib.sha256(json.dumps(files).encode()).hexdigest()}
 
     def run(self, work: Work) -> dict[str, Any]:
@@ -86,6 +85,7 @@ class Evaluate(Stage):
     Args:
         suite: A suite, a task, or a list of them.
         tasks: Tasks of the user by key, as `evaluation.tasks.OwnTask` describes them.
+        suites: Suites of the user: name -> members.
         limit: Only so many samples of each set; null for all.
         seed: Of the bootstrap.
         precision: `fp32`, `bf16` for autocast, or `reference`: half precision on a GPU where DataComp
@@ -122,11 +122,11 @@ class Evaluate(Stage):
     crops: str | None = runtime(None)
     vectors: str | None = runtime(None)
     tasks: dict[str, Any] = runtime(default_factory=dict)
+    suites: dict[str, Any] = runtime(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tasks", own_tasks(self.tasks, self.suite))
-        for task in resolve_suite(self.suite):
-            find_kind(task.kind, f"tasks.{task.key}.kind")
+        for name, own in zip(("tasks", "suites"), own_parts(self.tasks, self.suites, self.suite), strict=True):
+            object.__setattr__(self, name, own)
         for name, holds, must in (
             ("limit", self.limit is None or self.limit > 0, "above 0, or null for all"),
             (
@@ -141,9 +141,10 @@ class Evaluate(Stage):
             require(holds, name, getattr(self, name), must)
 
     def identity(self) -> dict[str, Any]:
-        """How tasks of the user are scored; their names and levels of chance may change."""
+        """Suites of the user, and how its tasks are scored; their names and levels of chance may change."""
         own = {key: scored_by(find_task(key)) for key in self.tasks}
-        return {"tasks": own} if own else {}
+        both = {"tasks": own, "suites": self.suites}
+        return {name: found for name, found in both.items() if found}
 
     def lacks(self, inputs: Mapping[str, Node]) -> Iterator[DbpError | str]:
         """The sets of the suite that are not at hand; and those that are not the tasks' own, as a text."""
@@ -213,6 +214,22 @@ class Evaluate(Stage):
         )  # fmt: skip
 
 
+def scored_by(task: Task) -> list[Any]:
+    """What the numbers of a task of the user depend on, besides the files of its set under `root`."""
+    place, more = task.folder, dict[str, Any]()
+    if Path(place).is_absolute():  # named by its files, not by its path
+        place = hashlib.sha256(json.dumps(files_of(task)).encode()).hexdigest()
+    if task.built is not None:
+        more = {name: value for name, value in asdict(task.built).items() if value is not None}
+        for name in ("custom_classname_file", "custom_template_file"):
+            if name in more and Path(more[name]).exists():  # else it is one of the package's
+                more[name] = file_digest(more[name], f"tasks.{task.key}.{name}")
+    more |= {name: list(lines) for name, lines in task.given.items()}
+    if task.version != 1:
+        more["version"] = task.version
+    return [task.kind, place, *([more] if more else [])]
+
+
 def encode_together(store: Store, evaluations: Sequence[Node], vectors: Path) -> None:
     """Encode the pictures of a suite once for the checkpoints of several evaluations, nodes of `Evaluate`.
 
@@ -245,6 +262,7 @@ def sets_node(config: Any) -> Node:
         ConfigError: No folder is named.
     """
     register({str(key): dict(facts) for key, facts in (config.get("tasks") or {}).items()})
+    register_suites(dict(config.get("suites") or {}))
     if config.root == "glyphs":
         from dbp.pools.glyph_pool import GlyphPool, RenderTasks
         from dbp.pools.glyphs import GlyphPlan

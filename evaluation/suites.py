@@ -4,15 +4,18 @@ A group is a set of tasks averaged into one column; its mean is complete only wi
 The columns are DataComp's: ImageNet, ImageNet dist. shifts (6), VTAB (13), Retrieval (3) and
 Average (38, all scored tasks alike), plus the plain mean of the glyphs tasks.
 
-A suite is what is evaluated. `datacomp38` is DataComp's whole list of 40, of which 38 count. Two
-suites follow papers; what those papers evaluate and nothing here can read stands in
-`missing_members`, to be named wherever such a suite is planned or averaged.
+A suite is what is evaluated. `datacomp38` is DataComp's whole list of 40, of which 38 count. A suite of the
+user is a YAML file in the folder `suites` of a config folder. Two suites follow papers; what those papers
+evaluate and nothing here can read stands in `missing_members`, to be named wherever such a suite is planned or
+averaged.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dbp.errors import ConfigError, nearest
+from evaluation.kinds.base import Kind
+from evaluation.kinds.registry import find_kind
 from evaluation.tasks import Task, find_task, load_tasks, own_facts, register
 
 # Small sets of several kinds; together 2 % of the whole suite's time by DataComp's own list.
@@ -76,6 +79,8 @@ SEMDEDUP24 = (
 # Members of a suite that no set in a known layout exists for, by their names in the paper.
 MISSING = {"metaclip26": ("CUB", "UCF101", "Kinetics700", "HatefulMemes")}
 
+_own: dict[str, tuple[str, ...]] = {}  # suites of the user that this process has met: the tasks by their keys
+
 
 def groups() -> dict[str, tuple[str, ...]]:
     """List the members of every group, by column name, in the order of DataComp's table.
@@ -91,7 +96,11 @@ def groups() -> dict[str, tuple[str, ...]]:
 
 
 def suites() -> dict[str, tuple[str, ...]]:
-    """List the tasks of every named suite."""
+    """List the tasks of every named suite, those of the user last."""
+    return {**_published(), **_own}
+
+
+def _published() -> dict[str, tuple[str, ...]]:
     members = groups()
     return {
         "imagenet": members["ImageNet"],
@@ -142,10 +151,45 @@ def resolve_suite(suite: str | Sequence[str]) -> list[Task]:
     return [find_task(key) for key in keys]
 
 
-def own_tasks(tasks: Mapping[str, Mapping[str, Any]], suite: str | Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Make tasks of the user known, and keep those that a suite holds: the others are no part of an evaluation."""
+def register_suites(members: Mapping[str, Any]) -> None:
+    """Make suites of the user known in this process, by name.
+
+    Raises:
+        ConfigError: A name is that of a suite of ours or of a task, or a member is not a task or a suite of ours.
+    """
+    for name, listed in members.items():
+        if name in _published() or name in load_tasks() or "," in name:
+            raise ConfigError(f"suites.{name}: no suite of the user can have this name. Rename the YAML file.")
+        if not listed or isinstance(listed, str) or not isinstance(listed, Sequence):
+            raise ConfigError(f"suites.{name}={listed!r}: it must be a list of tasks, tasks: [NAME, …].")
+        known, keys = _published(), list[str]()
+        for member in map(str, listed):
+            if member not in known and member not in load_tasks():
+                near = nearest(member, [*known, *load_tasks()])
+                raise ConfigError(f"suites.{name}: its member {member!r} is neither a task nor a suite. {near}")
+            keys += known.get(member, (member,))
+        _own[name] = tuple(dict.fromkeys(keys))
+
+
+def own_parts(
+    tasks: Mapping[str, Mapping[str, Any]], named: Mapping[str, Any], suite: str | Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
+    """Make tasks and suites of the user known, and keep those that a suite holds: others are not evaluated.
+
+    Raises:
+        ConfigError: A task or a suite is wrong, or a kind is not there or takes no names from a YAML file.
+    """
     register(tasks)
-    return own_facts(task.key for task in resolve_suite(suite))
+    register_suites(named)
+    held = resolve_suite(suite)
+    for task in held:
+        kind = find_kind(task.kind, f"tasks.{task.key}.kind")
+        if task.given and kind.open.__func__ is not Kind.open.__func__:  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"tasks.{task.key}.{min(task.given)} is given, and kind={task.kind} opens its sets in another way. "
+                "Take it out of the YAML file, or choose another kind."
+            )
+    return own_facts(task.key for task in held), {name: list(_own[name]) for name in _names(suite) if name in _own}
 
 
 def _names(suite: str | Sequence[str]) -> list[str]:

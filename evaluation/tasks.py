@@ -6,14 +6,14 @@ the folder `task` of a config folder; results carry their facts, so that tables 
 """
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from dbp.config import build
-from dbp.engine.paths import file_digest
+from dbp.config import build, require
 from dbp.errors import ConfigError, nearest
 from evaluation.sets.benchmark import Built, facts
 
@@ -34,11 +34,14 @@ class Task:
             instances.
         num_classes: Classes, where it is a fixed number.
         num_templates: Lines of its templates file, where they were counted.
-        folder: Name of its folder under the root of the sets, in DataComp's layout.
+        folder: Its folder in DataComp's layout: absolute, or under the root of the sets.
         clip_benchmark: What CLIP_benchmark calls it, as `wds/vtab/dtd`; none where it has no loader.
         chance: Expected value of the main metric for a random guess, in [0, 1]; none where it is not known.
         hub: Repository of its raw files on the Hub, for the tasks that DataComp reads from there.
         built: The data set of clip_benchmark that it is, for a task of the user with `source: clip_benchmark`.
+        class_names: In the order of the labels, for a task of the user; null: from the folder.
+        templates: Prompts with `{c}` for the name, likewise.
+        version: Of the set, for a task of the user.
     """
 
     key: str
@@ -56,6 +59,9 @@ class Task:
     hub: str | None
     chance: float | None
     built: Built | None = None
+    class_names: tuple[str, ...] | None = None
+    templates: tuple[str, ...] | None = None
+    version: int = 1
 
     @property
     def is_built(self) -> bool:
@@ -67,6 +73,12 @@ class Task:
         """The folder of its tars."""
         return self.built.split if self.built else "test"
 
+    @property
+    def given(self) -> dict[str, tuple[str, ...]]:
+        """The class names and templates that do not come from the folder, as `Kind.open` takes them."""
+        both = {"class_names": self.class_names, "templates": self.templates}
+        return {name: lines for name, lines in both.items() if lines is not None}
+
 
 @dataclass(frozen=True)
 class OwnTask:
@@ -76,11 +88,14 @@ class OwnTask:
         kind: How it is scored: a name of `evaluation/kinds/registry.py`, or the dotted path of a `Kind`.
         main_metric: The metric in tables and means, such as `acc1` or `mean_recall@1`.
         name: In tables; the key if null.
-        folder: Under `root`, in DataComp's layout; `wds_KEY_test` if null.
+        folder: In DataComp's layout: absolute, or under `root`; `wds_KEY_test` if null.
         num_classes: Classes; says the level of chance of `acc1` and `mean_per_class_recall`.
         test_size: Samples of the whole test set; a set with another number is marked in results.
         num_templates: Lines of its templates file, likewise.
         chance: Expected value of the main metric for a random guess, in [0, 1]; null if not known.
+        class_names: In the order of the labels, or a text file of them, one a line; null: classnames.txt.
+        templates: Prompts with `{c}` for the name, or a text file; null: zeroshot_classification_templates.txt.
+        version: Of the set, from 1: results of two versions are two measurements.
         source: `clip_benchmark`: the set is one that clip_benchmark reads, in its own layout. Kind, main metric
             and folder then follow from its name where they are null; the fields below are for it alone.
         dataset: Its name there, as `sugar_crepe/add_att`; it lies in the folder `sugar_crepe/add_att`,
@@ -98,8 +113,11 @@ class OwnTask:
     folder: str | None = None
     num_classes: int | None = None
     chance: float | None = None
+    class_names: list[str] | str | None = None
+    templates: list[str] | str | None = None
     test_size: int | None = None
     num_templates: int | None = None
+    version: int = 1
     source: Literal["clip_benchmark"] | None = None
     dataset: str | None = None
     language: str | None = None
@@ -107,6 +125,40 @@ class OwnTask:
     annotation_file: str | None = None
     custom_classname_file: str | None = None
     custom_template_file: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("class_names", "templates"):
+            object.__setattr__(self, name, lines_of(getattr(self, name), name))
+        for name, lines in (("num_classes", self.class_names), ("num_templates", self.templates)):
+            if lines is not None and getattr(self, name) not in (None, len(lines)):
+                raise ConfigError(f"{name}={getattr(self, name)}: {len(lines)} are given. Correct one of them.")
+        if self.class_names is not None:
+            object.__setattr__(self, "num_classes", len(self.class_names))
+            blank = next((number for number, name in enumerate(self.class_names) if not name), None)
+            require(blank is None, "class_names", f"line {blank}", "a name, not blank")
+            twins = [name for name, times in Counter(self.class_names).items() if times > 1]
+            require(not twins, "class_names", ", ".join(twins), "the name of one class alone")
+        for template in self.templates or ():
+            require("{c}" in template, "templates", template, "a text with {c} where the name of the class goes")
+        is_share = self.chance is None or 0 <= self.chance <= 1
+        require(is_share, "chance", self.chance, "in [0, 1]: a share, as 0.1 for ten classes, not percent")
+        for name in ("num_classes", "test_size", "num_templates", "version"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "at least 1")
+
+
+def lines_of(said: Any, name: str) -> list[str] | None:
+    """The lines that a YAML file gives, or those of the text file that it names."""
+    if not isinstance(said, str):
+        require(said is None or len(said) > 0, name, said, "a list of at least one line, or null")
+        return said
+    try:
+        found = [line.strip() for line in Path(said).expanduser().read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        must = f"a list, or a text file of one a line ({error})"
+        raise ConfigError(f"{name}={said!r}: it must be {must}") from error
+    require(bool(found), name, said, "a text file with at least one line")
+    return found
 
 
 # What is counted in a set -> the fact of its task.
@@ -124,19 +176,33 @@ def register(tasks: Mapping[str, Mapping[str, Any]], *, of_results: bool = False
         of_results: They stand in results: what a YAML file says now comes first.
 
     Raises:
-        ConfigError: A field is wrong, or a key names another task already.
+        ConfigError: A field is wrong, or a key or a name is that of another task already.
     """
+    taken = {task.name.casefold(): task.key for task in _published().values()}
     for key, said in tasks.items():
-        values = _own_values(build(said, OwnTask, f"tasks.{key}"), f"tasks.{key}")
-        blank = dict.fromkeys(field.name for field in fields(Task))
-        values |= {"key": key, "name": values["name"] or key, "folder": values["folder"] or f"wds_{key}_test"}
-        task = _with_chance({**blank, "in_average": False, "in_datacomp": False, **values})
+        task = _task_of(key, build(said, OwnTask, f"tasks.{key}"))
         if key in _published() or "," in key:
             raise ConfigError(
                 f"tasks.{key}: no task of the user can have this key. Give the YAML file another name."
             )
+        if (other := taken.setdefault(task.name.casefold(), key)) != key and not of_results:
+            raise ConfigError(
+                f"tasks.{key}.name={task.name!r}: the task {other} has this name, and a table could not tell "
+                "them apart. Give another name."
+            )
         if not (of_results and key in _own):
-            _own[key], _facts[key] = task, dict(said)
+            texts = {name: list(lines) for name, lines in task.given.items()}  # a file may be gone later
+            _own[key], _facts[key] = task, {**said, **texts}
+
+
+def _task_of(key: str, own: OwnTask) -> Task:
+    values = _own_values(own, f"tasks.{key}")
+    folder = values["folder"] or f"wds_{key}_test"
+    if folder.startswith("~"):
+        folder = str(Path(folder).expanduser())
+    texts = {name: tuple(values[name]) for name in ("class_names", "templates") if values[name] is not None}
+    blank = dict.fromkeys(field.name for field in fields(Task)) | {"in_average": False, "in_datacomp": False}
+    return _with_chance({**blank, **values, **texts, "key": key, "name": own.name or key, "folder": folder})
 
 
 def _own_values(own: OwnTask, setting: str) -> dict[str, Any]:
@@ -156,28 +222,27 @@ def _own_values(own: OwnTask, setting: str) -> dict[str, Any]:
             )
         built = Built(**said)
         follows = facts(built, setting)
-        values = {**follows, **{name: value for name, value in values.items() if value is not None}, "built": built}
-        values.setdefault("name", None)
+        texts = [name for name in ("class_names", "templates") if values[name] is not None]
+        if texts and not built.is_tars:
+            raise ConfigError(
+                f"{setting}.{texts[0]} is for folders of tars, and clip_benchmark has names and templates of "
+                f"{own.dataset} itself. Give others in custom_classname_file and custom_template_file."
+            )
+        values |= follows | {name: value for name, value in values.items() if value is not None} | {"built": built}
     for name in ("kind", "main_metric"):
         if values[name] is None:
             raise ConfigError(f"{setting}.{name} is not set. Give it, or source: clip_benchmark and a dataset.")
     return values
 
 
+def is_own(task: Task) -> bool:
+    """Whether a task is one of the user."""
+    return task.key in _own
+
+
 def own_facts(keys: Iterable[str]) -> dict[str, dict[str, Any]]:
     """What `register` was given for those of some keys that are tasks of the user."""
     return {key: _facts[key] for key in keys if key in _facts}
-
-
-def scored_by(task: Task) -> list[Any]:
-    """What the numbers of a task of the user depend on, besides the files of its set."""
-    if task.built is None:
-        return [task.kind, task.folder]
-    built = {name: value for name, value in asdict(task.built).items() if value is not None}
-    for name in ("custom_classname_file", "custom_template_file"):
-        if name in built and Path(built[name]).exists():  # else it is one of the package's
-            built[name] = file_digest(built[name], f"tasks.{task.key}.{name}")
-    return [task.kind, task.folder, built]
 
 
 def load_tasks() -> dict[str, Task]:

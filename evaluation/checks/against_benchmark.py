@@ -144,7 +144,11 @@ def their_metrics(model: Towers, task: Task, root: Path, ours: Mapping[str, floa
                 ks = sorted({int(name.split("@")[1]) for name in names if name.startswith("image")})
                 ks = [k for k in ks if f"text_retrieval_recall@{k}" in names]
                 return metrics[kind[0]].evaluate(*given, model.device, amp=False, recall_k_list=ks)
-            return metrics[kind[0]].evaluate(*given, dataset.classes, dataset.templates, model.device, amp=False)
+            names, templates = (
+                getattr(dataset, said) if lines is None else list(lines)
+                for said, lines in (("classes", task.class_names), ("templates", task.templates))
+            )
+            return metrics[kind[0]].evaluate(*given, names, templates, model.device, amp=False)
     except Exception as error:  # its code raises many kinds
         raise EvaluationDataError(
             f"clip_benchmark fails on {folder}: {type(error).__name__}: {error}. Is the set in a layout of its own?"

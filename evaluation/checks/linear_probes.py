@@ -141,7 +141,7 @@ def open_parts(task: Task, folder: Path, root: Path, asked: Asked) -> Parts:
 
 
 def _open_split(task: Task, folder: Path, split: str, asked: Asked) -> Prepared:
-    opened = open_set(folder, kind=task.kind, split=split)
+    opened = open_set(folder, kind=task.kind, split=split, **task.given)
     scorer = Classification(opened, limit=asked.limit, seed=asked.seed)
     # Tars are named alike in every split, so the split is part of what names its vectors.
     digest = hashlib.sha256(f"{split} {index_digest(opened)}".encode()).hexdigest()

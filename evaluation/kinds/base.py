@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
@@ -83,13 +83,13 @@ class Kind(ABC):
         self.read()
 
     @classmethod
-    def open(cls, folder: Path) -> EvaluationSet:
-        """The set in a folder.
+    def open(cls, folder: Path, **given: Any) -> EvaluationSet:
+        """The set in a folder; `given` are class names and templates in place of the folder's (`Task.given`).
 
         Raises:
             EvaluationDataError: It is not there, damaged, or of another kind.
         """
-        return open_set(folder, kind=cls.name)
+        return open_set(folder, kind=cls.name, **given)
 
     @abstractmethod
     def read(self) -> None:

@@ -19,6 +19,7 @@ Source:
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
@@ -69,7 +70,7 @@ class CaptionChoice(Kind):
     clip_benchmark = ("image_caption_selection", tuple(METRICS))
 
     @classmethod
-    def open(cls, folder: Path) -> EvaluationSet:
+    def open(cls, folder: Path, **given: Any) -> EvaluationSet:
         return open_choices(folder)
 
     def read(self) -> None:

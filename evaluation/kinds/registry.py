@@ -35,8 +35,8 @@ def open_task(task: Task, folder: Path) -> EvaluationSet:
     if task.is_built and task.built is not None:
         return open_built(folder, task.built, task.kind)
     if task.split != "test" and task.hub is None:
-        return open_set(folder, kind=task.kind, split=task.split)
-    return find_kind(task.kind).open(folder)
+        return open_set(folder, kind=task.kind, split=task.split, **task.given)
+    return find_kind(task.kind).open(folder, **task.given)
 
 
 def find_kind(name: str, setting: str = "kind") -> type[Kind]:

@@ -12,6 +12,7 @@ Source:
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -143,7 +144,7 @@ class Retrieval(Kind):
     replicates, on_draws = staticmethod(replicates), staticmethod(on_draws)
 
     @classmethod
-    def open(cls, folder: Path) -> EvaluationSet:
+    def open(cls, folder: Path, **given: Any) -> EvaluationSet:
         return open_captioned(folder)
 
     def read(self) -> None:

@@ -14,6 +14,7 @@ Source:
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
@@ -138,7 +139,7 @@ class Winogavil(Kind):
     replicates, on_draws = staticmethod(replicates), staticmethod(on_draws)
 
     @classmethod
-    def open(cls, folder: Path) -> EvaluationSet:
+    def open(cls, folder: Path, **given: Any) -> EvaluationSet:
         return open_winogavil(folder)
 
     def read(self) -> None:

@@ -272,6 +272,8 @@ def _class_names(store: Store, evaluation: Entry, task: str) -> tuple[str, ...]:
     """The names of a task's classes; none where its set is no longer there."""
     if task in TASKS:
         return class_names(task)
+    if found := find_task(task).class_names:
+        return found
     sets = store.open(evaluation.manifest["inputs"]["sets"]["key"])
     file = sets.folder / find_task(task).folder / NAMES_FILE
     return tuple(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else ()

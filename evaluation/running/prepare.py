@@ -18,7 +18,7 @@ from evaluation.results import Failure
 from evaluation.sets.data import EvaluationSet
 from evaluation.sets.folders import find_set
 from evaluation.sets.tar_index import EvaluationDataError
-from evaluation.tasks import Task
+from evaluation.tasks import Task, is_own
 
 # Of what is computed from a set's vectors: raise it when a number may change.
 VERSION = 2
@@ -89,16 +89,10 @@ def prepare(tasks: Sequence[Task], root: Path, asked: Asked, failures: list[Fail
     """Index the sets of tasks under a root and read their annotations; what cannot be used goes to `failures`."""
     found: list[Prepared] = []
     for task in tasks:
-        kind = find_kind(task.kind)
         try:
-            opened = open_task(task, find_set(root, task))
-            scorer = kind(opened, limit=asked.limit, seed=asked.seed, max_templates=asked.max_templates)
-            ready = Prepared(task, opened, scorer, index_digest(opened, asked.max_templates))
-            ready.texts()  # a template that takes no name stops the task here
+            found.append(_ready(task, root, asked))
         except EvaluationDataError as error:
             failures.append(Failure(task.key, str(error)))
-            continue
-        found.append(ready)
     return found
 
 
@@ -108,12 +102,57 @@ def counts_of(class_names: Sequence[str], templates: Sequence[str]) -> dict[str,
     return {what: count for what, count in counts.items() if count}
 
 
-def index_digest(evaluation_set: EvaluationSet, max_templates: int | None = None) -> str:
+def _ready(task: Task, root: Path, asked: Asked) -> Prepared:
+    kind = find_kind(task.kind)
+    opened = open_task(task, find_set(root, task))
+    scorer = kind(opened, limit=asked.limit, seed=asked.seed, max_templates=asked.max_templates)
+    ready = Prepared(task, opened, scorer, index_digest(opened, asked.max_templates, task.version))
+    ready.texts()  # a template that takes no name stops the task here
+    return ready
+
+
+def _check_names(task: Task, opened: EvaluationSet) -> None:
+    """Refuse a set of the user whose names or templates are not as its YAML file describes them."""
+    if opened.class_names and task.num_classes not in (None, len(opened.class_names)):
+        raise EvaluationDataError(
+            f"num_classes={task.num_classes:,} in the YAML file of the task, and the set in {opened.folder} has "
+            f"{len(opened.class_names):,} class names. Correct the file, or write the set again."
+        )
+    if without := [text for text in opened.templates if "{c}" not in text]:
+        raise EvaluationDataError(
+            f"the template {without[0]!r} of the set in {opened.folder} has no {{c}} where the name of the class "
+            "goes. Correct it."
+        )
+
+
+def check_own(tasks: Sequence[Task], root: Path | None) -> None:
+    """Refuse sets of the user that cannot be evaluated, before anything is trained or encoded for them.
+
+    Args:
+        tasks: Of a suite; those of the user are checked.
+        root: Folder that holds the sets; none where it is rendered later.
+
+    Raises:
+        ConfigError: A set is missing, damaged, or not as its YAML file describes it.
+    """
+    for task in filter(is_own, tasks):
+        if root is None and not Path(task.folder).is_absolute():
+            raise ConfigError(
+                f"tasks.{task.key}.folder={task.folder!r} lies under root, and root=glyphs holds the glyphs' sets "
+                "alone. Give an absolute folder, or the root of your sets."
+            )
+        try:
+            _check_names(task, _ready(task, root or Path(), Asked()).set)
+        except EvaluationDataError as error:
+            raise ConfigError(f"tasks.{task.key}: {error}") from error
+
+
+def index_digest(evaluation_set: EvaluationSet, max_templates: int | None = None, version: int = 1) -> str:
     """Hash where each picture lies in which files, their sizes and times, and all annotations.
 
     What is kept of a set is found by this; it reads no picture. Moving a folder changes nothing.
     """
-    digest = hashlib.sha256(repr((VERSION, max_templates)).encode())
+    digest = hashlib.sha256(repr((VERSION, max_templates, *([] if version == 1 else [version]))).encode())
     for lines in (evaluation_set.class_names, evaluation_set.templates):
         digest.update(repr(lines).encode())
     for shard in evaluation_set.shards:

@@ -13,7 +13,7 @@ from evaluation.kinds.base import Kind
 from evaluation.kinds.registry import find_kind
 from evaluation.sets.built import check_language
 from evaluation.sets.data import NAMES_FILE, TEMPLATES_FILE, num_shards, read_lines
-from evaluation.sets.folders import find_set, places
+from evaluation.sets.folders import find_set, places, shown
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.tasks import Task, departures
 
@@ -45,15 +45,12 @@ def set_problem(task: Task, root: Path) -> str:
             return str(error)
         return ""
     if not any(place.is_dir() for place in places(root, task)):
-        looked = ", ".join(str(place.relative_to(root)) for place in places(root, task))
-        return f"none of the folders {looked} is in {root}"
+        return f"none of the folders {', '.join(shown(root, task))} is in {root}"
     try:
         folder = find_set(root, task)
         if _is_tars(task, folder):
             _check_tars(folder / task.split)
-        if _has_names(task):
-            read_lines(folder / NAMES_FILE)
-            read_lines(folder / TEMPLATES_FILE)
+        _names_and_templates(task, folder)
     except (EvaluationDataError, OSError) as error:
         return str(error)
     return ""
@@ -70,8 +67,8 @@ def set_departures(task: Task, root: Path) -> str:
     try:
         folder = find_set(root, task)
         if _has_names(task):
-            counts = {"class names": len(read_lines(folder / NAMES_FILE))}
-            counts["templates"] = len(read_lines(folder / TEMPLATES_FILE))
+            names, templates = _names_and_templates(task, folder)
+            counts = {"class names": len(names), "templates": len(templates)}
             found += filter(None, [departures(task, counts)])
         if _is_tars(task, folder):
             counted, beside = num_shards(folder / task.split), len(list((folder / task.split).glob("[!.]*.tar")))
@@ -89,6 +86,14 @@ def _is_tars(task: Task, folder: Path) -> bool:
 
 def _has_names(task: Task) -> bool:
     return find_kind(task.kind).open.__func__ is Kind.open.__func__  # type: ignore[attr-defined]
+
+
+def _names_and_templates(task: Task, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of the task's YAML file, else of the folder; of kinds that have none, none."""
+    if not _has_names(task):
+        return (), ()
+    names, templates = task.class_names, task.templates
+    return names or read_lines(folder / NAMES_FILE), templates or read_lines(folder / TEMPLATES_FILE)
 
 
 def _check_tars(folder: Path) -> None:

@@ -123,8 +123,8 @@ def facts(built: Built, setting: str) -> dict[str, Any]:
     elif built.language != "en" or built.custom_classname_file or built.custom_template_file:
         raise ConfigError(
             f"{setting}.dataset={built.dataset}: names and templates of a folder of tars lie in it, so that "
-            "language, custom_classname_file and custom_template_file change nothing. Leave them out, or edit "
-            "classnames.txt and zeroshot_classification_templates.txt there."
+            "language, custom_classname_file and custom_template_file change nothing. Leave them out, or give "
+            "class_names and templates in their place."
         )
     kind, metric = "classification", "acc1"
     if name in CAPTIONED:
@@ -214,6 +214,8 @@ def wanted(built: Built) -> tuple[str, ...]:
 
 
 def _places(root: Path, folder: str, built: Built) -> list[Path]:
+    if Path(folder).is_absolute():
+        return [Path(folder)]
     names = [folder, built.dataset, built.dataset.replace("/", "-"), built.dataset.partition("/")[0]]
     if wanted(built):  # told by its files, even where several sets share one folder
         names.append(".")

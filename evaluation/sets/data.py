@@ -176,13 +176,22 @@ class EvaluationSet:
         return annotations[extension]
 
 
-def open_set(folder: Path, *, kind: str, split: str = "test") -> EvaluationSet:
+def open_set(
+    folder: Path,
+    *,
+    kind: str,
+    split: str = "test",
+    class_names: tuple[str, ...] | None = None,
+    templates: tuple[str, ...] | None = None,
+) -> EvaluationSet:
     """Index one set.
 
     Args:
         folder: As in the module's docstring.
         kind: The task's; all but retrieval, caption_choice and winogavil need names and templates.
         split: Which sub-folder holds the tars.
+        class_names: In place of those of the folder.
+        templates: Likewise.
 
     Raises:
         EvaluationDataError: A folder, file or tar is missing or damaged, the set is empty, or made
@@ -206,7 +215,10 @@ def open_set(folder: Path, *, kind: str, split: str = "test") -> EvaluationSet:
     make = partial(EvaluationSet, folder=folder, shards=shards, samples=samples)
     if kind in ("retrieval", "caption_choice", "winogavil"):
         return make()
-    return make(class_names=read_lines(folder / NAMES_FILE), templates=read_lines(folder / TEMPLATES_FILE))
+    return make(
+        class_names=class_names or read_lines(folder / NAMES_FILE),
+        templates=templates or read_lines(folder / TEMPLATES_FILE),
+    )
 
 
 def _check_type(folder: Path, kind: str) -> None:

@@ -7,9 +7,12 @@ datasets--nlphuji--flickr_1k_test_image_text_retrieval/      a cache of the Hub,
 hf_cache/nlphuji___flickr_1k_test_image_text_retrieval/      as DataComp's download_evalsets.py leaves it
 """
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from dbp.engine.paths import is_of_macos
+from dbp.errors import ConfigError
 from evaluation.sets.benchmark import built_files, find_built
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.tasks import Task, load_tasks
@@ -28,7 +31,7 @@ def find_set(root: Path, task: Task) -> Path:
     for place in places(root, task):
         if place.is_dir():
             return _snapshot(place) if (place / "snapshots").is_dir() else place
-    looked = ", ".join(str(place.relative_to(root)) for place in places(root, task))
+    looked = ", ".join(shown(root, task))
     fetch = f"hf download --repo-type dataset {task.hub} --local-dir {root / str(task.hub).partition('/')[2]}"
     raise EvaluationDataError(
         f"There is no set of {task.name} under {root}. Looked for the folders {looked}. Put the set in "
@@ -38,13 +41,45 @@ def find_set(root: Path, task: Task) -> Path:
 
 def set_files(root: Path) -> list[Path]:
     """List the files of all sets of known tasks under a root, to tell whether any has changed."""
-    tasks = load_tasks().values()
-    found = [place for task in tasks if not task.is_built for place in places(root, task)]
-    files = {file for place in found for file in place.rglob("*")}
-    for task in tasks:
-        if task.is_built and task.built is not None:
-            files.update(built_files(root, task.folder, task.built))
-    return sorted(file for file in files if file.is_file() and not is_of_macos(file))
+    tasks = (task for task in load_tasks().values() if not Path(task.folder).is_absolute())
+    return sorted({file for task in tasks for file in _files(root, task)})
+
+
+def files_of(task: Task) -> list[list[Any]]:
+    """The files of a set that lies in a folder of its own, as `described`.
+
+    Raises:
+        ConfigError: There is no such folder; it names the setting.
+    """
+    folder = Path(task.folder)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"tasks.{task.key}.folder={task.folder!r}: there is no such folder. Put the set there, or correct the "
+            "path."
+        )
+    return described(folder, sorted(_files(folder, task)))
+
+
+def described(root: Path, files: Iterable[Path]) -> list[list[Any]]:
+    """Files by what tells whether one has changed: name, under a root where it lies there, size, time."""
+    return [[_shown(root, file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def shown(root: Path, task: Task) -> list[str]:
+    """The places of a set as messages name them: under the root, or whole where they are not under it."""
+    return [_shown(root, place) for place in places(root, task)]
+
+
+def _shown(root: Path, path: Path) -> str:
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def _files(root: Path, task: Task) -> set[Path]:
+    if task.is_built and task.built is not None:
+        found = built_files(root, task.folder, task.built)
+    else:
+        found = (file for place in places(root, task) for file in place.rglob("*"))
+    return {file for file in found if file.is_file() and not is_of_macos(file)}
 
 
 def places(root: Path, task: Task) -> list[Path]:
@@ -54,6 +89,8 @@ def places(root: Path, task: Task) -> list[Path]:
         DataComp's and CLIP_benchmark's names of folders; huggingface_hub's cache; the cache of the
         `datasets` library in `hf_cache`, where DataComp's `download_evalsets.py` puts three sets.
     """
+    if Path(task.folder).is_absolute():
+        return [Path(task.folder)]
     names = [task.folder, task.folder.removesuffix("_test")]
     if task.clip_benchmark is not None:
         names.append("wds_" + task.clip_benchmark.removeprefix("wds/").replace("/", "-"))

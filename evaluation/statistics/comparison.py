@@ -102,6 +102,9 @@ def why_not_comparable(first: Result, second: Result) -> str | None:
         mine, other = getattr(first, name), getattr(second, name)
         if mine != other:
             return f"the {words} differ: {_short(mine)} and {_short(other)}"
+    versions = [(result.own_task or {}).get("version", 1) for result in (first, second)]
+    if versions[0] != versions[1]:
+        return f"the versions of the task differ: {versions[0]} and {versions[1]}"
     if not first.outcomes or not second.outcomes:
         return "the outcomes of its samples are not beside the results file"
     for name in find_kind(find_task(first.task).kind).truth:

@@ -28,7 +28,7 @@ from evaluation import tasks
 from evaluation.checks.against_benchmark import compare, their_metrics
 from evaluation.kinds.registry import open_task
 from evaluation.running.encode import Towers
-from evaluation.running.prepare import Asked
+from evaluation.running.prepare import Asked, check_own
 from evaluation.running.runner import evaluate_checkpoints
 from evaluation.sets.at_hand import sets_lack
 from evaluation.sets.benchmark import FILES, TRANSLATED, Built, wanted
@@ -36,7 +36,7 @@ from evaluation.sets.built import BuiltSet, build
 from evaluation.sets.folders import find_set, set_files
 from evaluation.sets.tar_index import EvaluationDataError
 from evaluation.sets.verify import verify_set
-from evaluation.stage import Evaluate
+from evaluation.stage import Evaluate, Sets
 from evaluation.statistics.comparison import pair
 from evaluation.tasks import find_task, register
 
@@ -351,6 +351,16 @@ def test_a_set_that_is_there_lacks_nothing_before_it_is_read_and_one_that_is_not
         ({"source": "clip_benchmrk", "dataset": "mnist"}, ("source", "clip_benchmark")),
         ({"dataset": "mnist", "kind": "classification", "main_metric": "acc1"}, ("tasks.mine.dataset", "source")),
         ({"main_metric": "acc1"}, ("tasks.mine.kind", "source")),
+        (
+            {"source": "clip_benchmark", "dataset": "mnist", "templates": ["a {c}"]},
+            ("tasks.mine.templates", "mnist", "custom_template_file"),
+        ),
+        (
+            {"source": "clip_benchmark", "dataset": "winoground", "class_names": ["a", "b"]},
+            ("tasks.mine.class_names", "winoground"),
+        ),
+        ({"source": "clip_benchmark", "dataset": "mnist", "chance": 10}, ("tasks.mine.chance", "[0, 1]")),
+        ({"source": "clip_benchmark", "dataset": "mnist", "version": 0}, ("tasks.mine.version", "0")),
     ],
 )
 def test_what_a_yaml_file_gets_wrong_is_refused_when_it_is_read(said, named):
@@ -397,6 +407,72 @@ def test_tars_are_named_as_clip_benchmark_names_them_with_any_split(known, tower
     [result] = evaluate_checkpoints([towers], "tars", tmp_path, Asked(protocols=("corrected",)))
     assert result.num_samples == 12
     require_equal([result], towers, tmp_path)
+
+
+def test_class_names_and_templates_of_a_yaml_file_replace_those_beside_tars_of_any_split(known, towers, tmp_path):
+    folder = tmp_path / "wds_vtab-dtd"
+    write_classification(folder, class_names=["banded", "dotted"], num_samples=12, seed=0)
+    (folder / "test").rename(folder / "val")
+    texts = {"class_names": ["zigzagged", "plain"], "templates": ["a {c} texture"]}
+    register(own({"tars": {"dataset": "wds/vtab/dtd", "split": "val", **texts}}))
+    opened = open_task(find_task("tars"), folder)
+    assert {name: list(getattr(opened, name)) for name in texts} == texts
+    [result] = evaluate_checkpoints([towers], "tars", tmp_path, Asked(protocols=("corrected",)))
+    require_equal([result], towers, tmp_path)
+
+
+def test_a_set_in_a_folder_of_its_own_is_named_by_its_files_alone(root, known, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(root / "mnist", home)
+
+    def key(folder):
+        facts = own({"mine": {"dataset": "mnist", "folder": str(folder)}})
+        return Evaluate(suite="mine", limit=None, seed=0, precision="fp32", tasks=facts).identity()
+
+    first = key(home)
+    (home / "of-another-set.txt").write_text("")
+    assert find_set(root, find_task("mine")) == home
+    assert not any(home in path.parents for path in set_files(tmp_path))
+    moved = home.rename(tmp_path / "moved")
+    assert key(moved) == first
+    next(moved.rglob("t10k-labels*")).touch()
+    assert key(moved) != first
+    with pytest.raises(ConfigError, match=r"tasks\.mine\.folder=.*home"):
+        key(home)
+    register(own({"mine": {"dataset": "mnist", "folder": str(tmp_path)}}))  # and in no other place
+    with pytest.raises(EvaluationDataError, match=str(tmp_path)):
+        find_set(root, find_task("mine"))
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"dataset": "fer2013", "num_classes": 8}, ("num_classes=8", "7")),
+        ({"dataset": "fer2013", "folder": "elsewhere", "split": "train"}, ("fer2013", "train")),
+    ],
+)
+def test_a_set_that_is_not_as_its_yaml_file_says_stops_before_any_work(root, known, said, named):
+    register(own({"mine": said}))
+    with pytest.raises(ConfigError) as error:
+        check_own([find_task("mine")], root)
+    assert all(word in str(error.value) for word in ("tasks.mine", *named)), error.value
+
+
+def test_another_version_of_a_set_has_a_key_of_its_own(known):
+    def key(**said):
+        facts = own({"mine": {"dataset": "mnist", **said}})
+        return Evaluate(suite="mine", limit=None, seed=0, precision="fp32", tasks=facts).identity()
+
+    assert key(version=1) == key() != key(version=2)
+
+
+def test_annotations_elsewhere_are_among_the_files_of_a_set(root, known, tmp_path):
+    file = tmp_path / "captions.txt"
+    shutil.copyfile(root / "flickr8k" / wanted(Built("flickr8k"))[0], file)
+    register(own({"mine": {"dataset": "flickr8k", "annotation_file": str(file)}}))
+    before = Sets(root=str(root)).source()
+    file.write_text(file.read_text() + "\n")
+    assert Sets(root=str(root)).source() != before
 
 
 def test_exports_for_clip_benchmark_are_named_by_data_set_and_language(found, tmp_path):
