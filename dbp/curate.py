@@ -26,6 +26,7 @@ from dbp.errors import ConfigError
 from dbp.narrowing import Narrowing
 from dbp.offers import Made, Offers
 from dbp.planning.rate import rate
+from dbp.selection.held_out import HoldOut
 from dbp.settings import NO_CAPTIONER, Curation, read
 
 # Where a curation may stop.
@@ -56,6 +57,8 @@ def recipe(curation: Curation) -> dict[str, Node]:
     """
     pool = curation.pool.node()
     valid = ValidRows().bind(pool=pool)
+    if curation.hold_out is not None:
+        valid = HoldOut(curation.hold_out).bind(rows=valid, pool=pool)
     captioner = codes = None
     there: dict[str, Made] = {"pool": pool, "valid": valid, "rows": valid, "codes": _no_codes}
     if curation.captioner is not None:

@@ -53,6 +53,7 @@ PLACES = {
     "filter/text_based": "dbp.filtering.datacomp.TextBased",
     "filter/threshold": "dbp.filtering.threshold.Threshold",
     "filter/top_fraction": "dbp.filtering.threshold.TopFraction",
+    "hold_out": "dbp.selection.held_out.HoldOut",
     "index": "dbp.pools.index.Index",
     "index/datacomp": "dbp.pools.datacomp.Metadata",
     "index/rehearsal": "dbp.pools.rehearsal.RehearsalPool",

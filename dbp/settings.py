@@ -9,6 +9,7 @@ from dbp.config import build, locate, require
 from dbp.data.clusters import Clusters
 from dbp.data.scores import Scores
 from dbp.encoders.base import Encoder
+from dbp.engine.paths import file_digest
 from dbp.engine.runners import PartsSettings
 from dbp.engine.stage import Node, Stage
 from dbp.errors import ConfigError
@@ -57,6 +58,7 @@ class Curation:
     captioner: Stage | None = None  # makes one
     refine: Stage | None = None  # writes captions with it
     device: str = "auto"
+    hold_out: str | None = None  # a list of uids that no arm may have
 
 
 def read(config: Any) -> Curation:
@@ -65,8 +67,6 @@ def read(config: Any) -> Curation:
     Raises:
         ConfigError: A setting is wrong; it names the full key.
     """
-    from omegaconf import OmegaConf
-
     select: Any = None
     given = config.get("budget") or {}
     if config.until != "select" and not any(given.get(name) for name in WAYS):
@@ -78,12 +78,7 @@ def read(config: Any) -> Curation:
 
         budget = build(config.budget, Budget, "budget")
         base = budget.of
-    if OmegaConf.is_missing(config.pool, "shards"):
-        raise ConfigError(
-            "pool.shards is not set. Name the tars: pool.shards='folder/{00000..00099}.tar'. "
-            "To see the tool work without data of your own: pool=glyphs."
-        )
-    pool = build(config.pool, path="pool")
+    pool = pool_of(config)
     parts = build(config.parts, PartsSettings, "parts")
     captioner, refine = _captioning(config)
     encoders = {use: build(node, path=f"encoder.{use}") for use, node in config.encoder.items()}
@@ -101,7 +96,35 @@ def read(config: Any) -> Curation:
         captioner=captioner,
         refine=refine,
         device=parts.device,
+        hold_out=_list_of(config.get("hold_out")),
     )
+
+
+def pool_of(config: Any) -> PoolFormat:
+    """The pool that a composed config names.
+
+    Raises:
+        ConfigError: It names no shards, or a setting of it is wrong.
+    """
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_missing(config.pool, "shards"):
+        raise ConfigError(
+            "pool.shards is not set. Name the tars: pool.shards='folder/{00000..00099}.tar'. "
+            "To see the tool work without data of your own: pool=glyphs."
+        )
+    return build(config.pool, path="pool")
+
+
+def _list_of(said: Any) -> str | None:
+    """The file of `hold_out`; none where it is null.
+
+    Raises:
+        ConfigError: It is not there.
+    """
+    if said is not None:
+        file_digest(str(said), "hold_out")
+    return None if said is None else str(said)
 
 
 def _component(node: Any, path: str, kind: type, **extra: Any) -> Any:

@@ -19,7 +19,7 @@ from dbp.names import name_of
 from evaluation.results import Failure, Result, load_results, save_results
 from evaluation.running.devices import list_devices
 from evaluation.running.encode import Towers
-from evaluation.running.prepare import VERSION, Asked
+from evaluation.running.prepare import VERSION, Asked, check_own
 from evaluation.running.runner import Encoding, encode_for, evaluate_checkpoints
 from evaluation.sets.at_hand import sets_lack
 from evaluation.sets.folders import described, files_of, set_files
@@ -148,9 +148,17 @@ class Evaluate(Stage):
 
     def lacks(self, inputs: Mapping[str, Node]) -> Iterator[DbpError | str]:
         """The sets of the suite that are not at hand; and those that are not the tasks' own, as a text."""
-        sets = inputs["sets"].stage
-        if isinstance(sets, Sets) and Path(sets.root).is_dir():
-            yield from sets_lack(resolve_suite(self.suite), Path(sets.root))
+        sets, tasks = inputs["sets"].stage, resolve_suite(self.suite)
+        root = Path(sets.root) if isinstance(sets, Sets) else None  # rendered, without one
+        if root is not None and not root.is_dir():
+            return  # said by the sets themselves
+        said = [] if root is None else list(sets_lack(tasks, root))
+        yield from said
+        if not any(isinstance(one, DbpError) for one in said):
+            try:
+                check_own(tasks, root)
+            except ConfigError as error:
+                yield error
 
     def run(self, work: Work, checkpoint: Any, sets: Any) -> dict[str, Any]:
         failures: list[Failure] = []

@@ -5,7 +5,7 @@ An encoder is half trained and its weights differ by processor, so it is a part 
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from dbp.planning import preflight
 from dbp.planning.plan import flat
 from slurm.composer import Composer, stages
 from slurm.local import run_points
-from slurm.plan import SEED, Plan, Point, check_compute, distinct, expand
+from slurm.plan import SEED, Plan, Point, check_compute, distinct, expand, require_unseen
 from slurm.settings import Grid, SweepSettings
 
 Encoders = Mapping[int, Mapping[str, str]]  # seed of an arm -> checkpoint and config of its encoder
@@ -61,6 +61,7 @@ class Asked:
         to_come = () if encoders is not None else [files["checkpoint"] for files in _untrained(own).values()]
         trained = [point.nodes["train"] for point in own.values()]
         preflight.require(self.store, [*trained, *(point.last for point in points)], to_come)
+        require_unseen(points, self.store)
         return points if encoders is not None else None
 
     def encoder_points(self) -> dict[int, Point]:
@@ -84,8 +85,12 @@ class Asked:
         found = {seed: encoder_files(entry.folder) for seed, entry in entries.items() if entry}
         return found if len(found) == len(points) else None
 
-    def train_encoders(self) -> dict[int, dict[str, str]]:
+    def train_encoders(
+        self, check: Callable[[list[Point]], object] = lambda points: None
+    ) -> dict[int, dict[str, str]]:
         """Train the encoders that the arms use; return their checkpoints and configs.
+
+        `check` is called with the points of the arms before any is trained.
 
         Raises:
             WorldError: One could not be trained.
@@ -93,7 +98,7 @@ class Asked:
         points, store = self.encoder_points(), self.store
         if (found := self.known_encoders(points)) is not None:
             return found
-        self.points(_untrained(points))  # a wrong setting stops before minutes are spent
+        check(self.points(_untrained(points)))  # a wrong setting stops before minutes are spent
         each = list({repr(point.config): point for point in points.values()}.values())
         for point in each:
             store.get(point.nodes["select"])

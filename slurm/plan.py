@@ -7,8 +7,9 @@ import gc
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dbp.config import groups
@@ -147,6 +148,32 @@ def expand(
             way_out = f"Remove it, or correct its spelling. {nearest(axis, keys)}"
         raise ConfigError(f"no arm of the sweep reads the axis {axis}: {', '.join(arms)}. {way_out}")
     return points
+
+
+def require_unseen(points: Iterable[Point], store: Store) -> None:
+    """Refuse points that could train on samples of their evaluation sets, where their pool is indexed.
+
+    Raises:
+        ConfigError: A set was made from this pool, and `hold_out` leaves some of its samples in.
+    """
+    from evaluation.checks.held_out import require_held_out, uid_files
+    from evaluation.stage import Evaluate, Sets
+    from evaluation.suites import resolve_suite
+
+    checked = set[tuple[Node, str, str]]()
+    for point in points:
+        evaluate = point.last.stage
+        if not isinstance(evaluate, Evaluate):
+            continue
+        sets, valid = point.last.inputs["sets"].stage, point.nodes["valid"]
+        root = sets.root if isinstance(sets, Sets) else ""  # rendered: sets of the user lie elsewhere
+        if (valid, str(evaluate.suite), root) in checked:
+            continue
+        checked.add((valid, str(evaluate.suite), root))
+        files = uid_files(resolve_suite(evaluate.suite), Path(root))
+        if files and store.entry(point.nodes["index"]) is not None:
+            pool, left = store.get(point.nodes["index"]), store.get(valid).mask
+            require_held_out(pool, left, files, point.config.get("hold_out"))
 
 
 def distinct(points: list[Point], store: Store, controls: Mapping[str, str] | None = None) -> Plan:

@@ -30,6 +30,7 @@ from slurm.cluster.launcher import Launcher
 from slurm.composer import Composer
 from slurm.encoder import Asked
 from slurm.local import run_here
+from slurm.plan import Point, require_unseen
 from slurm.results.arms import write_arms
 from slurm.results.summary import tell
 from slurm.settings import Grid, SweepSettings
@@ -75,11 +76,15 @@ def main(arguments: list[str], config_dirs: list[str], print_only: bool = False)
             return sweep.hand_in(by_person=verb == "run")
     if verb == "prepare":
         leave_on_signals()
+
+    def check(points: list[Point]) -> None:
+        for point in points:
+            store.get(point.nodes["index"])
+        require_unseen(points, store)
+
     checked = None if verb == "prepare" else asked.checked()  # what a job submits was checked before
-    encoders = asked.train_encoders()
-    points = checked or asked.points(encoders)
-    for point in points:
-        store.get(point.nodes["index"])
+    encoders = asked.train_encoders(check)
+    check(points := checked or asked.points(encoders))
     if verb == "prepare":
         return 0
     plan = asked.plan(points)

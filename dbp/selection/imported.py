@@ -49,13 +49,12 @@ class ImportedList(Narrowing):
     def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         if not self.file:
             raise ConfigError("select.file is not set. Name the list: select.file=FILE.")
-        pairs = kind_of(self.file) in ("npy", "raw")
-        times, num_names, hits, num_repeats = self._by_pair(pool) if pairs else self._by_text(pool)
+        times, num_names, hits, num_repeats = self.times_of(pool)
         listed = times > 0
         if not listed.any():
             raise WorldError(
                 f"none of the {num_names:,} names in {self.file} is a {self.join} of the pool. The list begins "
-                f"with {self._first(pairs)!r}, the pool with "
+                f"with {self._first()!r}, the pool with "
                 f"{_names_at(pool, self.join, np.arange(1))[0].as_py()!r}. Set select.join="
                 f"{'key' if self.join == 'uid' else 'uid'} if the list holds those, or index the pool with the "
                 "uids that the list uses (pool.uid)."
@@ -82,9 +81,17 @@ class ImportedList(Narrowing):
             counts |= {"listed names of several samples": num_several, "samples of those names": num_rows}
         return kept, counts
 
-    def _first(self, pairs: bool) -> str:
+    def times_of(self, pool: Pool) -> tuple[UInt32[np.ndarray, " n"], int, Int[np.ndarray, " l"], int]:
+        """How often each row is listed; how many names there are; rows of each name; names that repeat another."""
+        return self._by_pair(pool) if self._is_pairs else self._by_text(pool)
+
+    @property
+    def _is_pairs(self) -> bool:
+        return kind_of(str(self.file)) in ("npy", "raw")
+
+    def _first(self) -> str:
         """The first name of the list, to show beside one of the pool."""
-        if not pairs:
+        if not self._is_pairs:
             return str(read_texts(str(self.file), self.column)[0].as_py())
         first = read_uid_file(str(self.file), allow_repeats=True)[0]
         return f"{int(first['f0']):016x}{int(first['f1']):016x}"

@@ -95,7 +95,7 @@ def find_trained(store: Store, named: str) -> Trained:
             picture can be encoded as the pool's were.
         StoreError: The keep list, the index or the vectors are no longer in the store.
     """
-    run = _find_run(store, named)
+    run = find_run(store, named)
     stage: Any = rebuild(run.manifest["made_by"])
     entry, keep = open_keep_list(store, run.manifest["inputs"]["keep"]["key"])
     pool = open_pool_of(store, run)
@@ -126,7 +126,12 @@ def trained_rows(stage: Any, pool: Pool, keep: KeepList) -> Bool[np.ndarray, " n
     return found
 
 
-def _find_run(store: Store, named: str) -> Entry:
+def find_run(store: Store, named: str) -> Entry:
+    """The run of ours that a key, a folder or the weights in it name.
+
+    Raises:
+        ConfigError: It is not one.
+    """
     path = Path(named)
     where = path if path.is_dir() else path.parent
     with contextlib.suppress(StoreError):

@@ -30,11 +30,13 @@ def run(config: Any) -> int:
     from dbp.config import build
     from dbp.curate import open_store
     from dbp.engine.progress import progress
+    from evaluation.checks import held_out
     from evaluation.checks.against_benchmark import check_results, require_exact
     from evaluation.checks.at_hand import require_at_hand
     from evaluation.checks.linear_probes import probe_suite
     from evaluation.checks.near_copies import check_near_copies, find_runs
     from evaluation.report.run_table import format_results
+    from evaluation.running.prepare import check_own
     from evaluation.sets.verify import verify_suite
     from evaluation.stage import Evaluate, sets_node
 
@@ -54,6 +56,7 @@ def run(config: Any) -> int:
     store = open_store(config)
     require_at_hand(config, store, tasks, bool(exports))
     root = store.get(sets_node(config)).folder
+    check_own(tasks, root)
     folder = Path(config.paths.runs) / "evaluations"
     if config.verify:
         checked = verify_suite(tasks, root, hashes=folder / "set_hashes.json", progress=progress)
@@ -80,6 +83,8 @@ def run(config: Any) -> int:
         if config.check:
             under = [result for result in mine if result.protocol == settings.protocol]
             num_different += check_results(model, under, root, tolerance)
+    for line in held_out.warnings(store, names, tasks, root):
+        print(line)
     if config.probe:
         failures += probe_suite(towers, settings.suite, root, *work, file=file)
     if trained:

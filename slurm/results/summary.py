@@ -165,6 +165,7 @@ def planted_report(plan: Plan, store: Store, encoders: Encoders) -> tuple[dict[s
     assert folder is not None
     truth = pq.read_table(folder / "truth.parquet").slice(0, pool.num_rows)
     unseen = _unseen(store, encoders.get(point.seed, {}), pool)
+    unseen &= store.get(point.nodes["valid"]).mask  # what was held out, dedup did not remove
     found: dict[str, Any] = {"notes": _shares(points), "rows unseen by the encoder": int(unseen.sum())}
     lines = [f"On the {int(unseen.sum()):,} rows that the encoder was not trained on:"]
     if store.entry(point.nodes["score"]):

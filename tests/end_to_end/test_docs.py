@@ -22,7 +22,7 @@ APART = {"extending.md"}  # test_extending.py runs its examples, in a folder of 
 DOCS = sorted(file for file in (ROOT / "docs").glob("*.md") if file.name not in APART)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 COMMAND = re.compile(r"^(?:    )?((?:dbp|torchrun|srun|LAUNCHER=\w+ slurm/studies/\w+\.sh) ?.*)$")
-COMPOSED = {"curate", "train", "evaluate", "sweep", "prefetch"}
+COMPOSED = {"curate", "train", "evaluate", "sweep", "prefetch", "sets"}
 
 # What cannot be run here as it stands -> why; its settings are composed all the same.
 ONLY_COMPOSED = {
@@ -188,6 +188,8 @@ def reduced(house: House, command: str) -> list[str]:
             more += TINY_ENCODER
         said = {**dict(word.split("=", 1) for word in more), **said}
         said |= {"model": "glyphs"} if "model" in said else {}
+    if plain[0] == "sets":
+        said |= dict(word.split("=", 1) for word in [*house.pool(), "sets.share=0.5", "sets.labels=format"])
     return [*plain, *(f"{name}={value}" for name, value in said.items())]
 
 

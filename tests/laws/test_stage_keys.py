@@ -37,6 +37,7 @@ from dbp.pools.glyph_pool import RenderGlyphs, RenderTasks
 from dbp.pools.index import Index
 from dbp.scoring.second_moment import TargetMoment
 from dbp.selection.budget import Budget
+from dbp.selection.held_out import HoldOut
 from dbp.selection.metadata import Balancing
 from evaluation import tasks
 from evaluation.stage import Evaluate, Sets
@@ -55,6 +56,7 @@ TOGETHER = {
     ("SemDeDup", "score"): None,  # read beside keep=score alone; of no key: tests/unit/test_offers.py
     ("Mix", "weights"): {"weights": {"another": 1}},
     ("Evaluate", "tasks"): None,  # enters through `identity`; tests/unit/test_evaluation_tasks.py
+    ("Evaluate", "suites"): None,
     ("Threshold", "maximum"): {"minimum": None, "maximum": 0.5},
     ("Train", "epochs"): {"epochs": 1.0, "samples_seen": None},
     ("Train", "samples_seen"): {"samples_seen": 2**15 * 33 * 105, "epochs": None},  # whole batches of all
@@ -129,7 +131,7 @@ def presets(group: str) -> Iterator[Any]:
 
 def stages_of_the_configs() -> list[Stage]:
     """One stage or more of every class, with the values of the configs."""
-    found: list[Stage] = [ValidRows(), Sets(root="")]
+    found: list[Stage] = [ValidRows(), Sets(root=""), HoldOut(str(config_folder() / "frame.yaml"))]
     for group in ("dedup", "score", "filter", "cluster"):
         found += [build(node, path=group) for node in presets(group)]
     for node in presets("select"):

@@ -19,7 +19,7 @@ from dbp.lineage import score_name
 from dbp.names import name_of, word_of
 
 FILE = "arms.json"
-NARROWING = ("valid", "dedup", "filter", "select")
+NARROWING = ("valid", "hold_out", "dedup", "filter", "select")
 METHODS = {
     "select/clip_score": "clip score",
     "select/none": "no selection",
