@@ -26,15 +26,14 @@ from dbp.errors import ConfigError
 from dbp.narrowing import Narrowing
 from dbp.offers import Made, Offers
 from dbp.planning.rate import rate
+from dbp.pools.rates import rates_by_column
 from dbp.selection.held_out import HoldOut
 from dbp.settings import NO_CAPTIONER, Curation, read
 
 # Where a curation may stop.
-UNTIL = (
-    *("index", "embed", "dedup", "score", "filter", "centroids", "cluster", "borders", "select"),
-    "matches",
-    *("captioner", "codes", "captions"),
-)
+UNTIL = ("index", "embed", "dedup", "score", "filter", "centroids", "cluster", "borders", "select", "matches")
+UNTIL += ("captioner", "codes", "captions")
+NAMED = ("scores.", "columns.")
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,10 @@ def recipe(curation: Curation) -> dict[str, Node]:
         """Both sides; what is not asked for is not embedded."""
         return {side: Embed(encoder, side, curation.rows_per_part).bind(pool=pool) for side in ("image", "text")}
 
+    columns: dict[str, Node] = {}
+    for name, stage in curation.columns.items():
+        columns[f"columns.{name}"] = Offers(f"columns.{name}", there).bind(stage)
+    there |= columns
     use = curation.encoder
     scores = Offers("score", {**there, **vectors(use.score)}).bind(curation.score)
     there |= {"scores": scores}
@@ -104,6 +107,7 @@ def recipe(curation: Curation) -> dict[str, Node]:
         "index": pool,
         "valid": valid,
         "dedup": deduped,
+        **columns,
         "score": scores,
         **named,
         "filter": filtered,
@@ -128,9 +132,9 @@ def wanted_nodes(nodes: dict[str, Node], until: str) -> list[Node]:
         return list(dict.fromkeys(node for node in every if isinstance(node.stage, Embed)))
     if until == "matches" and until in nodes["select"].inputs:
         return [nodes["select"].inputs[until]]
-    if until.startswith("scores.") and until not in nodes:
-        there = ", ".join(name for name in nodes if name.startswith("scores.")) or "none"
-        raise ConfigError(f"until={until}: this recipe has no score of this name; it has {there}.")
+    if until.startswith(NAMED) and until not in nodes:
+        there = ", ".join(name for name in nodes if name.startswith(NAMED)) or "none"
+        raise ConfigError(f"until={until}: this recipe makes nothing of this name; it has {there}.")
     if until not in nodes:
         raise ConfigError(
             f"until={until}: this recipe makes none. centroids need cluster=kmeans, borders dedup=semdedup, "
@@ -158,8 +162,8 @@ def run(config: Any) -> KeepList | None:
     from dbp.planning import preflight
     from dbp.planning.plan import check_budget, print_plan, require_upstream
 
-    is_known = config.until in UNTIL or str(config.until).startswith("scores.")
-    require(is_known, "until", config.until, f"one of {', '.join(UNTIL)}, or scores.NAME")
+    is_known = config.until in UNTIL or str(config.until).startswith(NAMED)
+    require(is_known, "until", config.until, f"one of {', '.join(UNTIL)}, scores.NAME or columns.NAME")
     require(config.upstream in ("build", "require"), "upstream", config.upstream, "build or require")
     nodes = recipe(read(config))
     store = open_store(config)
@@ -190,6 +194,8 @@ def run(config: Any) -> KeepList | None:
         f"kept {result.num_kept:,} of {result.num_pool_rows:,} rows ({share:.1%}): keep list "
         f"{store.key(wanted)} in {where} ({store.work_done()})"
     )
+    for line in rates_by_column(store, nodes, result):
+        print(line)
     return result
 
 

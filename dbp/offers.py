@@ -10,6 +10,7 @@
 | `image`, `text` | vectors of a side, by the encoder of the slot (*) | `encoder.*` |
 | `scores` | a score of each row | `score=` |
 | `scores.NAME` | further scores; each may read those before it | `scores: {NAME: …}` |
+| `columns.NAME` | a column: numbers or texts of each row | `columns: {NAME: json:FIELD}` |
 | `clusters` | a clustering; for a filter where `cluster.on` is not `filtered` | `cluster=` |
 | `captioner`, `codes` | a captioner, and its codes of each picture | `captioner=` |
 
@@ -38,6 +39,15 @@ class ReadsScore:
         return f"scores.{self.score}" if need == "scores" and self.score else need
 
 
+class ReadsColumn:
+    """A component that reads a column, by the name in its setting `column`."""
+
+    column: str
+
+    def offered_as(self, need: str) -> str:
+        return f"columns.{self.column}" if need == "columns" else need
+
+
 @dataclass(frozen=True)
 class Offers:
     """Named nodes at one place of the recipe.
@@ -63,6 +73,14 @@ class Offers:
             raise ConfigError(
                 f"{self.slot}.score={own!r}: there is no score of this name. {known} A score gets a name under "
                 "scores, as in +score@scores.NAME=clip_score; empty is the one of score=."
+            )
+        if name not in self.made and name.startswith("columns."):
+            named = [n.removeprefix("columns.") for n in self.made if n.startswith("columns.")]
+            own = name.removeprefix("columns.")
+            known = nearest(own, named) if named else "This curation has no columns."
+            raise ConfigError(
+                f"{self.slot}.column={own!r}: there is no column of this name. {known} A column gets a name under "
+                f"columns, as in +columns.{own}=json:{own}."
             )
         if name not in self.made:
             raise ConfigError(

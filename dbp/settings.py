@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from dbp.config import build, locate, require
@@ -14,6 +14,7 @@ from dbp.engine.runners import PartsSettings
 from dbp.engine.stage import Node, Stage
 from dbp.errors import ConfigError
 from dbp.narrowing import Narrowing
+from dbp.pools.values import ReadColumn
 from dbp.selection.base import NoSelection
 
 NO_CAPTIONER = (
@@ -54,6 +55,7 @@ class Curation:
     cluster: Any  # a stage that makes `Clusters`, with `on`: rows of the pool, left by dedup, or filtered
     select: Stage
     base: Literal["pool", "dedup", "filtered"]
+    columns: Mapping[str, Stage] = field(default_factory=dict)
     rows_per_part: int = 32_768
     captioner: Stage | None = None  # makes one
     refine: Stage | None = None  # writes captions with it
@@ -92,6 +94,9 @@ def read(config: Any) -> Curation:
         cluster=_component(config.cluster, "cluster", Clusters),
         select=select or _component(config.select, "select", Narrowing, **({"budget": budget} if budget else {})),
         base=base,
+        columns={
+            str(n): ReadColumn.of(str(one), f"columns.{n}") for n, one in (config.get("columns") or {}).items()
+        },
         rows_per_part=parts.rows_per_part,
         captioner=captioner,
         refine=refine,
@@ -125,6 +130,11 @@ def _list_of(said: Any) -> str | None:
     if said is not None:
         file_digest(str(said), "hold_out")
     return None if said is None else str(said)
+
+
+def _columns(config: Any) -> dict[str, Stage]:
+    said = config.get("columns") or {}
+    return {str(name): ReadColumn.of(str(one), f"columns.{name}") for name, one in said.items()}
 
 
 def _component(node: Any, path: str, kind: type, **extra: Any) -> Any:

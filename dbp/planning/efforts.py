@@ -298,5 +298,5 @@ for name in ("all", "datacomp_basic", "text_based", "laion2b", "image_based"):
     EFFORTS[f"filter/{name}"] = _chain
 for name in ("filter/names_object", "entries/captions", "match"):
     EFFORTS[name] = lambda s, sizes: over_captions(sizes)
-for name in ("select/none", "select/imported"):
+for name in ("select/none", "select/imported", "column/read", "filter/column", "score/from_column"):
     EFFORTS[name] = lambda s, sizes: over_columns(sizes)

@@ -1,0 +1,202 @@
+"""Columns: read from json, Parquet, metadata and files; filters, scores and kept rates by them."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy.stats import binomtest
+from test_selection import pool_of
+from test_write_shards import png
+
+from dbp.__main__ import main
+from dbp.data.column import Column
+from dbp.data.pool import Pool
+from dbp.engine.store import Store
+from dbp.errors import ConfigError, DbpError, PoolError, WorldError
+from dbp.pools.index import Index
+from dbp.pools.rates import kept_rates
+from dbp.pools.values import ReadColumn
+
+POOL = ["pool.shards=*.tar", "dedup=none", "select=uniform", "budget.keep_fraction=0.5"]
+
+
+def write(path: Path, contents: list[Any], start: int = 0) -> None:
+    """A tar of samples, each with the json of a mapping; none where it is None."""
+    with tarfile.open(path, "w") as tar:
+        for number, content in enumerate(contents, start):
+            members = {"png": png(number), "txt": b"a caption"}
+            if content is not None:
+                members["json"] = json.dumps(content).encode()
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{number:05d}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two shards of eight samples: languages, numbers, some missing; a Parquet beside the first."""
+    first = [{"lang": "de" if i % 2 else "en", "size": {"width": i * 1.5}, "mixed": i} for i in range(8)]
+    first[3]["lang"], first[4]["size"]["width"] = None, float("nan")
+    second = [{"lang": "fr", "size": {"width": 100 + i}, "mixed": "text"} for i in range(7)]
+    write(tmp_path / "00000.tar", first)
+    write(tmp_path / "00001.tar", [*second, None], 8)
+    beside = {"key": [f"{i:05d}" for i in (5, 1, 0)], "similarity": [0.5, 0.1, None]}
+    pq.write_table(pa.table(beside), tmp_path / "00000.parquet")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def pool(here: Path) -> Pool:
+    shards = [str(here / f"{i:05d}.tar") for i in (0, 1)]
+    return Store(here / "store").get(Index("key", "txt", 10**6, shards=shards).node())
+
+
+def read(here: Path, said: str) -> Column:
+    shards = [str(here / f"{i:05d}.tar") for i in (0, 1)]
+    index = Index("key", "txt", 10**6, shards=shards).node()
+    return Store(here / "store").get(ReadColumn.of(said, "columns.x").bind(pool=index))
+
+
+def texts(column: Column) -> list[str | None]:
+    assert column.codes is not None
+    return [None if code < 0 else column.texts[code] for code in column.codes.tolist()]
+
+
+def test_a_field_of_the_json_is_a_column_with_missing_values_explicit(here: Path) -> None:
+    found = texts(read(here, "json:lang"))
+    assert found == ["en", "de", "en", None, "en", "de", "en", "de", *["fr"] * 7, None]
+
+
+def test_a_nested_field_of_numbers_is_reached_by_its_path_and_nan_is_no_value(here: Path) -> None:
+    numbers = read(here, "json:size.width").numbers
+    assert numbers is not None
+    expected = [0, 1.5, 3, 4.5, None, 7.5, 9, 10.5, *range(100, 107), None]
+    assert [None if np.isnan(x) else x for x in numbers.tolist()] == expected
+
+
+def test_the_parquet_beside_a_tar_is_joined_by_key(here: Path) -> None:
+    numbers = read(here, "parquet:similarity").numbers
+    assert numbers is not None
+    assert {row: x for row, x in enumerate(numbers.tolist()) if not np.isnan(x)} == {5: 0.5, 1: 0.1}
+
+
+def test_a_column_of_the_index_and_a_file_joined_by_uid_are_columns(here: Path) -> None:
+    assert set(texts(read(here, "pool:format"))) == {"png"}
+    table = {"uid": ["00009", "other", "00002"], "topic": ["cats", "dogs", "birds"]}
+    pq.write_table(pa.table(table), here / "topics.parquet")
+    found = texts(read(here, "file:topics.parquet:topic"))
+    assert {row: text for row, text in enumerate(found) if text} == {9: "cats", 2: "birds"}
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "facts"),
+    [
+        ("json:mixed", PoolError, ["numbers", "00000.tar", "texts", "00001.tar", "file:PATH:COLUMN"]),
+        ("json:nothing", ConfigError, ["json:nothing", "16 rows"]),
+        ("json:size", ConfigError, ["size", "dict", "exif.make"]),
+        ("pool:langage", ConfigError, ["pool:langage", "no such column"]),
+        ("csv:lang", ConfigError, ["columns.x", "csv:lang", "json:FIELD"]),
+        ("file:lang", ConfigError, ["columns.x", "file:PATH:COLUMN"]),
+        ("parquet:similarty", ConfigError, ["similarty", "similarity"]),
+        ("file:00000.parquet:similarity", ConfigError, ["uid", "key"]),
+    ],
+)
+def test_what_is_no_column_is_said_with_the_way_out(
+    here: Path, said: str, error: type[DbpError], facts: list[str]
+) -> None:
+    with pytest.raises(error) as caught:
+        read(here, said)
+    assert all(fact in str(caught.value) for fact in facts), caught.value
+
+
+def test_a_file_that_names_no_sample_of_the_pool_is_refused(here: Path) -> None:
+    pq.write_table(pa.table({"uid": ["a", "b"], "x": [1, 2]}), here / "x.parquet")
+    with pytest.raises(WorldError, match="2 names"):
+        read(here, "file:x.parquet:x")
+
+
+def test_a_column_added_later_leaves_the_pool_as_it_is(here: Path, pool: Pool) -> None:
+    digest = pool.digest
+    read(here, "json:lang")
+    again = Store(here / "store").get(Index("key", "txt", 10**6, shards=pool.shards).node())
+    assert again.digest == digest
+
+
+def test_filters_and_scores_read_columns_by_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = ["+columns.lang=json:lang", "+columns.width=json:size.width"]
+    every = ["budget.keep_fraction=1", "budget.of=filtered"]
+    words = ["filter=column", "filter.column=lang", "filter.values=[en,fr]"]
+    assert main(["curate", *POOL, *named, *words, *every]) == 0
+    output = capsys.readouterr().out
+    assert "kept 11 of 16 rows" in output
+    assert "kept by lang" in output
+    assert "kept by width" in output
+    limits = ["filter=column", "filter.column=width", "filter.minimum=7.5", "filter.maximum=101"]
+    assert main(["curate", *POOL, *named, *limits, *every]) == 0
+    assert "kept 5 of 16 rows" in capsys.readouterr().out
+    top = ["score=from_column", "score.column=width", "select=top_score"]
+    assert main(["curate", *POOL, *named, *top, "budget.num_kept=3", "budget.keep_fraction=null"]) == 0
+    assert "kept 3 of 16 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "facts"),
+    [
+        (["filter=column", "filter.column=land", "filter.values=[en]"], ["filter.column='land'", "'lang'"]),
+        (["filter=column", "filter.column=lang", "filter.values=[ne]"], ["'ne'", "lang"]),
+        (["filter=column", "filter.column=lang", "filter.minimum=1"], ["lang", "texts", "values"]),
+        (["filter=column", "filter.column=lang"], ["values"]),
+        (["score=from_column", "score.column=lang", "select=top_score"], ["lang", "texts"]),
+    ],
+)
+def test_a_column_that_does_not_fit_is_said(
+    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], facts: list[str]
+) -> None:
+    assert main(["curate", *POOL, "+columns.lang=json:lang", *words]) == 1
+    said = capsys.readouterr().err
+    assert all(fact in said for fact in facts), said
+
+
+# who is pruned
+
+
+def test_kept_rates_are_those_of_counting_with_wilson_s_interval() -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-1, 4, 2000).astype(np.int32)
+    valid = rng.random(2000) < 0.9
+    kept = valid & (rng.random(2000) < np.array([0.5, 0.5, 0.1, 0.9, 0.5])[codes])
+    rates = kept_rates(Column(codes=codes, texts=("a", "b", "c", "d")), valid, kept.astype(float), None)
+    assert {rate.value for rate in rates} == {"a", "b", "c", "d", "(no value)"}
+    for rate in rates:
+        own = valid & (
+            codes == ("a", "b", "c", "d", "(no value)").index(rate.value) if rate.value in "abcd" else codes < 0
+        )
+        test = binomtest(int(kept[own].sum()), int(own.sum())).proportion_ci(method="wilson")
+        assert (rate.rows, rate.kept) == (own.sum(), kept[own].sum())
+        assert (rate.low, rate.high) == pytest.approx((test.low, test.high), abs=1e-6)
+        assert rate.ratio == pytest.approx(rate.rate / (kept.sum() / valid.sum()))
+    assert {rates[0].value, rates[1].value} == {"c", "d"}  # the injected imbalance comes first
+
+
+def test_draws_count_in_the_ratio_and_numbers_are_cut_into_fifths() -> None:
+    column = Column(numbers=np.r_[np.arange(100.0), np.nan])
+    weights = np.r_[np.zeros(80), np.full(20, 3.0), 0.0]
+    rates = {rate.value: rate for rate in kept_rates(column, np.ones(101, bool), weights, None)}
+    assert len(rates) == 6
+    last = next(rate for rate in rates.values() if rate.kept)
+    assert (last.kept, last.rate) == (60, 1.0)
+    assert last.ratio == pytest.approx(3 / (60 / 101))
+    assert sum(rate.rows for rate in rates.values()) == 101
+
+
+def test_a_pool_of_made_up_rows_has_no_tars_to_read_from() -> None:
+    with pytest.raises(ConfigError, match="pool:NAME"):
+        ReadColumn.of("json:x", "columns.x").parts(pool=pool_of(["a", "b"]))
