@@ -69,9 +69,7 @@ def recipe(curation: Curation) -> dict[str, Node]:
         """Both sides; what is not asked for is not embedded."""
         return {side: Embed(encoder, side, curation.rows_per_part).bind(pool=pool) for side in ("image", "text")}
 
-    columns: dict[str, Node] = {}
-    for name, stage in curation.columns.items():
-        columns[f"columns.{name}"] = Offers(f"columns.{name}", there).bind(stage)
+    columns = {f"columns.{name}": Offers(f"columns.{name}", there).bind(s) for name, s in curation.columns.items()}
     there |= columns
     use = curation.encoder
     scores = Offers("score", {**there, **vectors(use.score)}).bind(curation.score)

@@ -73,7 +73,7 @@ def read(config: Any) -> Curation:
     given = config.get("budget") or {}
     if config.until != "select" and not any(given.get(name) for name in WAYS):
         budget, base, select = None, "dedup", NoSelection()  # what stops earlier needs no budget
-    elif "budget" in config and not _takes_budget(config.select):
+    elif "budget" in config and not takes_budget(config.select):
         budget, base = None, "dedup"
     else:
         from dbp.selection.budget import Budget
@@ -152,7 +152,7 @@ def _component(node: Any, path: str, kind: type, **extra: Any) -> Any:
     return stage
 
 
-def _takes_budget(select: Any) -> bool:
+def takes_budget(select: Any) -> bool:
     """Whether the class of a selection has a budget; what others keep is said otherwise."""
     made = locate(select.get("_target_", ""), "select")
     return any(field.name == "budget" for field in dataclasses.fields(made))

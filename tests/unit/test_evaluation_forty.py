@@ -453,7 +453,8 @@ def test_pictures_of_the_hub_become_rgb_before_the_crop_unlike_in_the_reference(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_averages_are_plain_means_of_the_members(found, protocol):
+def test_the_averages_are_plain_means_of_the_members(found, protocol, monkeypatch):
+    monkeypatch.setattr("evaluation.tasks.FACTS", {})  # the sets are miniatures, each a part of its task's set
     main = {
         task.name: found[task.key, protocol].metrics[metric]
         for task in load_tasks().values()

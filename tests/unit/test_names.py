@@ -53,7 +53,7 @@ def test_a_name_leads_to_its_class_and_back(name: str) -> None:
 @pytest.mark.parametrize("made", OLD, ids=lambda made: made["made_by"]["_target_"])
 def test_what_an_older_store_holds_is_rebuilt_under_its_key(made: dict[str, Any]) -> None:
     stage = rebuild(made["made_by"])
-    # The index has another version since: a pool is read again, and has the digest, and so the keys behind, as before.
+    # The index has another version since: a pool is read again, and has the digest, and so later keys, as before.
     assert (key_of(stage, made["inputs"]) == made["key"]) is (stage.name != "index")
     again = describe(stage)
     assert "." not in again["_target_"]

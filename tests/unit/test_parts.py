@@ -36,7 +36,7 @@ from dbp.engine.work import Part, Work
 from dbp.errors import ConfigError, PoolError, WorldError
 from dbp.pools.index import Index
 from dbp.selection.budget import Budget
-from dbp.settings import read
+from dbp.settings import read, takes_budget
 from dbp.verbs import parts as parts_verb
 from dbp.verbs.command_line import overrides
 
@@ -331,13 +331,17 @@ def test_every_preset_stage_is_rebuilt_as_it_was_from_its_description(number: in
     options = {group: groups()[group][number % len(groups()[group])] for group in GROUPS}
     if options["encoder"] == "rehearsal":
         options["pool"] = "rehearsal"
+    if options["score"] == "flipped_clip":  # mirrored images need an encoder that computes
+        options["encoder"] = "openclip_b32"
     choices = [f"{group}={option}" for group, option in options.items()]
     more = ["pool.shards=nothing.tar"] if options["pool"] == "webdataset" else []
+    more += ["filter.column=x", "filter.values=[a]"] if options["filter"] == "column" else []
+    more += ["score.column=x"] if options["score"] == "from_column" else []
     config = compose("curate", overrides([*choices, *more, "budget.keep_fraction=0.25"]))
     for group in GROUPS:
         node = config.encoder.cluster if group == "encoder" else config[group]
-        extra = {"budget": build(config.budget, Budget)} if "seed" in node else {}
-        stage = build(node, path=group, **(extra if group == "select" else {}))
+        extra = {"budget": build(config.budget, Budget)} if group == "select" and takes_budget(node) else {}
+        stage = build(node, path=group, **extra)
         stages: list[Any] = [Embed(stage, "image") if isinstance(stage, Encoder) else stage]
         inner = ("comparison", "clustering", "fitting")
         stages += [getattr(stage, name)() for name in inner if hasattr(stage, name)]
