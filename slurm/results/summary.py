@@ -16,6 +16,7 @@ from dbp.engine.store import Store
 from dbp.lineage import lineage
 from dbp.names import name_of
 from dbp.pools.glyph_pool import RenderGlyphs
+from dbp.pools.rates import rates_by_column
 from evaluation.checks.injected import area_under_roc, duplicate_quality
 from evaluation.metrics import fine
 from evaluation.report import sweep_table as report
@@ -65,13 +66,14 @@ def write_summary(
     planted, planted_lines = planted_report(plan, store, encoders)
     ledger = cost_ledger(plan, store, encoders)
     cost_lines = ledger_lines(ledger)
+    pruned_lines = who_is_pruned(plan, store)
     notes = [*planted["notes"], *settings.notes, *analysis.notes, *failure_notes(arms)]
     for note in notes:
         print(note)
     print()
     print(aligned(table))
     finer = {about: report.finer_table(name, analysis.finer) for name, about in fine.NAMES.items()}
-    print("\n" + "\n".join([report.members_line(cells), "", *planted_lines, "", *cost_lines]))
+    print("\n" + "\n".join([report.members_line(cells), "", *planted_lines, "", *pruned_lines, *cost_lines]))
     text = [
         f"# {settings.name}",
         "",
@@ -84,6 +86,7 @@ def write_summary(
         "```",
         *planted_lines,
         "",
+        *pruned_lines,
         *cost_lines,
         "```",
         "",
@@ -142,6 +145,16 @@ def _facts(point: Point, store: Store) -> dict[str, Any]:
         "train_key": trained.key,
         "evaluate_key": evaluated.key,
     }
+
+
+def who_is_pruned(plan: Plan, store: Store) -> list[str]:
+    """The kept rates by each column that the recipe names, of the first finished run of each arm."""
+    lines: list[str] = []
+    for label in plan.labels:
+        nodes = next((p.nodes for p in plan.points if p.label == label and store.entry(p.nodes["select"])), {})
+        found = list(rates_by_column(store, nodes, store.get(nodes["select"]))) if nodes else []
+        lines += [f"{label}: {found[0]}", *found[1:]] if found else []
+    return [*lines, ""] if lines else []
 
 
 def failure_notes(arms: Sequence[Arm]) -> list[str]:
