@@ -8,14 +8,12 @@ until the store is asked for a result, and then only what is missing.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from dbp.captioning.codes import Encode
 from dbp.clustering.together import assign_together, with_others
 from dbp.config import build, require
-from dbp.data.keep_list import KeepList, everything
-from dbp.data.pool import Pool
+from dbp.data.keep_list import KeepList
 from dbp.dedup.borders import BorderLoss
 from dbp.encoders.base import Encoder
 from dbp.encoders.embed import Embed
@@ -23,10 +21,10 @@ from dbp.engine.runners import PartsSettings
 from dbp.engine.stage import Node
 from dbp.engine.store import Store
 from dbp.errors import ConfigError
-from dbp.narrowing import Narrowing
 from dbp.offers import Made, Offers
 from dbp.planning.rate import rate
 from dbp.pools.rates import rates_by_column
+from dbp.pools.valid import ValidRows
 from dbp.selection.held_out import HoldOut
 from dbp.settings import NO_CAPTIONER, Curation, read
 
@@ -34,18 +32,6 @@ from dbp.settings import NO_CAPTIONER, Curation, read
 UNTIL = ("index", "embed", "dedup", "score", "filter", "centroids", "cluster", "borders", "select", "matches")
 UNTIL += ("captioner", "codes", "captions")
 NAMED = ("scores.", "columns.")
-
-
-@dataclass(frozen=True)
-class ValidRows(Narrowing):
-    """The rows with a caption and an image of sound header; the others go with their reason."""
-
-    name: ClassVar[str] = "valid"
-    version: ClassVar[int] = 2
-    needs: ClassVar[tuple[str, ...]] = ("pool",)
-
-    def decide(self, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
-        return everything(pool.digest, pool.is_valid, pool.index.codes("reason")), {}
 
 
 def recipe(curation: Curation) -> dict[str, Node]:

@@ -103,10 +103,11 @@ PLACES = {
     "train/suite": "evaluation.in_training.Suite",
     "train/wandb": "training.account.metrics.Wandb",
     "train/watch": "training.watching.watch.Watch",
-    "valid": "dbp.curate.ValidRows",
+    "valid": "dbp.pools.valid.ValidRows",
 }
 # Where a class was, in stores of before it moved -> its name. A class that moves leaves a line here.
 FORMER = {
+    "dbp.curate.ValidRows": "valid",
     "dbp.filtering.datacomp.NearTargets": "filter/near_targets",
     "dbp.captioning.captioner.Network": "caption/network",
     "dbp.data.index.Index": "index",
