@@ -29,6 +29,8 @@ CAPTIONS = (
 RUNS = {
     "select=dbp": VECTORS,
     "select=ssp": VECTORS,
+    "select=dynamics": VECTORS,
+    "score=clip_loss": (*VECTORS, "select=top_score", "score.batch_size=256", "score.num_passes=1"),
     "dedup=semdedup": (*VECTORS, "select=uniform"),
     "filter=top_fraction": (*VECTORS, "select=uniform", "filter.fraction=0.8"),
     "select=metaclip_glyphs": (*CAPTIONS, "select.metadata.min_count=2"),
