@@ -15,7 +15,7 @@ from dbp.offers import ReadsColumn
 
 @dataclass(frozen=True)
 class ByColumn(ReadsColumn, Narrowing):
-    """Keep rows by the value of a column.
+    """Keep rows by the value of a column; with neither values nor limits, rows that have one.
 
     Args:
         column: Its name, of `columns`.
@@ -37,12 +37,13 @@ class ByColumn(ReadsColumn, Narrowing):
     def __post_init__(self) -> None:
         require(bool(self.column), "column", self.column, "a name of columns")
         has_limit = self.minimum is not None or self.maximum is not None
-        must = "given for texts; or minimum or maximum for numbers"
-        require((self.values is not None) != has_limit, "values", self.values, must)
+        must = "null beside minimum or maximum, which are for numbers"
+        require(self.values is None or not has_limit, "values", self.values, must)
 
     def decide(self, rows: KeepList, columns: Column) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         is_text = columns.codes is not None
-        if is_text != (self.values is not None):
+        has_limit = self.minimum is not None or self.maximum is not None
+        if (self.values is not None and not is_text) or (has_limit and is_text):
             kind, way = ("texts", "values=[…]") if is_text else ("numbers", "minimum or maximum")
             raise ConfigError(f"filter.column={self.column} is a column of {kind}. Give filter.{way}.")
         if self.values is not None:
@@ -50,6 +51,8 @@ class ByColumn(ReadsColumn, Narrowing):
                 said = f"filter.values: no row has {unknown!r} in column {self.column}."
                 raise ConfigError(f"{said} {nearest(unknown, columns.texts)}")
             keep = columns.among(self.values)
+        elif not has_limit:
+            keep = columns.has_value
         else:
             assert columns.numbers is not None
             low = -np.inf if self.minimum is None else self.minimum

@@ -35,6 +35,7 @@ from dbp.metadata.sources import WordNet
 from dbp.metadata.wikipedia import Pairs, Titles, Words
 from dbp.pools.glyph_pool import RenderGlyphs, RenderTasks
 from dbp.pools.index import Index
+from dbp.pools.values import ReadColumn
 from dbp.scoring.second_moment import TargetMoment
 from dbp.selection.budget import Budget
 from dbp.selection.held_out import HoldOut
@@ -91,6 +92,7 @@ TOGETHER = {
     ("Evaluate", "max_templates"): {"max_templates": 1, "limit": 5},
     ("ScoreColumn", "minimum"): {"minimum": 0.3, "fraction": None},
     ("Index", "shards"): None,
+    ("ByColumn", "values"): {"values": ["a"]},
     ("Sets", "root"): None,
 }
 # A file's content enters the key and its path does not; tested with each stage that reads one.
@@ -159,7 +161,7 @@ def stages_of_the_configs() -> list[Stage]:
     found += [stage.metadata for stage in found if isinstance(stage, Balancing)]
     sources = (Numbers(100), WordNet("names"), Words(100), Pairs(30.0), Titles(70))
     found += [*sources, Combined(sources)]
-    return [*found, ValidRows(), Borders(), TargetMoment()]
+    return [*found, ValidRows(), Borders(), TargetMoment(), ReadColumn("json", "x")]
 
 
 STAGES = stages_of_the_configs()

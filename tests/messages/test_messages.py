@@ -79,7 +79,7 @@ POOL = "pool.shards=nowhere/{0..3}.tar"
         (
             ["budget.num_kept=5", "until=selekt"],
             "ConfigError: until='selekt': it must be one of index, embed, dedup, score, filter, "
-            "centroids, cluster, borders, select, matches, captioner, codes, captions, or scores.NAME",
+            "centroids, cluster, borders, select, matches, captioner, codes, captions, scores.NAME or columns.NAME",
         ),
         (
             ["budget.num_kept=5", "dedup.epsilon=3"],

@@ -139,6 +139,8 @@ def test_filters_and_scores_read_columns_by_name(here: Path, capsys: pytest.Capt
     assert "kept 11 of 16 rows" in output
     assert "kept by lang" in output
     assert "kept by width" in output
+    assert main(["curate", *POOL, *named, "filter=column", "filter.column=lang", *every]) == 0
+    assert "kept 14 of 16 rows" in capsys.readouterr().out
     limits = ["filter=column", "filter.column=width", "filter.minimum=7.5", "filter.maximum=101"]
     assert main(["curate", *POOL, *named, *limits, *every]) == 0
     assert "kept 5 of 16 rows" in capsys.readouterr().out
@@ -153,7 +155,7 @@ def test_filters_and_scores_read_columns_by_name(here: Path, capsys: pytest.Capt
         (["filter=column", "filter.column=land", "filter.values=[en]"], ["filter.column='land'", "'lang'"]),
         (["filter=column", "filter.column=lang", "filter.values=[ne]"], ["'ne'", "lang"]),
         (["filter=column", "filter.column=lang", "filter.minimum=1"], ["lang", "texts", "values"]),
-        (["filter=column", "filter.column=lang"], ["values"]),
+        (["filter=column", "filter.column=lang", "filter.values=[en]", "filter.minimum=1"], ["values", "minimum"]),
         (["score=from_column", "score.column=lang", "select=top_score"], ["lang", "texts"]),
     ],
 )
