@@ -116,7 +116,8 @@ def lay_out(objective: Objective, budget: Budget, subset: Subset) -> tuple[Subse
         weights = own if weights is None else own * weights
     if weights is None:
         return subset, Order(subset.keys, objective.seed, windows), budget.horizon(len(subset))
-    order = MixedOrder(subset.keys, objective.seed, weights, windows)
+    source = "keep list" if mixture is None else "mixture" if subset.weights is None else "both"
+    order = MixedOrder(subset.keys, objective.seed, weights, windows, source)
     return subset, order, mixed_horizon(order, budget)
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -188,9 +189,9 @@ def test_a_budget_in_epochs_or_samples_makes_a_horizon_of_the_mixture() -> None:
     by_steps = mixed_horizon(order, Budget(batch_size=64, samples_seen=1280))
     assert (by_steps.steps, by_steps.passes) == (20, 0.64)
     few = MixedOrder(KEYS, 3, weights_of(0.0625))
-    with pytest.raises(ConfigError, match=r"weights sum to 62\.50 with train\.batch_size=64"):
+    with pytest.raises(ConfigError, match=r"mixture, sum to 62\.50 with train\.batch_size=64"):
         mixed_horizon(few, Budget(batch_size=64, samples_seen=1280))
-    with pytest.raises(ConfigError, match=r"train\.epochs=0\.01 of a mixture with 2,000\.00 pair"):
+    with pytest.raises(ConfigError, match=r"train\.epochs=0\.01 .*mixture an epoch has 2,000\.00 pair"):
         mixed_horizon(order, Budget(batch_size=64, epochs=0.01))
 
 
@@ -215,15 +216,48 @@ def test_the_memory_that_the_module_names_is_what_an_epoch_takes() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ((1.0, -0.5), r"gives 1 of 2 kept samples a weight .*first is -0\.5 for kept sample 1"),
+        ((1.0, -0.5), r"1 of 2 kept samples have a weight of mixture .*first is -0\.5 for kept sample 1"),
         ((float("nan"), 1.0), r"first is nan for kept sample 0"),
         ((65_536.0, 1.0), "not from 0 to 65,535"),
-        ((0.25, 0.5), r"the weights of 2 kept samples sum to 0\.75"),
+        ((0.25, 0.5), r"the weights of 2 kept samples, of mixture, sum to 0\.75"),
     ],
 )
 def test_weights_that_no_epoch_can_honour_are_refused(values: tuple[float, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_weights(np.array(values, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("source", "said", "unsaid"),
+    [
+        ("mixture", ["mixture"], ["keep list", "select."]),
+        ("keep list", ["keep list", "select.draws", "budget"], ["mixture"]),
+        ("both", ["keep list", "mixture", "select.draws", "budget"], []),
+    ],
+)
+def test_messages_about_weights_name_where_they_come_from(source: Any, said: list[str], unsaid: list[str]) -> None:
+    messages = []
+    for values in (weights_of(65_536.0), weights_of(1e-4)):
+        with pytest.raises(ConfigError) as caught:
+            MixedOrder(KEYS, 0, values, source=source)
+        messages.append(str(caught.value))
+    with pytest.raises(ConfigError) as caught:
+        mixed_horizon(
+            MixedOrder(KEYS, 0, weights_of(0.0625), source=source), Budget(batch_size=64, samples_seen=1280)
+        )
+    messages.append(str(caught.value))
+    for message in messages:
+        assert all(fact in message for fact in said), message
+        assert not any(fact in message for fact in unsaid), message
+    assert ("select.clip=true" in messages[0]) == (source != "mixture")
+
+
+def test_a_run_over_a_weighted_keep_list_names_the_list(pool: Pool) -> None:
+    heavy = Subset(pool, np.arange(2), np.array([70_000, 1], np.float32))
+    asked: Any = SimpleNamespace(held_out=0, streaming=None, mixture=None, seed=0)
+    with pytest.raises(ConfigError, match="keep list") as caught:
+        lay_out(asked, Budget(batch_size=2, epochs=1.0), heavy)
+    assert "mixture" not in str(caught.value)
 
 
 SHARDS = ["/data/cc12m/00000.tar", "/data/cc12m/00001.tar", "https://host/laion/0.tar"]

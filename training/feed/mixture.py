@@ -11,7 +11,7 @@ Memory, measured: 4 bytes a kept row for its weight; 9 bytes for each pair of th
 """
 
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16, UInt64
@@ -22,6 +22,25 @@ from training.feed.order import MIXTURE, Order, copy_keys, mix, stream
 
 MOST = 65_535  # copies of a sample in an epoch: one byte counts them, or two
 BLOCK = 1 << 20  # rows whose random numbers are made at a time
+Source = Literal["mixture", "keep list", "both"]
+SOURCES: dict[Source, str] = {
+    "mixture": "mixture",
+    "keep list": "the keep list",
+    "both": "the keep list times those of mixture",
+}
+_SELECTION = (
+    "select.draws (soft_cap, hard_cap) or the budget, set select.clip=true (dynamics), or correct the imported list"
+)
+LOWER: dict[Source, str] = {
+    "mixture": "Correct the weights of mixture",
+    "keep list": f"Lower {_SELECTION}",
+    "both": f"Correct the weights of mixture, lower {_SELECTION}",
+}
+RAISE: dict[Source, str] = {
+    "mixture": "Raise the weights of mixture, or leave mixture out",
+    "keep list": "Raise the budget or select.draws, so that the keep list has more draws",
+    "both": "Raise the weights of mixture or leave it out, or raise the budget or select.draws of the keep list",
+}
 
 
 class MixedOrder(Order):
@@ -29,6 +48,7 @@ class MixedOrder(Order):
 
     Args:
         weights: How often each kept sample stands in an epoch, in the mean; from 0 to 65,535.
+        source: Where they come from, for messages: one of `SOURCES`.
 
     Raises:
         ConfigError: A weight is out of range, or their sum is below 1.
@@ -37,10 +57,16 @@ class MixedOrder(Order):
     num_columns: ClassVar[int] = 2
 
     def __init__(
-        self, keys: UInt64[np.ndarray, " m"], seed: int, weights: Float32[np.ndarray, " m"], windows: Any = None
+        self,
+        keys: UInt64[np.ndarray, " m"],
+        seed: int,
+        weights: Float32[np.ndarray, " m"],
+        windows: Any = None,
+        source: Source = "mixture",
     ) -> None:
         super().__init__(keys, seed, windows)
-        check_weights(weights)
+        check_weights(weights, source)
+        self.source: Source = source
         self.weights = weights
         self.count = np.uint8 if weights.max() <= 255 else np.uint16
         self._ends = [0]  # pairs before each epoch that was reached, and behind the last
@@ -110,22 +136,23 @@ def mixed_horizon(order: MixedOrder, budget: Budget) -> Horizon:
     kept, expected = len(order.keys), float(order.weights.sum(dtype=np.float64))
     if expected < batch_size:
         raise ConfigError(
-            f"cannot train on a mixture of {kept:,} kept samples whose weights sum to "
-            f"{expected:,.2f} with train.batch_size={batch_size:,}: an epoch of it would be less "
-            "than one batch. Raise the weights of mixture, or lower train.batch_size."
+            f"cannot train on {kept:,} kept samples whose weights, of {SOURCES[order.source]}, sum to "
+            f"{expected:,.2f} with train.batch_size={batch_size:,}: an epoch would be less "
+            f"than one batch. {RAISE[order.source]}, or lower train.batch_size."
         )
     if steps is None:
         assert epochs is not None
         steps = order.pairs(epochs) // batch_size
         if steps == 0:
             raise ConfigError(
-                f"train.epochs={epochs:g} of a mixture with {expected:,.2f} pairs in an epoch is less than one "
-                f"batch of train.batch_size={batch_size:,}. Raise train.epochs, or lower train.batch_size."
+                f"train.epochs={epochs:g} is less than one batch of train.batch_size={batch_size:,}: by the weights "
+                f"of {SOURCES[order.source]} an epoch has {expected:,.2f} pairs. Raise train.epochs, or lower "
+                "train.batch_size."
             )
     return Horizon(kept, batch_size, steps, order.passes(steps * batch_size))
 
 
-def check_weights(weights: Float32[np.ndarray, " m"]) -> None:
+def check_weights(weights: Float32[np.ndarray, " m"], source: Source = "mixture") -> None:
     """Refuse weights that no epoch can honour.
 
     Raises:
@@ -134,12 +161,12 @@ def check_weights(weights: Float32[np.ndarray, " m"]) -> None:
     bad = np.flatnonzero(~((weights >= 0) & (weights <= MOST)))  # NaN too
     if len(bad):
         raise ConfigError(
-            f"mixture gives {len(bad):,} of {len(weights):,} kept samples a weight that is "
+            f"{len(bad):,} of {len(weights):,} kept samples have a weight of {SOURCES[source]} that is "
             f"not from 0 to {MOST:,}; the first is {weights[bad[0]]} for kept sample {bad[0]:,}. A "
-            "weight says how often a sample stands in an epoch."
+            f"weight says how often a sample stands in an epoch. {LOWER[source]}."
         )
     if (total := float(weights.sum(dtype=np.float64))) < 1:
         raise ConfigError(
-            f"mixture: the weights of {len(weights):,} kept samples sum to {total:g}, so an "
-            "epoch would be empty. Raise them, or leave mixture out."
+            f"the weights of {len(weights):,} kept samples, of {SOURCES[source]}, sum to {total:g}, so an "
+            f"epoch would be empty. {RAISE[source]}."
         )
