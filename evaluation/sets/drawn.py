@@ -223,7 +223,9 @@ def _labels_of_file(path: Path, uids: Sequence[str]) -> list[str | None]:
         if path.suffix == ".parquet":
             table = pq.read_table(path, columns=["uid", "label"])
         else:
-            plain = pa_csv.ConvertOptions(column_types={"uid": pa.string()}, include_columns=["uid", "label"])
+            plain = pa_csv.ConvertOptions(  # as text: "01" is not 1
+                column_types={"uid": pa.string(), "label": pa.string()}, include_columns=["uid", "label"]
+            )
             table = pa_csv.read_csv(path, convert_options=plain)
     except (OSError, pa.ArrowException) as error:
         raise WorldError(
@@ -255,7 +257,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _classes(labels: Sequence[str | None], given: Sequence[str] | None) -> tuple[tuple[str, ...], list[str | None]]:
-    """The names of the classes, and labels by name; whole numbers count the given names.
+    """The names of the classes, and labels by name; whole numbers that are not names count the given names.
 
     Raises:
         ConfigError: A label is not among the given names, or fewer than two classes occur.
@@ -275,7 +277,7 @@ def _classes(labels: Sequence[str | None], given: Sequence[str] | None) -> tuple
         return tuple(occurring), list(labels)
     by_number = {str(number): name for number, name in enumerate(given)}
     known = {name: name for name in given}
-    if not set(occurring) <= set(known) and all(label.isdecimal() for label in occurring):
+    if not set(occurring) & set(known) and all(label.isdecimal() for label in occurring):
         known = by_number
     if outside := [label for label in occurring if label not in known]:
         raise ConfigError(

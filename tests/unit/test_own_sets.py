@@ -281,6 +281,19 @@ def test_labels_come_from_a_column_of_the_pool(tmp_path):
     assert set(numbered.labels) == {"10 wide", "11 wide"}, "whole numbers count the given names"
 
 
+def test_a_label_of_digits_is_the_text_that_stands_in_the_csv(pool, tmp_path):
+    codes = {"red": "01", "green": "02", "blue": "10"}
+    file = write_labels(tmp_path / "l.csv", {uid: codes[label] for uid, label in all_labels().items()})
+    drawn = draw(pool, asked(labels=file))
+    assert drawn.class_names == ("01", "02", "10")
+    named = draw(pool, asked(labels=file, class_names=["10", "02", "01"]))
+    assert named.labels == drawn.labels == tuple(codes[all_labels()[uid]] for uid in pool.uids(drawn.rows))
+    with pytest.raises(ConfigError, match="'01'"):
+        draw(pool, asked(labels=file, class_names=["02", "10", *"abcdefghij"]))
+    with pytest.raises(ConfigError, match="'01'"):
+        draw(pool, asked(labels=file, class_names=list("abcdefghijkl")))
+
+
 def test_labels_of_a_parquet_file_may_be_in_any_order_and_name_others(pool, tmp_path):
     table = dict(reversed(all_labels().items())) | {"not in the pool": "grey"}
     file = tmp_path / "labels.parquet"
