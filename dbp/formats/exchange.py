@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jaxtyping import Float64
 
 from dbp.engine.disk import replacing
 from dbp.errors import WorldError, nearest
@@ -87,6 +88,30 @@ def read_texts(path: Path | str, column: str = "uid") -> pa.ChunkedArray:
             lines = pc.call_function("utf8_rtrim", [lines.flatten()], pc.TrimOptions("\r"))
             blocks.append(lines.filter(pc.call_function("not_equal", [lines, ""])))
     return pa.chunked_array(blocks, pa.large_string())
+
+
+def weights_beside(path: Path | str) -> Float64[np.ndarray, " l"] | None:
+    """The column `weight` of a Parquet list, as exports write it; none where there is no such column.
+
+    Raises:
+        WorldError: A weight is missing, or not a finite number from 0 up.
+    """
+    if kind_of(path) != "parquet":
+        return None
+    try:
+        if "weight" not in pq.read_schema(path).names:
+            return None
+        column = pq.read_table(path, columns=["weight"])["weight"]
+        found = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowException as error:
+        raise WorldError(f"{path}: the column weight cannot be read as numbers: {error}") from error
+    if len(broken := np.flatnonzero(~((found >= 0) & (found < np.inf)))):
+        raise WorldError(
+            f"{path}: the column weight holds {len(broken):,} values that are not finite numbers from 0 up, such as "
+            f"{column[int(broken[0])].as_py()} in row {broken[0]:,}. Correct them, or write the list without the "
+            "column."
+        )
+    return found
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Int, UInt8, UInt32, UInt64
+from jaxtyping import Bool, Float64, Int, UInt8, UInt32, UInt64
 
 from dbp.errors import ConfigError
 
@@ -207,6 +207,14 @@ class Names:
         edges = np.flatnonzero(np.r_[True, self._sorted[1:] != self._sorted[:-1], True])
         found = np.empty(len(self._sorted), np.uint32)
         found[self._order] = np.repeat(np.diff(edges), np.diff(edges))
+        return found
+
+    def sums(self, weights: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+        """The sum of the weights of the name at each place, by its hash."""
+        starts = np.flatnonzero(np.r_[True, self._sorted[1:] != self._sorted[:-1]])
+        totals = np.add.reduceat(weights[self._order], starts)
+        found = np.empty(len(self._sorted))
+        found[self._order] = np.repeat(totals, np.diff(np.r_[starts, len(self._sorted)]))
         return found
 
     def find(self, hashes: UInt64[np.ndarray, " m"], texts: Texts) -> Int[np.ndarray, " m"]:

@@ -93,12 +93,17 @@ class Listed:
         return repeats_in(Path(self.label), self.pairs["f0"], self.pairs["f1"])
 
 
-def open_lists(store: Store, names: Sequence[str]) -> tuple[list[Listed], bool]:
+def open_lists(store: Store, names: Sequence[str], counted: bool) -> tuple[list[Listed], bool]:
     """Open lists, and say whether all their names are 128-bit uids.
 
     Where some are other names, all are compared by a 128-bit hash of the name.
+
+    Args:
+        store: Holds the keep lists.
+        names: Files, and keep lists as `keep:KEY`.
+        counted: Whether it matters how often a list names a sample; else the weights of keep lists are not read.
     """
-    found = [_open(store, name) for name in names]
+    found = [_open(store, name, counted) for name in names]
     spelt = [None if one.texts is None else hex_bytes(one.texts) for one in found]
     is_hex = all(spelling is None or spelling[1].all() for spelling in spelt)
     lists = []
@@ -112,13 +117,14 @@ def open_lists(store: Store, names: Sequence[str]) -> tuple[list[Listed], bool]:
     return lists, is_hex
 
 
-def _open(store: Store, name: str) -> Listed:
+def _open(store: Store, name: str, counted: bool) -> Listed:
     nothing = np.zeros(0, UID_DTYPE)
     if name.startswith("keep:"):
         entry, keep = open_keep_list(store, name.removeprefix("keep:"))
         pool = open_pool_of(store, entry)
         shared_names(pool, keep.mask).refuse(name)
-        rows = keep.rows if keep.repeats is None else np.repeat(keep.rows, keep.repeats)
+        repeats = keep.repeats if counted else None
+        rows = keep.rows if repeats is None else np.repeat(keep.rows, repeats)
         return Listed(name, nothing, pool.index.at("uid", rows))
     if kind_of(name) in ("text", "parquet"):
         return Listed(name, nothing, read_texts(name))
@@ -141,7 +147,7 @@ def write_combined(
         WorldError: A list repeats uids, and `repeats` is `error`.
         ConfigError: A list holds other names than uids, which `out` or `repeats` cannot have.
     """
-    lists, is_hex = open_lists(store, names)
+    lists, is_hex = open_lists(store, names, counted=repeats != "once")
     for found in lists:
         if repeats == "error" and (count := found.num_repeats):
             raise WorldError(
@@ -204,7 +210,7 @@ def overlap(store: Store, names: Sequence[str]) -> tuple[Int[np.ndarray, "k k"],
             masks = [keep.mask for keep in keeps]
             shared = [[int(np.count_nonzero(a & b)) for b in masks] for a in masks]
             return np.array(shared), []
-    lists, _ = open_lists(store, names)
+    lists, _ = open_lists(store, names, counted=False)
     shared = np.zeros((len(lists), len(lists)), np.int64)
     for _, counts in merged([found.pairs for found in lists]):
         is_there = (counts > 0).astype(np.int64)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Int, UInt32
+from jaxtyping import Int, Real, UInt32
 
 from dbp.config import require
 from dbp.data.keep_list import KeepList
@@ -13,7 +13,7 @@ from dbp.engine.paths import file_digest
 from dbp.engine.progress import log
 from dbp.engine.stage import runtime
 from dbp.errors import ConfigError, WorldError
-from dbp.formats.exchange import kind_of, read_texts, read_uid_file
+from dbp.formats.exchange import kind_of, read_texts, read_uid_file, weights_beside
 from dbp.formats.shared_names import hits_text
 from dbp.formats.uid_pairs import BLOCK, Names, hashes_64, hex_bytes, match_pairs
 from dbp.narrowing import Narrowing
@@ -30,7 +30,8 @@ class ImportedList(Narrowing):
         join: What the list names of the pool: `uid`, or `key` (the tar's).
         column: The column of a Parquet list that holds the names.
         repeats: What a name that comes again says: `error`; `once`, nothing; `keep`, that its sample is taken so
-            often in each epoch, as DataComp's lists mean it.
+            often in each epoch, as DataComp's lists mean it; so often also as a column `weight` of a Parquet list
+            says, where fractions are means of what each epoch draws anew. Without `keep` such a list is refused.
         file: The list.
     """
 
@@ -44,7 +45,10 @@ class ImportedList(Narrowing):
     file: str | None = runtime(None)
 
     def identity(self) -> dict[str, Any]:
-        return {"list": file_digest(self.file, "select.file")} if self.file else {}
+        if not self.file:
+            return {}
+        weights = {} if weights_beside(self.file) is None else {"weights": True}  # once they were not read
+        return {"list": file_digest(self.file, "select.file"), **weights}
 
     def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         if not self.file:
@@ -63,7 +67,8 @@ class ImportedList(Narrowing):
         draws = {}
         if self.repeats == "keep":
             kept = kept.weighted(times[kept.mask])
-            draws = {"draws": int(kept.num_draws), "most draws of a row": int(times[kept.mask].max(initial=0))}
+            draws = {"draws": kept.num_draws, "most draws of a row": float(times[kept.mask].max(initial=0))}
+            draws = {name: int(value) if value == int(value) else round(value, 4) for name, value in draws.items()}
         counts = {
             **draws,
             "listed": num_names,
@@ -81,7 +86,7 @@ class ImportedList(Narrowing):
             counts |= {"listed names of several samples": num_several, "samples of those names": num_rows}
         return kept, counts
 
-    def times_of(self, pool: Pool) -> tuple[UInt32[np.ndarray, " n"], int, Int[np.ndarray, " l"], int]:
+    def times_of(self, pool: Pool) -> tuple[Real[np.ndarray, " n"], int, Int[np.ndarray, " l"], int]:
         """How often each row is listed; how many names there are; rows of each name; names that repeat another."""
         return self._by_pair(pool) if self._is_pairs else self._by_text(pool)
 
@@ -117,7 +122,7 @@ class ImportedList(Narrowing):
         num_names = int(np.count_nonzero(is_new))
         return times, num_names, hits, len(pairs) - num_names
 
-    def _by_text(self, pool: Pool) -> tuple[UInt32[np.ndarray, " n"], int, Int[np.ndarray, " l"], int]:
+    def _by_text(self, pool: Pool) -> tuple[Real[np.ndarray, " n"], int, Int[np.ndarray, " l"], int]:
         texts = read_texts(str(self.file), self.column)
         names = Names.of(texts)
         if (repeats := names.num_repeats) and self.repeats == "error":
@@ -125,9 +130,13 @@ class ImportedList(Narrowing):
                 f"{self.file} repeats {repeats:,} of its {len(texts):,} names. Set select.repeats=once to "
                 "take each once, or select.repeats=keep to take its sample as often as it stands there."
             )
-        often = names.counts if repeats else None
+        weights = self._weights()
+        if weights is not None:
+            often = names.sums(weights) if repeats else weights
+        else:
+            often = names.counts if repeats else None
         hits = np.zeros(len(texts), np.int32)
-        times = np.zeros(pool.num_rows, np.uint32)
+        times = np.zeros(pool.num_rows, np.uint32 if weights is None else np.float32)
         for start in range(0, pool.num_rows, BLOCK):
             block = np.arange(start, min(start + BLOCK, pool.num_rows))
             own = _names_at(pool, self.join, block)
@@ -138,6 +147,23 @@ class ImportedList(Narrowing):
             np.add.at(hits, place[at], 1)
         num_names = len(texts) - repeats
         return times, num_names, hits, repeats
+
+    def _weights(self) -> np.ndarray | None:
+        """How often each name of the list is taken, where a column says it.
+
+        Raises:
+            ConfigError: It does, and `repeats` does not allow it.
+        """
+        weights = weights_beside(str(self.file))
+        if weights is None or (weights == 1).all():
+            return None
+        if self.repeats != "keep":
+            raise ConfigError(
+                f"{self.file} has a column weight, such as {weights[weights != 1][0]:g}, which "
+                f"select.repeats={self.repeats} would lose. Set select.repeats=keep to take each sample so often, or "
+                "write the list without that column."
+            )
+        return weights
 
 
 def _names_at(pool: Pool, column: str, rows: np.ndarray) -> Any:
