@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -254,9 +253,8 @@ def test_messages_about_weights_name_where_they_come_from(source: Any, said: lis
 
 def test_a_run_over_a_weighted_keep_list_names_the_list(pool: Pool) -> None:
     heavy = Subset(pool, np.arange(2), np.array([70_000, 1], np.float32))
-    asked: Any = SimpleNamespace(held_out=0, streaming=None, mixture=None, seed=0)
     with pytest.raises(ConfigError, match="keep list") as caught:
-        lay_out(asked, Budget(batch_size=2, epochs=1.0), heavy)
+        lay_out(ASKED, Budget(batch_size=2, epochs=1.0), heavy)
     assert "mixture" not in str(caught.value)
 
 

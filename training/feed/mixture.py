@@ -145,9 +145,9 @@ def mixed_horizon(order: MixedOrder, budget: Budget) -> Horizon:
         steps = order.pairs(epochs) // batch_size
         if steps == 0:
             raise ConfigError(
-                f"train.epochs={epochs:g} is less than one batch of train.batch_size={batch_size:,}: by the weights "
-                f"of {SOURCES[order.source]} an epoch has {expected:,.2f} pairs. Raise train.epochs, or lower "
-                "train.batch_size."
+                f"train.epochs={epochs:g} is less than one batch of train.batch_size={batch_size:,}: by the "
+                f"weights of {SOURCES[order.source]} an epoch has {expected:,.2f} pairs. Raise train.epochs, or "
+                "lower train.batch_size."
             )
     return Horizon(kept, batch_size, steps, order.passes(steps * batch_size))
 
