@@ -107,9 +107,9 @@ def weights_beside(path: Path | str) -> Float64[np.ndarray, " l"] | None:
         raise WorldError(f"{path}: the column weight cannot be read as numbers: {error}") from error
     if len(broken := np.flatnonzero(~((found >= 0) & (found < np.inf)))):
         raise WorldError(
-            f"{path}: the column weight holds {len(broken):,} values that are not finite numbers from 0 up, such as "
-            f"{column[int(broken[0])].as_py()} in row {broken[0]:,}. Correct them, or write the list without the "
-            "column."
+            f"{path}: the column weight holds {len(broken):,} values that are not finite numbers from 0 up, "
+            f"such as {column[int(broken[0])].as_py()} in row {broken[0]:,}. Correct them, or write the list "
+            "without the column."
         )
     return found
 

@@ -15,7 +15,7 @@ from dbp.engine.disk import replacing
 from dbp.engine.store import Store
 from dbp.errors import ConfigError, WorldError
 from dbp.formats.contains import repeats_in
-from dbp.formats.exchange import kind_of, read_texts, read_uid_file, writing_uids
+from dbp.formats.exchange import kind_of, read_texts, read_uid_file, weights_beside, writing_uids
 from dbp.formats.shared_names import shared_names
 from dbp.formats.uid_pairs import (
     UID_DTYPE,
@@ -126,6 +126,12 @@ def _open(store: Store, name: str, counted: bool) -> Listed:
         repeats = keep.repeats if counted else None
         rows = keep.rows if repeats is None else np.repeat(keep.rows, repeats)
         return Listed(name, nothing, pool.index.at("uid", rows))
+    weights = weights_beside(name) if counted else None
+    if weights is not None and (weights != 1).any():
+        raise ConfigError(
+            f"{name} has a column weight, such as {weights[weights != 1][0]:g}, which is lost here. Set repeats=once to "
+            f"take each name once, or import it (dbp import keep {name} select.repeats=keep) and name the keep list."
+        )
     if kind_of(name) in ("text", "parquet"):
         return Listed(name, nothing, read_texts(name))
     return Listed(name, read_uid_file(name, allow_repeats=True), None)

@@ -160,8 +160,8 @@ class ImportedList(Narrowing):
         if self.repeats != "keep":
             raise ConfigError(
                 f"{self.file} has a column weight, such as {weights[weights != 1][0]:g}, which "
-                f"select.repeats={self.repeats} would lose. Set select.repeats=keep to take each sample so often, or "
-                "write the list without that column."
+                f"select.repeats={self.repeats} would lose. Set select.repeats=keep to take each sample so often, "
+                "or write the list without that column."
             )
         return weights
 

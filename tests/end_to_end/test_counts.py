@@ -142,3 +142,6 @@ def test_lists_with_fractional_weights_are_compared_and_joined_where_counts_do_n
     assert main(["uids", "overlap", f"keep:{key}", "list.npy"]) == 0
     assert main(["uids", "union", f"keep:{key}", "list.npy", "repeats=keep", "out=any.npy"]) == 1
     assert "fractional" in capsys.readouterr().err
+    assert main(["uids", "union", "list.parquet", "list.npy", "repeats=keep", "out=any.npy"]) == 1
+    said = capsys.readouterr().err
+    assert all(fact in said for fact in ("list.parquet", "weight", "repeats=once", "select.repeats=keep")), said
