@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64, Int
 
 from dbp.data.column import Column
 from dbp.data.keep_list import KeepList
@@ -15,7 +14,8 @@ from dbp.engine.store import Store
 Z = 1.959964  # of a 95 % interval
 NO_VALUE = "(no value)"
 MOST_SHOWN = 12
-NUMBERS = 5  # groups that a column of numbers is cut into, of equal size
+NUMBERS = 5  # groups of equal size that a column of many numbers is cut into
+FEW = 12  # as many different numbers, or fewer, are a group each
 
 
 @dataclass(frozen=True)
@@ -25,38 +25,39 @@ class Rate:
     value: str
     rows: int
     kept: float  # rows, or draws where rows are taken several times
-    rate: float
+    rate: float  # share of the rows that are kept, however often they are taken
+    draws: float  # of a row in an epoch; the rate, where each row is taken once
     low: float  # Wilson's 95 % interval, of what a draw at random from rows like these may give
     high: float
-    ratio: float  # to the rate of all rows: what a uniform choice of equal size keeps of each value
+    ratio: float  # of draws to those of all rows: to what a uniform choice of equal size takes of each value
 
 
 def kept_rates(
     column: Column, valid: Bool[np.ndarray, " n"], weights: np.ndarray, most: int | None = MOST_SHOWN
 ) -> list[Rate]:
-    """The kept rate of each value, the over- and under-represented first.
+    """The kept rate of each value, the over- and under-represented first, by draws of a row.
 
     Args:
-        column: Of texts; numbers are cut into fifths of the valid rows.
+        column: Of texts, or of numbers. Up to 12 different numbers are values; more are cut into fifths of the
+            valid rows, but for a number that a fifth of them have.
         valid: The rows that could be kept.
         weights: How often each row of the pool is taken; 0 where it is removed.
-        most: Values that are told; those of the surest difference to the rate of all rows. None tells all.
+        most: Values that are told; those of the surest difference to the draws of all rows. None tells all.
     """
     groups, names = _groups(column, valid)
     rows = np.bincount(groups[valid], minlength=len(names))
     kept = np.bincount(groups[valid], weights=(weights[valid] > 0).astype(np.float64), minlength=len(names))
     draws = np.bincount(groups[valid], weights=weights[valid], minlength=len(names))
-    whole = kept.sum() / max(rows.sum(), 1)
     overall = draws.sum() / max(rows.sum(), 1)
     found = []
     for at in np.flatnonzero(rows):
         n, share = int(rows[at]), kept[at] / rows[at]
         centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
         half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-        ratio = (draws[at] / n) / overall if overall else 0.0
-        found.append(Rate(names[at], n, float(draws[at]), float(share), centre - half, centre + half, float(ratio)))
-    spread = np.sqrt(whole * (1 - whole)) or 1.0
-    found.sort(key=lambda one: (-abs(one.rate - whole) * np.sqrt(one.rows) / spread, one.value))
+        mean = float(draws[at] / n)
+        ratio = float(mean / overall) if overall else 0.0
+        found.append(Rate(names[at], n, float(draws[at]), float(share), mean, centre - half, centre + half, ratio))
+    found.sort(key=lambda one: (-abs(one.draws - overall) * np.sqrt(one.rows), one.value))
     return found if most is None else found[:most]
 
 
@@ -66,25 +67,53 @@ def _groups(column: Column, valid: np.ndarray) -> tuple[np.ndarray, list[str]]:
         return np.where(column.codes < 0, len(column.texts), column.codes), names
     assert column.numbers is not None
     numbers = np.asarray(column.numbers)
-    there = numbers[valid & column.has_value]
-    edges = there
-    if len(there):
-        edges = np.unique(np.quantile(there, np.linspace(0, 1, NUMBERS + 1), method="higher"))
-    names = [f"{a:g} to {b:g}" for a, b in pairwise(edges)] or [f"{e:g}" for e in edges]
-    inner = edges[1:-1]
-    groups = np.searchsorted(inner, np.nan_to_num(numbers, nan=0.0), side="right")
-    return np.where(column.has_value, groups, len(names)), [*names, NO_VALUE]
+    has_value = column.has_value
+    values, counts = np.unique(numbers[valid & has_value], return_counts=True)
+    group, names = _cut(values, counts)
+    at = np.minimum(np.searchsorted(values, numbers), max(len(values) - 1, 0))
+    groups = group[at] if len(values) else np.zeros(len(numbers), np.int64)
+    return np.where(has_value, groups, len(names)), [*names, NO_VALUE]
 
 
-def lines_of(name: str, rates: Sequence[Rate], overall: float) -> list[str]:
-    """A small table of kept rates for people."""
+def _cut(values: Float64[np.ndarray, " v"], counts: Int[np.ndarray, " v"]) -> tuple[np.ndarray, list[str]]:
+    """The group of each of some different numbers, ascending, and the groups' names."""
+    is_own = counts * NUMBERS >= counts.sum()
+    if len(values) <= FEW:
+        is_own[:] = True
+    others = np.where(is_own, 0, counts)
+    wanted = max(NUMBERS - int(np.count_nonzero(is_own)), 1)
+    fifth = (np.cumsum(others) - others) * wanted // max(int(others.sum()), 1)
+    is_first = np.ones(len(values), bool)
+    is_first[1:] = is_own[1:] | is_own[:-1] | (fifth[1:] != fifth[:-1])
+    starts = np.flatnonzero(is_first)
+    ends = np.append(starts[1:], len(values)) - 1
+    names: list[str] = []
+    for digits in (6, 17):  # numbers that six digits do not tell apart
+        low, high = ([f"{value:.{digits}g}" for value in values[at]] for at in (starts, ends))
+        names = [a if a == b else f"{a} to {b}" for a, b in zip(low, high, strict=True)]
+        if len(set(names)) == len(names):
+            break
+    return np.cumsum(is_first) - 1, names
+
+
+def lines_of(name: str, rates: Sequence[Rate], overall: float, draws: float | None = None) -> list[str]:
+    """A small table of kept rates for people.
+
+    Args:
+        name: Of the column.
+        rates: A line each.
+        overall: The share of all rows that is kept.
+        draws: Of a row of all, where rows have weights; none where each is taken once.
+    """
     width = max([len(rate.value) for rate in rates] + [len(name)])
-    lines = [f"kept by {name} (of all {overall:.1%}; 95 % interval; ratio to a uniform choice):"]
-    lines += [
-        f"  {one.value:<{width}}  {one.rows:>12,} rows  {one.rate:>6.1%} [{one.low:.1%}, {one.high:.1%}]  "
-        f"x {one.ratio:.2f}"
-        for one in rates
-    ]
+    mean = "" if draws is None else f", {draws:.4g} draws a row"
+    lines = [f"kept by {name} (of all {overall:.1%}{mean}; 95 % interval; ratio to a uniform choice):"]
+    for one in rates:
+        mean = "" if draws is None else f"  {one.draws:>8.4g} draws a row"
+        lines.append(
+            f"  {one.value:<{width}}  {one.rows:>12,} rows  {one.rate:>6.1%} [{one.low:.1%}, {one.high:.1%}]{mean}"
+            f"  x {one.ratio:.2f}"
+        )
     return lines
 
 
@@ -95,5 +124,6 @@ def rates_by_column(store: Store, nodes: Mapping[str, Node], keep: KeepList) -> 
             valid = store.get(nodes["valid"]).mask
             weights = keep.over(np.ones(keep.num_kept) if keep.weights is None else keep.weights, 0)
             rates = kept_rates(store.get(node), valid, weights)
-            overall = keep.num_kept / max(int(np.count_nonzero(valid)), 1)
-            yield from lines_of(name.removeprefix("columns."), rates, overall)
+            num_valid = max(int(np.count_nonzero(valid)), 1)
+            draws = None if keep.weights is None else keep.num_draws / num_valid
+            yield from lines_of(name.removeprefix("columns."), rates, keep.num_kept / num_valid, draws)
