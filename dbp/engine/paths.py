@@ -8,6 +8,7 @@ from collections import Counter
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from dbp.errors import ConfigError, PoolError
 
@@ -117,6 +118,15 @@ def _literal_prefix(pattern: str) -> tuple[str, str]:
         if os.path.exists(prefix):  # pathlib's raises where a name is too long
             return str(prefix), str(Path(*parts[count:])) if count < len(parts) else ""
     return "", pattern
+
+
+def sizes_and_times(paths: list[str]) -> list[list[Any]]:
+    """Name, size and time of files, which a change changes and a move does not; URLs and pipes as they stand."""
+    described: list[list[Any]] = []
+    for path in paths:
+        stat = None if is_remote(path) else Path(path).stat()
+        described.append([Path(path).name, stat.st_size, stat.st_mtime_ns] if stat else [path])
+    return described
 
 
 def file_digest(path: Path | str, setting: str) -> str:

@@ -32,7 +32,7 @@ from dbp.data.images import (
 )
 from dbp.data.pool import SCHEMA, Pool, ShardFolder, digest_16, hash_64, uid_from
 from dbp.engine.parts import Parted
-from dbp.engine.paths import expand_shards, is_remote, relative_names
+from dbp.engine.paths import expand_shards, is_remote, relative_names, sizes_and_times
 from dbp.engine.progress import log
 from dbp.engine.stage import Node, runtime
 from dbp.engine.work import Part, Work
@@ -133,10 +133,7 @@ class Index(Parted):
         """Names, sizes and times of the shards: a changed shard is read again, a path is no matter."""
         if not self.shards:
             return {}
-        described = []
-        for shard in self.paths(None):
-            stat = None if is_remote(shard) else Path(shard).stat()
-            described.append([Path(shard).name, stat.st_size, stat.st_mtime_ns] if stat else [shard])
+        described = sizes_and_times(self.paths(None))
         return {"shards": hashlib.sha256(json.dumps(described).encode()).hexdigest()}
 
     def parts(self, folder: ShardFolder | None = None) -> list[Part]:

@@ -1,22 +1,27 @@
 """Columns of a pool: fields of its json, of Parquet beside its tars, of its metadata, of a file joined by uid."""
 
+import hashlib
+import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Int32
 
 from dbp.config import require
 from dbp.data.caption_text import read_json
 from dbp.data.column import Column
+from dbp.data.columns import one_chunk
 from dbp.data.pool import Pool
 from dbp.engine.parts import Parted
-from dbp.engine.paths import file_digest
-from dbp.engine.stage import runtime
+from dbp.engine.paths import expand_shards, file_digest, sizes_and_times
+from dbp.engine.stage import Node, runtime
 from dbp.engine.work import Part, Work
 from dbp.errors import ConfigError, PoolError, WorldError, nearest
 from dbp.formats.by_uid import joined
@@ -24,16 +29,19 @@ from dbp.formats.tars import samples
 from dbp.formats.uid_pairs import texts_of
 
 KINDS = ("json", "parquet", "pool", "file")
-MOST_TEXTS = 1 << 24
-BATCH = 1 << 16
+MOST_TEXTS = 1 << 24  # different ones; about 100 bytes each while they are counted
+BATCH = 1 << 16  # rows at once
+TYPES = {"number": pa.float64(), "text": pa.large_string()}
 
 
 @dataclass(frozen=True)
 class ReadColumn(Parted):
     """One value for each row, or none: numbers (also true and false, as 1 and 0), or texts.
 
-    Null, NaN, an empty text and a field that is not there are no value, and counted. A column holds numbers or
-    texts, not both. It is an artifact of its own, so a column that is added later leaves the pool as it is.
+    Null, NaN, an empty text and a field that is not there are no value, and counted; so are whole numbers beyond
+    float64 and half surrogate pairs. A column holds numbers or texts, not both. It is an artifact of its own, so a
+    column that is added later leaves the pool as it is. Memory: a batch of rows, the different texts, and 4 or 8
+    bytes a row.
 
     Args:
         kind: `json`: a field of each sample's json; `parquet`: of img2dataset's Parquet beside each tar, joined by
@@ -41,6 +49,7 @@ class ReadColumn(Parted):
         field: Its name; of nested json as `exif.make`.
         uid: Column of the names in a file.
         file: The Parquet file; its content enters the key.
+        shards: Of the pool, for columns that are read beside them; their names, sizes and times enter the key.
     """
 
     name: ClassVar[str] = "column"
@@ -52,6 +61,7 @@ class ReadColumn(Parted):
     field: str
     uid: str = "uid"
     file: str | None = runtime(None)
+    shards: str | list[str] = runtime("")
 
     @classmethod
     def of(cls, said: str, setting: str) -> "ReadColumn":
@@ -66,50 +76,85 @@ class ReadColumn(Parted):
         require(bool(ok), setting, said, "json:FIELD, parquet:FIELD, pool:NAME, or file:PATH:COLUMN")
         return cls(kind, column, file=path or None)  # type: ignore[arg-type]
 
+    def bind(self, **inputs: Node | None) -> Node:
+        """Bind to the pool, and to the shards that it names, where columns are read from them."""
+        pool = inputs.get("pool")
+        if self.kind not in ("json", "parquet") or pool is None:
+            return super().bind(**inputs)
+        named = (shards for node in reversed(pool.lineage()) if (shards := getattr(node.stage, "shards", "")))
+        return super(ReadColumn, replace(self, shards=next(named, ""))).bind(**inputs)
+
     def unread(self) -> set[str]:
         return set() if self.kind == "file" else {"uid"}
 
     def identity(self) -> dict[str, Any]:
         return {"file": file_digest(self.file, f"columns: file:{self.file}")} if self.file else {}
 
+    def source(self) -> dict[str, Any]:
+        """Names, sizes and times of what is read: neither json nor Parquet is part of the pool's digest."""
+        if not self.shards or self.kind not in ("json", "parquet"):
+            return {}
+        files = expand_shards(self.shards)
+        if self.kind == "parquet":
+            files += [str(file) for file in map(_beside, files) if file.is_file()]
+        return {"shards": hashlib.sha256(json.dumps(sizes_and_times(files)).encode()).hexdigest()}
+
     def parts(self, pool: Pool) -> list[Part]:
         """One for each shard where tars are read, else one."""
         if self.kind in ("pool", "file"):
             return [Part("whole", 0, 1.0)]
-        shards = len(pool.index.starts) - 1
-        if not pool.shards or shards > len(pool.shards):
+        edges = pool.index.starts.tolist()
+        is_tars = len(edges) - 1 <= len(pool.shards)
+        for number, (first, last) in enumerate(pairwise(edges)):  # parts of metadata hold rows of several shards
+            is_tars = is_tars and bool((pool.column("shard", np.arange(first, last)) == number).all())
+        if not pool.shards or not is_tars:
             raise ConfigError(
                 f"columns: {self.kind}:{self.field} is read from the pool's tars, and this pool's rows are those "
                 "of metadata. Name its column with pool:NAME, or a file with file:PATH:COLUMN."
             )
-        return [Part(f"part-{number:07d}", number, 1.0) for number in range(shards)]
+        return [Part(f"part-{number:07d}", number, 1.0) for number in range(len(edges) - 1)]
 
     def make(self, part: Part, folder: Path, pool: Pool) -> dict[str, Any]:  # type: ignore[override]
         read = {"json": self._json, "parquet": self._parquet, "pool": self._index, "file": self._joined}[self.kind]
-        values = list(read(pool, part.number))
-        known = [None if is_none(value) else value for value in values]
-        kinds = sorted({type_of(value, self.field) for value in known if value is not None})
-        if len(kinds) > 1:
-            pair = {type_of(value, self.field): value for value in known if value is not None}
-            raise PoolError(
-                f"columns: {self.kind}:{self.field} holds numbers and texts in {self._where(pool, part.number)}, "
-                f"such as {pair['number']!r} and {pair['text']!r}. A column holds one kind: write it anew as "
-                "one, and name the file with file:PATH:COLUMN."
-            )
-        kind = pa.string() if kinds == ["text"] else pa.float64() if kinds else pa.null()
-        if kinds == ["number"]:
-            known = [None if value is None else float(value) for value in known]
-        pq.write_table(pa.table({"value": pa.array(known, kind)}), folder / "value.parquet")
-        return {"rows": len(known), "kind": kinds[0] if kinds else "", "missing": sum(v is None for v in known)}
+        examples: dict[str, Any] = {}
+        rows = missing = unusable = 0
+        writer, file = None, folder / "value.parquet"
+        try:
+            for block in read(pool, part.number):
+                examples = {**block.examples, **examples}
+                if len(examples) > 1:
+                    raise PoolError(
+                        f"columns: {self.kind}:{self.field} holds numbers and texts in "
+                        f"{self._where(pool, part.number)}, such as {examples['number']!r} and "
+                        f"{examples['text']!r}. A column holds one kind: write it anew as one, and name the file "
+                        "with file:PATH:COLUMN."
+                    )
+                if writer is None and examples:
+                    schema = pa.schema([("value", TYPES[next(iter(examples))])])
+                    writer = pq.ParquetWriter(file, schema)
+                    for start in range(0, rows, BATCH):  # none of these has a value
+                        writer.write_table(pa.table([pa.nulls(min(BATCH, rows - start), schema[0].type)], schema))
+                if writer is not None:
+                    writer.write_table(pa.table([block.values.cast(writer.schema[0].type)], writer.schema))
+                rows += len(block.values)
+                missing += block.values.null_count
+                unusable += block.unusable
+        finally:
+            if writer is not None:
+                writer.close()
+        if writer is None:
+            pq.write_table(pa.table({"value": pa.nulls(rows)}), file)
+        return {"rows": rows, "kind": next(iter(examples), ""), "missing": missing, "unusable": unusable}
 
     def _where(self, pool: Pool, number: int) -> str:
         return f"shard {pool.shards[number]}" if self.kind in ("json", "parquet") else str(self.file or "the index")
 
-    def _json(self, pool: Pool, number: int) -> Iterator[Any]:
+    def _json(self, pool: Pool, number: int) -> "Iterator[Block]":
         """The field of each sample of a shard, in the order of its rows."""
         first, last = pool.index.starts[number : number + 2].tolist()
         keys = pool.column("key", np.arange(first, last)).tolist()
-        found = 0
+        found: list[Any] = []
+        num_found = 0
         for sample, key in zip(samples(pool.shards[number], lambda _: None), keys, strict=False):
             if sample.key != key:
                 break
@@ -117,25 +162,39 @@ class ReadColumn(Parted):
             whole = None if member is None else read_json(member.content)[0]
             for name in self.field.split("."):
                 whole = whole.get(name) if isinstance(whole, dict) else None
-            found += 1
-            yield whole
-        if found != len(keys):
+            num_found += 1
+            found.append(whole)
+            if len(found) == BATCH:
+                yield block_of(found, self.field)
+                found = []
+        if num_found != len(keys):
             raise PoolError(
-                f"shard {pool.shards[number]} has other samples than when it was indexed: sample {found:,} is not "
-                f"{keys[found]!r}. Restore it, or run again to index it anew."
+                f"shard {pool.shards[number]} has other samples than when it was indexed: sample {num_found:,} is "
+                f"not {keys[num_found]!r}. Restore it, or run again to index it anew."
             )
+        yield block_of(found, self.field)
 
-    def _parquet(self, pool: Pool, number: int) -> Iterator[Any]:
+    def _parquet(self, pool: Pool, number: int) -> "Iterator[Block]":
         first, last = pool.index.starts[number : number + 2].tolist()
-        keys = pool.column("key", np.arange(first, last)).tolist()
-        file = Path(pool.shards[number]).with_suffix(".parquet")
+        keys = pool.column("key", np.arange(first, last))
+        file = _beside(pool.shards[number])
         if not file.is_file():
-            return iter([None] * len(keys))
-        table = _read(file, ["key", self.field], f"columns: parquet:{self.field}")
-        named = dict(zip(table["key"].to_pylist(), table[self.field].to_pylist(), strict=True))
-        return iter([named.get(key) for key in keys])
+            yield Block(pa.nulls(len(keys)))
+            return
+        places: dict[str, int] = {}
+        chunks: list[Any] = []
+        for names, values in _batches(file, "key", self.field, f"columns: parquet:{self.field}"):
+            for name in names.to_pylist():
+                places[name] = len(places) if name not in places else places[name]
+            chunks.append(values)
+            if len(places) != sum(map(len, chunks)):
+                raise WorldError(f"columns: parquet:{self.field}: {file} repeats keys. Name each key once.")
+        whole = pa.chunked_array(chunks, chunks[0].type) if chunks else pa.chunked_array([pa.nulls(0)])
+        for start in range(0, len(keys), BATCH):
+            at = [places.get(key) for key in keys[start : start + BATCH].tolist()]
+            yield block_of(whole.take(pa.array(at, pa.int64())), self.field)
 
-    def _index(self, pool: Pool, number: int) -> Iterator[Any]:
+    def _index(self, pool: Pool, number: int) -> "Iterator[Block]":
         if self.field not in pool.index.names:
             raise ConfigError(
                 f"columns: pool:{self.field}: the index has no such column. "
@@ -143,29 +202,41 @@ class ReadColumn(Parted):
                 f"pool.columns=[{self.field}] carries it."
             )
         for start in range(0, pool.num_rows, BATCH):
-            yield from pool.index.at(self.field, np.arange(start, min(start + BATCH, pool.num_rows))).to_pylist()
+            rows = np.arange(start, min(start + BATCH, pool.num_rows))
+            yield block_of(pool.index.at(self.field, rows), self.field)
 
-    def _joined(self, pool: Pool, number: int) -> Iterator[Any]:
-        """Values by uid: each distinct value has a number, which is joined."""
-        seen: dict[Any, int] = {}
+    def _joined(self, pool: Pool, number: int) -> "Iterator[Block]":
+        """Values by uid: numbers, or the number of each different text."""
+        said = f"columns: file:{self.file}:{self.field}"
+        seen: dict[str, int] = {}
+        examples: dict[str, Any] = {}
+        unusable = 0
 
         def batches() -> Iterator[tuple[Any, np.ndarray]]:
-            said = f"columns: file:{self.file}:{self.field}"
-            table = _read(Path(str(self.file)), [self.uid, self.field], said)
-            for batch in table.to_batches(BATCH):
-                values = batch.column(1).to_pylist()
-                codes = [seen.setdefault(value, len(seen)) for value in values]
-                yield texts_of(batch.column(0)), np.array(codes, np.float64)
+            nonlocal unusable
+            for names, values in _batches(Path(str(self.file)), self.uid, self.field, said):
+                block = block_of(values, self.field)
+                examples.update(block.examples)
+                unusable += block.unusable
+                numbers = block.values
+                if "text" in examples:
+                    numbers = pa.array(coded(block.values.cast(TYPES["text"]), seen, said), pa.float64())
+                yield texts_of(names), numbers.cast(pa.float64()).to_numpy(zero_copy_only=False)
 
-        numbers, is_named, others = joined(pool.uid_hashes, batches(), f"columns: file:{self.file}:{self.field}")
+        numbers, is_named, others = joined(pool.uid_hashes, batches(), said)
         if not is_named.any():
             raise WorldError(
                 f"columns: file:{self.file}:{self.field}: none of its {others:,} names is a uid of the pool, such "
                 f"as {(pool.uids(np.arange(min(1, pool.num_rows))) or ['(no row)'])[0]!r}. Write the pool's uids "
                 "into its column uid."
             )
-        values = list(seen)
-        return (values[int(code)] if there else None for code, there in zip(numbers, is_named, strict=True))
+        texts = pa.array(list(seen), TYPES["text"])
+        for start in range(0, len(numbers), BATCH):
+            own = numbers[start : start + BATCH]
+            values = pa.array(own, mask=np.isnan(own))
+            if "text" in examples:
+                values = texts.take(pa.array(np.where(own >= 0, own, 0).astype(np.int64), mask=~(own >= 0)))
+            yield Block(values, examples if values.null_count < len(values) else {}, unusable if start == 0 else 0)
 
     def finish(self, work: Work, counts: Mapping[str, dict[str, Any]], pool: Pool) -> dict[str, Any]:  # type: ignore[override]
         kinds = {found["kind"]: self._where(pool, at) for at, found in enumerate(counts.values()) if found["kind"]}
@@ -180,23 +251,111 @@ class ReadColumn(Parted):
             raise ConfigError(
                 f"columns: {self.kind}:{self.field} has no value in any of {pool.num_rows:,} rows. Correct it."
             )
-        tables = (pq.read_table(work.shared / name / "value.parquet")["value"] for name in counts)
-        column = _column(tables, is_text="text" in kinds)
+        files = [work.shared / name / "value.parquet" for name in counts]
+        column = self._column(files, pool.num_rows, is_text="text" in kinds)
         column.save(work.folder)
         values = {"values": len(column.texts)} if column.codes is not None else {}
+        unusable = sum(found.get("unusable", 0) for found in counts.values())
+        values |= {"numbers or texts that cannot be held, counted as no value": unusable} if unusable else {}
         return {"rows": pool.num_rows - missing, "without value": missing, **values}
 
+    def _column(self, files: list[Path], num_rows: int, is_text: bool) -> Column:
+        seen: dict[str, int] = {}
+        found = np.full(num_rows, -1, np.int32) if is_text else np.full(num_rows, np.nan)
+        at = 0
+        for file in files:
+            for batch in pq.ParquetFile(file).iter_batches(BATCH):
+                if is_text:
+                    said = f"columns: {self.kind}:{self.field}"
+                    own = coded(batch.column(0).cast(TYPES["text"]), seen, said)
+                else:
+                    own = batch.column(0).cast(pa.float64()).to_numpy(zero_copy_only=False)
+                found[at : at + len(own)] = own
+                at += len(own)
+        assert at == num_rows, "each row has a place"
+        return Column(codes=found, texts=tuple(seen)) if is_text else Column(numbers=found)
 
-def _column(tables: Iterable[Any], is_text: bool) -> Column:
-    if not is_text:
-        parts = [table.cast(pa.float64()).to_numpy(zero_copy_only=False) for table in tables]
-        return Column(numbers=np.concatenate([part.astype(np.float64) for part in parts]))
-    seen: dict[str, int] = {}
-    codes = []
-    for table in tables:
-        own = table.cast(pa.string()).to_pylist()
-        codes.append(np.array([-1 if text is None else seen.setdefault(text, len(seen)) for text in own], np.int32))
-    return Column(codes=np.concatenate(codes), texts=tuple(seen))
+
+@dataclass(frozen=True)
+class Block:
+    """Values of neighbouring rows: float64 or texts, null where there is none.
+
+    Args:
+        values: Of one kind, unless `examples` hold two.
+        examples: A value of each kind that occurs, `number` or `text`.
+        unusable: Values that cannot be held: whole numbers beyond float64, texts that are not Unicode.
+    """
+
+    values: Any
+    examples: Mapping[str, Any] = field(default_factory=dict)
+    unusable: int = 0
+
+
+def block_of(values: Any, name: str) -> Block:
+    """A block of JSON's values, or of a column of Arrow.
+
+    Raises:
+        ConfigError: It holds lists, mappings, or others that are neither numbers nor texts.
+    """
+    if not isinstance(values, list):
+        values = one_chunk(values) if isinstance(values, pa.ChunkedArray) else values
+        kind = values.type
+        if pa.types.is_dictionary(kind):
+            values = values.cast(kind.value_type)
+            kind = values.type
+        if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            return _numbers(values.cast(pa.float64(), safe=False))
+        try:
+            values = values.to_pylist()
+        except UnicodeDecodeError:  # Parquet does not check its texts
+            values = [_decoded(value) for value in values.cast(pa.large_binary()).to_pylist()]
+    examples: dict[str, Any] = {}
+    found: list[Any] = []
+    unusable = 0
+    for value in values:
+        usable = None if is_none(value) else _usable(value, type_of(value, name))
+        unusable += usable is None and not is_none(value)
+        found.append(usable)
+        if usable is not None:
+            examples.setdefault(type_of(value, name), value)
+    kind = TYPES[next(iter(examples))] if len(examples) == 1 else pa.null()
+    return Block(pa.nulls(len(found)) if len(examples) != 1 else pa.array(found, kind), examples, unusable)
+
+
+def _numbers(values: Any) -> Block:
+    own = values.to_numpy(zero_copy_only=False)
+    missing = np.isnan(own)
+    there = np.flatnonzero(~missing)
+    return Block(pa.array(own, mask=missing), {"number": float(own[there[0]])} if len(there) else {})
+
+
+def _usable(value: Any, kind: str) -> Any:
+    """A value as it is held; none for a whole number beyond float64, and for half a surrogate pair."""
+    try:
+        return float(value) if kind == "number" else value.encode().decode()
+    except (OverflowError, UnicodeEncodeError):
+        return None
+
+
+def _decoded(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "surrogateescape")
+
+
+def coded(texts: Any, seen: dict[str, int], said: str) -> Int32[np.ndarray, " b"]:
+    """The place of each text among the different ones, which new ones are added to; -1 for none.
+
+    Raises:
+        ConfigError: They are more than `MOST_TEXTS`.
+    """
+    encoded = texts.dictionary_encode()
+    own = [seen.setdefault(text, len(seen)) for text in encoded.dictionary.to_pylist()]
+    if len(seen) > MOST_TEXTS:
+        raise ConfigError(
+            f"{said} has {len(seen):,} different texts or more, such as {next(iter(seen))[:60]!r}, and a column "
+            f"holds {MOST_TEXTS:,} at most. Write coarser values, such as a host for a URL, or numbers, and name "
+            "the file with file:PATH:COLUMN."
+        )
+    return np.array([*own, -1], np.int32)[encoded.indices.fill_null(len(own)).to_numpy(zero_copy_only=False)]
 
 
 def is_none(value: Any) -> bool:
@@ -220,12 +379,20 @@ def type_of(value: Any, field: str) -> str:
     )
 
 
-def _read(file: Path, columns: list[str], said: str) -> pa.Table:
+def _beside(shard: str) -> Path:
+    """Img2dataset's Parquet of a shard."""
+    return Path(shard).with_suffix(".parquet")
+
+
+def _batches(file: Path, name: str, column: str, said: str) -> Iterator[tuple[Any, Any]]:
+    """Names and values of a Parquet file, batch by batch."""
     try:
-        names = pq.read_schema(file).names
-        for name in columns:
-            if name not in names:
-                raise ConfigError(f"{said}: {file} has no column {name!r}. {nearest(name, names)}")
-        return pq.read_table(file, columns=columns)
+        held = pq.ParquetFile(file)
+        for wanted in (name, column):
+            if wanted not in held.schema_arrow.names:
+                there = held.schema_arrow.names
+                raise ConfigError(f"{said}: {file} has no column {wanted!r}. {nearest(wanted, there)}")
+        for batch in held.iter_batches(BATCH, columns=[name, column]):
+            yield batch.column(name), batch.column(column)
     except (OSError, pa.ArrowInvalid) as error:
         raise WorldError(f"{said}: {file} cannot be read as Parquet: {error}") from error

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ from test_write_shards import png
 
 from dbp.__main__ import main
 from dbp.data.column import Column
+from dbp.data.columns import Columns
 from dbp.data.pool import Pool
 from dbp.engine.store import Store
+from dbp.engine.work import Part
 from dbp.errors import ConfigError, DbpError, PoolError, WorldError
+from dbp.pools import values
+from dbp.pools.datacomp import Metadata
 from dbp.pools.index import Index
-from dbp.pools.rates import kept_rates
+from dbp.pools.rates import kept_rates, lines_of
 from dbp.pools.values import ReadColumn
 
 POOL = ["pool.shards=*.tar", "dedup=none", "select=uniform", "budget.keep_fraction=0.5"]
@@ -167,6 +172,105 @@ def test_a_column_that_does_not_fit_is_said(
     assert all(fact in said for fact in facts), said
 
 
+# what changes, what cannot be held, and how much
+
+
+def test_a_column_is_read_again_when_the_json_or_the_parquet_changes(here: Path) -> None:
+    assert texts(read(here, "json:lang"))[0] == "en"
+    first = [{"lang": "nl"} for _ in range(8)]
+    write(here / "00000.tar", first)  # images and captions are equal, and so is the pool's digest
+    assert texts(read(here, "json:lang"))[:8] == ["nl"] * 8
+    assert read(here, "parquet:similarity").numbers[5] == 0.5  # type: ignore[index]
+    pq.write_table(pa.table({"key": ["00005"], "similarity": [0.75]}), here / "00000.parquet")
+    assert read(here, "parquet:similarity").numbers[5] == 0.75  # type: ignore[index]
+    pq.write_table(pa.table({"key": ["00009"], "similarity": [0.25]}), here / "00001.parquet")
+    assert read(here, "parquet:similarity").numbers[9] == 0.25  # type: ignore[index]
+
+
+def test_tars_that_are_joined_with_metadata_have_no_columns_of_their_own(here: Path) -> None:
+    rows = [{"uid": f"{i:032x}", "lang": "en"} for i in range(4)]
+    write(here / "a.tar", rows[:2])
+    write(here / "b.tar", rows[2:], 2)
+    (here / "metadata").mkdir()
+    for name, own in (("0", (0, 2)), ("1", (1, 3))):  # each part has rows of both tars
+        table = {"uid": [rows[i]["uid"] for i in own], "text": ["a caption"] * 2, "lang": ["en", "de"]}
+        sizes = {"original_width": [8] * 2, "original_height": [8] * 2}
+        pq.write_table(pa.table(table | sizes), here / f"metadata/{name}.parquet")
+    shards = [str(here / "a.tar"), str(here / "b.tar")]
+    node = Metadata("txt", 10**6, ("lang",), metadata=str(here / "metadata"), shards=shards).node()
+    store = Store(here / "store")
+    for kind in ("json", "parquet"):
+        with pytest.raises(ConfigError, match=r"pool:NAME.*file:PATH:COLUMN"):
+            store.get(ReadColumn.of(f"{kind}:lang", "columns.x").bind(pool=node))
+    assert texts(store.get(ReadColumn.of("pool:lang", "columns.x").bind(pool=node))) == ["en", "de"] * 2
+
+
+@pytest.mark.parametrize("held", [[[1], [2]], [{"a": 1}, {"a": 2}]])
+def test_lists_and_structs_of_a_file_are_refused(here: Path, held: list[Any]) -> None:
+    pq.write_table(pa.table({"uid": ["00000", "00001"], "x": held}), here / "x.parquet")
+    with pytest.raises(ConfigError, match=r"x holds (list|dict) values.*numbers or texts"):
+        read(here, "file:x.parquet:x")
+
+
+@pytest.mark.parametrize(("good", "bad"), [(1.5, 10**400), ("en", "half \ud83d")])
+def test_values_that_cannot_be_held_are_counted_as_none(here: Path, good: Any, bad: Any) -> None:
+    write(here / "00000.tar", [{"x": bad}, {"x": good}, *[None] * 6])
+    node = Index("key", "txt", 10**6, shards=[str(here / "00000.tar")]).node()
+    store = Store(here / "store")
+    node = ReadColumn.of("json:x", "columns.x").bind(pool=node)
+    assert store.get(node).has_value.tolist() == [False, True, *[False] * 6]
+    entry = store.entry(node)
+    assert entry is not None
+    assert [n for name, n in entry.manifest["counts"].items() if "cannot be held" in name] == [1]
+
+
+@pytest.mark.parametrize("block", [1, 3, 1000])
+@pytest.mark.parametrize(
+    "said", ["json:lang", "json:size.width", "parquet:similarity", "pool:uid", "file:t.parquet:x"]
+)
+def test_a_column_does_not_depend_on_the_rows_read_at_once(
+    here: Path, monkeypatch: pytest.MonkeyPatch, block: int, said: str
+) -> None:
+    table = {"uid": [f"{i:05d}" for i in (9, 2, 4)], "x": [None, "b", "a"]}
+    pq.write_table(pa.table(table), here / "t.parquet")
+    monkeypatch.setattr(values, "BATCH", 7)
+    expected = read(here, said)
+    monkeypatch.setattr(values, "BATCH", block)
+    shards = [str(here / f"{i:05d}.tar") for i in (0, 1)]
+    index = Index("key", "txt", 10**6, shards=shards).node()
+    found = Store(here / "other").get(ReadColumn.of(said, "columns.x").bind(pool=index))
+    assert found.texts == expected.texts
+    for one, same in ((found.codes, expected.codes), (found.numbers, expected.numbers)):
+        assert (one is None) == (same is None)
+        assert one is None or same is None or np.array_equal(one, same, equal_nan=True)
+
+
+@pytest.mark.parametrize("said", ["pool:uid", "file:t.parquet:x", "json:many"])
+def test_a_column_of_too_many_texts_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    pq.write_table(pa.table({"uid": [f"{i:05d}" for i in range(6)], "x": list("abcdef")}), here / "t.parquet")
+    write(here / "00000.tar", [{"many": f"text {i}"} for i in range(8)])
+    monkeypatch.setattr(values, "MOST_TEXTS", 5)
+    with pytest.raises(ConfigError) as caught:
+        read(here, said)
+    assert all(fact in str(caught.value) for fact in (said.split(":")[0], " 5 ", "file:PATH:COLUMN")), caught.value
+    assert any(f" {n} different" in str(caught.value) for n in (6, 8, 16)), caught.value
+
+
+def test_the_memory_of_reading_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "BATCH", 1024)
+    num = 100_000
+    names = pa.array([f"text {i % 7}" for i in range(num)])
+    pool = Pool(Columns(pa.table({"uid": names})), [], "pool", "txt", 10**6)
+    stage = ReadColumn.of("pool:uid", "columns.x")
+    tracemalloc.start()
+    try:
+        stage.make(Part("whole", 0, 1.0), tmp_path, pool)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * num, "a list of all texts takes 60 bytes a row"
+
+
 # who is pruned
 
 
@@ -197,6 +301,35 @@ def test_draws_count_in_the_ratio_and_numbers_are_cut_into_fifths() -> None:
     assert (last.kept, last.rate) == (60, 1.0)
     assert last.ratio == pytest.approx(3 / (60 / 101))
     assert sum(rate.rows for rate in rates.values()) == 101
+
+
+@pytest.mark.parametrize("distinct", [[0, 1], [0.5, 1.5, 2.5, 1e6, 1e6 + 1], list(range(12))])
+def test_each_of_few_numbers_is_a_value(distinct: list[float]) -> None:
+    numbers = np.repeat(np.array(distinct, float), np.arange(len(distinct)) + 1)
+    kept = numbers == distinct[0]
+    rates = kept_rates(Column(numbers=numbers), np.ones(len(numbers), bool), kept.astype(float), None)
+    assert {(rate.rows, rate.rate) for rate in rates} == {(n + 1, float(n == 0)) for n in range(len(distinct))}
+    assert len({rate.value for rate in rates}) == len(distinct)
+
+
+@pytest.mark.parametrize("frequent", [0.0, 50.5, 200.0])
+def test_a_frequent_number_among_many_is_a_group_of_its_own(frequent: float) -> None:
+    numbers = np.r_[np.full(900, frequent), np.arange(1.0, 101)]
+    rates = kept_rates(Column(numbers=numbers), np.ones(1000, bool), (numbers == frequent).astype(float), None)
+    assert {rate.rows: rate.rate for rate in rates} == {900: 1.0, 25: 0.0}
+    assert next(rate.value for rate in rates if rate.rows == 900) == f"{frequent:g}"
+    assert len(rates) == 5
+
+
+def test_with_weights_values_are_ranked_by_draws_and_the_table_shows_them() -> None:
+    column = Column(codes=np.repeat(np.arange(3, dtype=np.int32), [100, 100, 100]), texts=("a", "b", "c"))
+    weights = np.repeat([0.5, 2.0, 0.75], 100)  # every row is kept
+    rates = kept_rates(column, np.ones(300, bool), weights, 2)
+    assert [(rate.value, rate.draws, rate.rate) for rate in rates] == [("b", 2.0, 1.0), ("a", 0.5, 1.0)]
+    first, *lines = lines_of("lang", rates, 1.0, 325 / 300)
+    assert "1.083 draws a row" in first
+    assert "2 draws a row" in lines[0]
+    assert not any("draws" in line for line in lines_of("lang", rates, 1.0))
 
 
 def test_a_pool_of_made_up_rows_has_no_tars_to_read_from() -> None:
