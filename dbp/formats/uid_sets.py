@@ -129,8 +129,8 @@ def _open(store: Store, name: str, counted: bool) -> Listed:
     weights = weights_beside(name) if counted else None
     if weights is not None and (weights != 1).any():
         raise ConfigError(
-            f"{name} has a column weight, such as {weights[weights != 1][0]:g}, which would be lost. Set repeats=once "
-            f"to take each name once, or import the list (dbp import keep {name} select.repeats=keep) and name its "
+            f"{name} has a column weight, such as {weights[weights != 1][0]:g}, which would be lost. Set "
+            f"repeats=once to take each name once, or import the list (dbp import keep {name} select.repeats=keep) and name its "
             "key as keep:KEY."
         )
     if kind_of(name) in ("text", "parquet"):

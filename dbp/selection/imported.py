@@ -47,8 +47,9 @@ class ImportedList(Narrowing):
     def identity(self) -> dict[str, Any]:
         if not self.file:
             return {}
+        digest = file_digest(self.file, "select.file")
         weights = {} if weights_beside(self.file) is None else {"weights": True}  # once they were not read
-        return {"list": file_digest(self.file, "select.file"), **weights}
+        return {"list": digest, **weights}
 
     def decide(self, rows: KeepList, pool: Pool) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         if not self.file:
