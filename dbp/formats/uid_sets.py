@@ -130,8 +130,8 @@ def _open(store: Store, name: str, counted: bool) -> Listed:
     if weights is not None and (weights != 1).any():
         raise ConfigError(
             f"{name} has a column weight, such as {weights[weights != 1][0]:g}, which would be lost. Set "
-            f"repeats=once to take each name once, or import the list (dbp import keep {name} select.repeats=keep) and name its "
-            "key as keep:KEY."
+            f"repeats=once to take each name once, or import the list (dbp import keep {name} select.repeats=keep) "
+            "and name its key as keep:KEY."
         )
     if kind_of(name) in ("text", "parquet"):
         return Listed(name, nothing, read_texts(name))
