@@ -21,6 +21,7 @@ from dbp.data.pool import SCHEMA, Pool
 from dbp.engine.parts import Parted
 from dbp.engine.stage import Node
 from dbp.engine.work import Part, Work
+from dbp.formats.uid_pairs import hashes_64
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class RehearsalPool(Parted):
     """
 
     name: ClassVar[str] = "index"
+    version: ClassVar[int] = 2  # 1: uid_hash was not the hash of the uid
     makes: ClassVar[type] = Pool
     content_named: ClassVar[bool] = True
     unit: ClassVar[str] = "files"
@@ -90,14 +92,14 @@ class RehearsalPool(Parted):
         hashes = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(words.tobytes())])
         texts = pa.array([""]).take(pa.array(np.zeros(n, int)))
         made: dict[str, Any] = {name: np.zeros(n, np.int8) for name in SCHEMA.names}
-        made |= {"uid": uids, "key": uids, "uid_hash": low ^ (high >> np.uint64(7)), **sizes}
+        made |= {"uid": uids, "key": uids, "uid_hash": hashes_64(uids), **sizes}
         made |= {"content_hash": hashes, "caption_hash": hashes, "reason": texts, "format": texts}
         made["shard"] = np.full(n, part.number, np.int32)
         pq.write_table(pa.table(made, schema=SCHEMA), folder / "index.parquet", compression="zstd")
         return {"rows": n}
 
     def finish(self, work: Work, counts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:  # type: ignore[override]
-        content = hashlib.sha256(repr(self).encode()).hexdigest()
+        content = hashlib.sha256(f"{self!r} {self.version}".encode()).hexdigest()
         return {"digest": content, "rows": self.rows, "files": len(counts)}
 
     def open(self, home: Path) -> Pool:  # type: ignore[override]
