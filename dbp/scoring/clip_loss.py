@@ -11,6 +11,7 @@ from jaxtyping import Float32, Float64, Int
 
 from dbp.config import require
 from dbp.data.embeddings import Embeddings
+from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
 from dbp.data.vectors import Vectors
@@ -38,7 +39,8 @@ class ClipLoss(Parted):
 
     The order of a pass is that of a hash of seed, pass and uid, so that neither the rows' order nor parts or shards
     matter. Equal bits for any number of workers and threads on one machine; processors differ in the last bits of
-    fp32. Missing where a row has no image or no text vector. Cost: 2 n B d operations a pass.
+    fp32. Missing where a row has no image or no text vector, is invalid, or is held out: such rows are in no batch.
+    Cost: 2 n B d operations a pass.
 
     Args:
         batch_size: B.
@@ -54,7 +56,7 @@ class ClipLoss(Parted):
     """
 
     name: ClassVar[str] = "score"
-    needs: ClassVar[tuple[str, ...]] = ("pool", "image", "text")
+    needs: ClassVar[tuple[str, ...]] = ("pool", "valid", "image", "text")
     makes: ClassVar[type] = Scores
     unit: ClassVar[str] = "runs of batches"
 
@@ -72,25 +74,24 @@ class ClipLoss(Parted):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
 
-    def parts(self, pool: Pool, image: Embeddings, text: Embeddings) -> list[Part]:
+    def parts(self, pool: Pool, valid: KeepList, image: Embeddings, text: Embeddings) -> list[Part]:
         """One for each pass and run of batches, or of shards, of about 262,144 rows."""
         if image.width != text.width and image.width and text.width:
             raise ConfigError(
                 f"encoder.score gives image vectors of {image.width} numbers and text vectors of {text.width}, so "
                 "they have no cosine. Take both from one model."
             )
-        sizes = [
-            sum(stop - start for _, start, stop in run) for run in self.runs(pool, self.present(pool, image, text))
-        ]
+        runs = self.runs(pool, self.present(valid, image, text))
+        sizes = [sum(stop - start for _, start, stop in run) for run in runs]
         return [
             Part(f"pass-{number // len(sizes):03d}-{number % len(sizes):05d}", number, float(size))
             for number, size in enumerate(sizes * self.num_passes)
         ]
 
     @staticmethod
-    def present(pool: Pool, image: Embeddings, text: Embeddings) -> np.ndarray:
-        """Which rows have both vectors."""
-        return Vectors.of(image, text).present(pool.num_rows)
+    def present(valid: KeepList, image: Embeddings, text: Embeddings) -> np.ndarray:
+        """Which valid rows have both vectors."""
+        return Vectors.of(image, text).present(valid.num_pool_rows) & valid.mask
 
     def runs(self, pool: Pool, present: np.ndarray) -> list[list[tuple[slice, int, int]]]:
         """The batches of a pass, run by run: the rows that a batch is drawn from, and its places in their order."""
@@ -121,10 +122,10 @@ class ClipLoss(Parted):
                 yield at_places(pool.uid_hashes[one], present[one], seed, start, stop) + one.start
 
     def make(  # type: ignore[override]
-        self, part: Part, folder: Path, pool: Pool, image: Embeddings, text: Embeddings
+        self, part: Part, folder: Path, pool: Pool, valid: KeepList, image: Embeddings, text: Embeddings
     ) -> dict[str, Any]:
         device, rows, score, small = pick_device(self.device), [], [], 0
-        for batch in self.batches(part.number, pool, self.present(pool, image, text)):
+        for batch in self.batches(part.number, pool, self.present(valid, image, text)):
             sides = unit(image, batch, 1 / self.temperature), unit(text, batch)
             score.append(self.temperature * log_shares(*sides, device, self.threads))
             rows.append(batch)
@@ -134,9 +135,9 @@ class ClipLoss(Parted):
         return {"batches": len(rows), "small": small}
 
     def finish(  # type: ignore[override]
-        self, work: Work, counts: Mapping[str, dict[str, Any]], pool: Pool, image: Embeddings, text: Embeddings
+        self, work: Work, counts: Mapping[str, Any], valid: KeepList, image: Embeddings, text: Embeddings, **_: Pool
     ) -> dict[str, Any]:
-        sums = np.full(pool.num_rows, np.nan)
+        sums = np.full(valid.num_pool_rows, np.nan)
         for name in sorted(counts):  # pass after pass, so that sums have one order
             rows = np.load(work.shared / name / "rows.npy")
             sums[rows] = np.nan_to_num(sums[rows]) + np.load(work.shared / name / "score.npy")
@@ -145,7 +146,7 @@ class ClipLoss(Parted):
         scored = int(np.count_nonzero(~np.isnan(values)))
         return {
             "rows": scored,
-            "without score": pool.num_rows - scored,
+            "without score": len(values) - scored,
             "batches": sum(found["batches"] for found in counts.values()),
             "rows in smaller batches": sum(found["small"] for found in counts.values()),
         }

@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float64
 
 from dbp.config import require
 from dbp.data.embeddings import Embeddings
+from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
-from dbp.data.vectors import in_blocks
+from dbp.data.vectors import Vectors, in_blocks
 from dbp.device import pick_device
 from dbp.engine.progress import progress
 from dbp.engine.stage import Stage, runtime
@@ -31,7 +32,8 @@ class NormSimDynamic(ReadsScore, Stage):
     The score orders rows as they are dropped: a row that is left at the end has sqrt(xᵀ Σ x) with the last Σ, in
     (0, 1]; one that was dropped r steps before the end has its last sqrt(xᵀ Σ x) less r. So the rows of scores
     above 0 are those that are left, and a later step stands above an earlier one. Equal bits for any order of rows,
-    parts and threads. Cost: n d^2 operations a step. A step that is done survives a kill.
+    parts and threads. Rows that are invalid or held out are in no moment and have no score. Cost: n d^2 operations
+    a step. A step that is done survives a kill.
 
     Args:
         keep_fraction: Share of the rows at the start that is left at the end.
@@ -43,7 +45,7 @@ class NormSimDynamic(ReadsScore, Stage):
     """
 
     name: ClassVar[str] = "score"
-    needs: ClassVar[tuple[str, ...]] = ("pool", "image", "scores")
+    needs: ClassVar[tuple[str, ...]] = ("pool", "valid", "image", "scores")
     makes: ClassVar[type] = Scores
 
     keep_fraction: float
@@ -60,8 +62,10 @@ class NormSimDynamic(ReadsScore, Stage):
     def unneeded(self) -> set[str]:
         return {"scores"} if self.among == 1 else set()
 
-    def run(self, work: Work, pool: Pool, image: Embeddings, scores: Scores | None = None) -> dict[str, Any]:
-        left = self.start(pool, image, scores)
+    def run(
+        self, work: Work, pool: Pool, valid: KeepList, image: Embeddings, scores: Scores | None = None
+    ) -> dict[str, Any]:
+        left = self.start(pool, valid, image, scores)
         n = int(np.count_nonzero(left))
         target = max(1, int(Decimal(str(self.keep_fraction)) * n))
         each = max(1, -(-(n - target) // self.num_steps))
@@ -86,11 +90,11 @@ class NormSimDynamic(ReadsScore, Stage):
         Scores(values, image.missing, "NormSim-D").save(work.folder)
         return {"rows": n, "without score": pool.num_rows - n, "left": min(target, n), "steps": steps}
 
-    def start(self, pool: Pool, image: Embeddings, scores: Scores | None) -> Bool[np.ndarray, " n"]:
+    def start(
+        self, pool: Pool, valid: KeepList, image: Embeddings, scores: Scores | None
+    ) -> Bool[np.ndarray, " n"]:
         """The rows at the start."""
-        there = np.zeros(pool.num_rows, bool)
-        for part in range(len(image.parts)):
-            there[image.part_rows(part)] = True
+        there = Vectors.of(image).present(pool.num_rows) & valid.mask
         if scores is None:
             return there
         there &= ~np.isnan(scores.values)

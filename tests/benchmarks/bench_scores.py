@@ -23,6 +23,7 @@ import torch
 
 from dbp.data.columns import Columns
 from dbp.data.embeddings import Embeddings, save_part
+from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.exact.products import one_thread, side_by_side
 from dbp.scoring.clip_loss import TILES, ClipLoss, log_shares, unit
@@ -72,7 +73,7 @@ def work(args: argparse.Namespace, home: str, batches: int, compare: bool, found
     image, text = (Embeddings.load(Path(home) / side) for side in ("image", "text"))
     stage, pool = stage_of(args), pool_of(args.rows)
     gathering = scoring = products = operations = 0.0
-    present = stage.present(pool, image, text)
+    present = stage.present(KeepList("pool", np.ones(args.rows, bool)), image, text)
     for _, rows in zip(range(batches), stage.batches(0, pool, present), strict=False):
         began = time.process_time()
         sides = unit(image, rows, 1 / stage.temperature), unit(text, rows)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from dbp.data.columns import Columns
 from dbp.data.embeddings import Embeddings, save_part
+from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
 from dbp.engine.work import Work
@@ -28,6 +29,11 @@ def pool_of(folder: Path, uids: Sequence[str], shards: Sequence[int] | None = No
         start += size
     assert start == len(uids)
     return Pool(Columns(files), [], "pool", "txt", 10**6)
+
+
+def valid_of(pool: Pool, without: Sequence[int] = ()) -> KeepList:
+    """The rows of a pool but some."""
+    return KeepList(pool.digest, ~np.isin(np.arange(pool.num_rows), np.asarray(without, int)))
 
 
 def embeddings_of(folder: Path, vectors: np.ndarray, parts: int = 1, without: Sequence[int] = ()) -> Embeddings:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scoring import embeddings_of, made, pool_of, stored
+from scoring import embeddings_of, made, pool_of, stored, valid_of
 
 from dbp.errors import ConfigError
 from dbp.exact.order import at_places, keyed_hash
@@ -36,8 +36,10 @@ def by_definition(image: np.ndarray, text: np.ndarray, temperature: float) -> np
 def setting(folder: Path, n: int = 90, width: int = 8, **layout: Any) -> dict[str, Any]:
     image, text = pairs(n, width, 0)
     uids = [f"u{i}" for i in range(n)]
+    pool = pool_of(folder / "pool", uids, layout.get("shards"))
     return {
-        "pool": pool_of(folder / "pool", uids, layout.get("shards")),
+        "pool": pool,
+        "valid": valid_of(pool),
         "image": embeddings_of(folder / "image", image, layout.get("parts", 1), layout.get("without", ())),
         "text": embeddings_of(folder / "text", text, layout.get("text_parts", 1)),
     }
@@ -152,8 +154,10 @@ def test_neither_the_order_of_rows_nor_parts_nor_shards_change_a_bit(
 
     order = np.random.default_rng(8).permutation(90)
     image, text = pairs(90, 8, 0)
+    pool = pool_of(tmp_path / "pool", [f"u{i}" for i in order])
     shuffled = {
-        "pool": pool_of(tmp_path / "pool", [f"u{i}" for i in order]),
+        "pool": pool,
+        "valid": valid_of(pool),
         "image": embeddings_of(tmp_path / "image", image[order], 4),
         "text": embeddings_of(tmp_path / "text", text[order], 2),
     }
@@ -204,6 +208,16 @@ def test_no_row_with_both_vectors_is_no_score_and_no_error(tmp_path: Path) -> No
     found, counts = made(ONE, tmp_path / "a", **inputs)
     assert np.isnan(found.values).all()
     assert counts["rows"] == 0
+
+
+def test_rows_that_are_not_valid_are_nobody_s_negatives_and_have_no_score(tmp_path: Path) -> None:
+    inputs = setting(tmp_path, 90)
+    out = [0, 17, 18, 89]
+    held_out, counts = made(ONE, tmp_path / "a", **inputs | {"valid": valid_of(inputs["pool"], out)})
+    absent, _ = made(ONE, tmp_path / "b", **inputs | {"image": setting(tmp_path / "c", 90, without=out)["image"]})
+    np.testing.assert_array_equal(held_out.values, absent.values)
+    assert np.flatnonzero(np.isnan(held_out.values)).tolist() == out
+    assert counts["without score"] == 4
 
 
 def test_sides_of_two_widths_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scoring import embeddings_of, made, pool_of, stored
+from scoring import embeddings_of, made, pool_of, stored, valid_of
 
 from dbp.data.scores import Scores
 from dbp.engine.work import Work
@@ -208,6 +208,12 @@ def test_targets_that_hold_a_test_set_are_refused_and_a_few_near_duplicates_are_
 
 # NormSim-D
 
+
+def dynamic(folder: Path, *layout: Any, held_out: Any = (), **more: Any) -> dict[str, Any]:
+    found = inputs(folder, *layout, **more)
+    return found | {"valid": valid_of(found["pool"], held_out)}
+
+
 DYNAMIC = NormSimDynamic(keep_fraction=0.25, num_steps=6)
 
 
@@ -227,7 +233,7 @@ def eliminated(unit_vectors: np.ndarray, keep: int, steps: int) -> list[list[int
 
 def test_the_order_by_score_is_that_of_elimination(tmp_path: Path) -> None:
     groups = eliminated(stored(vectors(N, 0)), 30, 6)
-    found, counts = made(DYNAMIC, tmp_path / "a", **inputs(tmp_path))
+    found, counts = made(DYNAMIC, tmp_path / "a", **dynamic(tmp_path))
     assert counts == {"rows": N, "without score": 0, "left": 30, "steps": 6}
     order = np.argsort(found.values).tolist()
     at = 0
@@ -239,14 +245,14 @@ def test_the_order_by_score_is_that_of_elimination(tmp_path: Path) -> None:
 
 
 def test_steps_that_do_not_divide_end_at_the_target(tmp_path: Path) -> None:
-    found, counts = made(replace(DYNAMIC, num_steps=7), tmp_path / "a", **inputs(tmp_path, without=[0, 1]))
+    found, counts = made(replace(DYNAMIC, num_steps=7), tmp_path / "a", **dynamic(tmp_path, without=[0, 1]))
     assert counts["left"] == 29
     assert int((found.values > 0).sum()) == 29
     assert np.isnan(found.values[:2]).all()
 
 
 def test_one_step_drops_the_lowest_of_the_whole_pool(tmp_path: Path) -> None:
-    found, counts = made(replace(DYNAMIC, num_steps=1), tmp_path / "a", **inputs(tmp_path))
+    found, counts = made(replace(DYNAMIC, num_steps=1), tmp_path / "a", **dynamic(tmp_path))
     whole = stored(vectors(N, 0))
     form = np.einsum("ij,jk,ik->i", whole, whole.T @ whole / N, whole)
     assert counts["steps"] == 1
@@ -254,14 +260,14 @@ def test_one_step_drops_the_lowest_of_the_whole_pool(tmp_path: Path) -> None:
 
 
 def test_elimination_is_the_same_bits_for_any_order_and_parts(tmp_path: Path) -> None:
-    whole, _ = made(DYNAMIC, tmp_path / "a", **inputs(tmp_path / "one"))
+    whole, _ = made(DYNAMIC, tmp_path / "a", **dynamic(tmp_path / "one"))
     order = np.random.default_rng(1).permutation(N)
-    again, _ = made(DYNAMIC, tmp_path / "b", **inputs(tmp_path / "two", 5, order))
+    again, _ = made(DYNAMIC, tmp_path / "b", **dynamic(tmp_path / "two", 5, order))
     np.testing.assert_array_equal(again.values, whole.values[order])
 
 
 def test_a_killed_elimination_goes_on_from_its_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = inputs(tmp_path)
+    given = dynamic(tmp_path)
     whole, _ = made(DYNAMIC, tmp_path / "a", **given)
     lowest, calls = NormSimDynamic.lowest, []
 
@@ -283,7 +289,7 @@ def test_a_killed_elimination_goes_on_from_its_last_step(tmp_path: Path, monkeyp
 
 
 def test_elimination_may_start_with_the_best_by_another_score(tmp_path: Path) -> None:
-    given = inputs(tmp_path)
+    given = dynamic(tmp_path)
     other = Scores(np.arange(N, dtype=np.float32), higher_is_better=False)
     found, counts = made(replace(DYNAMIC, among=0.5), tmp_path / "a", **given, scores=other)
     assert counts["rows"] == 60
@@ -294,6 +300,15 @@ def test_elimination_may_start_with_the_best_by_another_score(tmp_path: Path) ->
 
 
 def test_a_pool_without_vectors_has_no_score(tmp_path: Path) -> None:
-    found, counts = made(DYNAMIC, tmp_path / "a", **inputs(tmp_path, without=np.arange(N)))
+    found, counts = made(DYNAMIC, tmp_path / "a", **dynamic(tmp_path, without=np.arange(N)))
     assert np.isnan(found.values).all()
     assert counts["rows"] == 0
+
+
+def test_rows_that_are_not_valid_shape_no_moment_and_have_no_score(tmp_path: Path) -> None:
+    out = [3, 50, 51, 119]
+    held_out, counts = made(DYNAMIC, tmp_path / "a", **dynamic(tmp_path / "one", held_out=out))
+    absent, _ = made(DYNAMIC, tmp_path / "b", **dynamic(tmp_path / "two", without=out))
+    np.testing.assert_array_equal(held_out.values, absent.values)
+    assert np.flatnonzero(np.isnan(held_out.values)).tolist() == out
+    assert counts["rows"] == N - 4

@@ -15,7 +15,7 @@ from test_datacomp import write_folder
 from dbp.config import compose
 from dbp.curate import recipe
 from dbp.data.embeddings import Embeddings
-from dbp.data.pool import Pool
+from dbp.data.pool import Pool, hash_64
 from dbp.encoders.base import Encoder, Tower
 from dbp.encoders.embed import Embed
 from dbp.engine.runners import Processes
@@ -84,12 +84,36 @@ def test_the_second_moment_is_made_for_norm_2_and_for_it_alone(tmp_path: Path) -
 
 def test_elimination_among_the_best_reads_their_score_and_else_none(tmp_path: Path) -> None:
     named = ("score=clip_score", "+score@scores.d=norm_sim_dynamic", "scores.d.num_steps=3")
-    assert set(graph(*named)["scores.d"].inputs) == {"pool", "image"}
+    assert set(graph(*named)["scores.d"].inputs) == {"pool", "valid", "image"}
     node = graph(*named, "scores.d.among=0.3")["scores.d"]
-    assert set(node.inputs) == {"pool", "image", "scores"}
+    assert set(node.inputs) == {"pool", "valid", "image", "scores"}
     found = Store(tmp_path / "store").get(node)
     assert int((~np.isnan(found.values)).sum()) == 180
     assert int((found.values > 0).sum()) == 36
+
+
+def test_the_rows_of_a_rehearsal_are_found_by_their_uids(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    pool = store.get(graph()["index"])
+    assert pool.uid_hashes.tolist() == [hash_64(uid.encode()) for uid in pool.uids(np.arange(600))]
+    pq.write_table(pa.table({"uid": pool.uids(np.arange(600)), "x": np.arange(600.0)}), tmp_path / "x.parquet")
+    found = store.get(graph("score=from_file", f"score.file={tmp_path}/x.parquet", "score.column=x")["score"])
+    assert found.values.tolist() == list(range(600))
+
+
+@pytest.mark.parametrize("score", ["clip_loss", "norm_sim_dynamic"])
+def test_a_score_that_compares_rows_does_not_see_held_out_ones(score: str, tmp_path: Path) -> None:
+    own = {"clip_loss": ("score.num_passes=1", "score.batch_size=128"), "norm_sim_dynamic": ("score.num_steps=3",)}
+    given = (f"score={score}", *own[score])
+    store = Store(tmp_path / "store")
+    pool = store.get(graph()["index"])
+    out = np.arange(5, 600, 7)
+    (tmp_path / "out.txt").write_text("\n".join(pool.uids(out)) + "\n")
+    nodes = graph(*given, f"hold_out={tmp_path}/out.txt")
+    found, whole = store.get(nodes["score"]), store.get(graph(*given)["score"])
+    assert np.flatnonzero(np.isnan(found.values)).tolist() == out.tolist()
+    assert not np.isnan(whole.values).any()
+    assert store.key(nodes["score"]) != store.key(graph(*given)["score"])
 
 
 def metadata(folder: Path, *settings: str) -> tuple[list[str], dict[str, Node]]:
