@@ -19,6 +19,7 @@ from dbp.narrowing import Narrowing
 from dbp.offers import ReadsScore
 
 ROUNDS = 1280  # of the published setting: 128 M draws in rounds of 100,000
+LARGEST = 2.0**53  # of a logit: random clocks and penalties added to a larger one are lost in rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +57,15 @@ class Capped(ReadsScore, Narrowing):
         at = np.flatnonzero(scored)
         with np.errstate(over="ignore"):
             logits = scores.goodness[at].astype(np.float64) / self.temperature
-        if len(bad := np.flatnonzero(~np.isfinite(logits))):
+        if len(bad := np.flatnonzero(~(np.abs(logits) < LARGEST))):
+            what = "so large that adding 1 changes nothing" if np.isfinite(logits[bad[0]]) else "not finite"
             raise ConfigError(
                 f"select.temperature={self.temperature:g}: score {scores.values[at[bad[0]]]:g} of uid "
-                f"{pool.uids(at[bad[:1]])[0]!r} divided by it is not finite. Raise the temperature, or "
+                f"{pool.uids(at[bad[:1]])[0]!r} divided by it is {what}. Raise the temperature, or "
                 "filter such scores."
             )
         times, counts = self.times(pool.uid_hashes[at], logits, self.draws)
+        assert times.sum() == self.draws, "all draws are made"
         drawn = np.zeros(rows.num_pool_rows, np.int64)
         drawn[at] = times
         codes, texts = scores.missing.codes_over(rows.num_pool_rows, f"no {scores.label}")

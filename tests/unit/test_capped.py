@@ -122,6 +122,15 @@ def test_our_logarithm_is_the_library_s_within_its_last_bits() -> None:
         assert abs(clocks._log(value) - math.log(value)) <= 1e-15 * max(1.0, abs(math.log(value)))
 
 
+@pytest.mark.parametrize("size", [1e3, 1e12, 1e15, 9e15])
+def test_a_hard_cap_makes_all_draws_also_where_the_rings_of_a_row_tie(size: float) -> None:
+    """Between floats near 1e15 lies 0.125, so that clocks of one row are equal."""
+    for draws in (1, 3, 7, 1000, 2099):
+        times, _ = hard().times(KEYS, np.full(300, size), draws)
+        assert times.sum() == draws
+        assert times.max() <= 7
+
+
 def decide(stage: Any, values: np.ndarray) -> Any:
     n = len(values)
     rows = everything("pool", np.arange(n) != 2)
@@ -149,6 +158,8 @@ def test_a_keep_list_holds_the_draws_and_the_reasons_of_the_others() -> None:
         (soft(round_size=59), BudgetError, ["select.round_size=59", "58 rows"]),
         (hard(draws=1000), BudgetError, ["select.most=7", "58 rows", "406", "select.draws=1,000"]),
         (soft(temperature=1e-308, round_size=5), ConfigError, ["select.temperature=1e-308", "not finite"]),
+        (soft(temperature=1e-16, round_size=5), ConfigError, ["select.temperature=1e-16", "adding 1", "u0"]),
+        (hard(draws=50, temperature=1e-16), ConfigError, ["select.temperature=1e-16", "adding 1", "u0"]),
     ],
 )
 def test_what_cannot_be_drawn_is_said_with_the_way_out(
