@@ -58,7 +58,7 @@ def parquet_batches(file: Path | str, uid: str, column: str, said: str) -> Itera
     """Names and numbers of two columns of a Parquet file; NaN where a number is null.
 
     Raises:
-        ConfigError: A column is missing, or holds no numbers.
+        ConfigError: A column is missing, or holds no texts or no numbers.
         WorldError: It is not a Parquet file.
     """
     try:
@@ -67,25 +67,29 @@ def parquet_batches(file: Path | str, uid: str, column: str, said: str) -> Itera
         raise WorldError(f"{said}={str(file)!r} cannot be read as Parquet: {error}") from error
     _require_columns(held.schema_arrow.names, uid, column, f"{said}={file}")
     for batch in held.iter_batches(BATCH, columns=[uid, column]):
-        yield texts_of(batch.column(uid)), _numbers(batch.column(column), f"{said}={file}", column)
+        names = _names(batch.column(uid), f"{said}={file}", uid)
+        yield names, _numbers(batch.column(column), f"{said}={file}", column)
 
 
 def csv_batches(file: Path | str, uid: str, column: str, said: str) -> Iterator[tuple[Texts, np.ndarray]]:
     """Names and numbers of two columns of a CSV file with a header; NaN where a number is empty.
 
     Raises:
-        ConfigError: A column is missing, or holds no numbers.
-        WorldError: It is not CSV.
+        ConfigError: A column is missing.
+        WorldError: It is not CSV, or the column holds other than numbers.
     """
     try:
         with pc.open_csv(file) as held:
             _require_columns(held.schema.names, uid, column, f"{said}={file}")
-        kinds = pc.ConvertOptions(include_columns=[uid, column], column_types={uid: pa.large_string()})
+        types = {column: pa.float64(), uid: pa.large_string()}  # else the first block would decide
+        kinds = pc.ConvertOptions(include_columns=[uid, column], column_types=types)
         with pc.open_csv(file, convert_options=kinds) as held:
             for batch in held:
                 yield texts_of(batch.column(0)), _numbers(batch.column(1), f"{said}={file}", column)
     except (OSError, pa.ArrowInvalid) as error:
-        raise WorldError(f"{said}={str(file)!r} cannot be read as CSV: {error}") from error
+        raise WorldError(
+            f"{said}={str(file)!r} cannot be read as CSV with numbers in column {column!r}: {error}"
+        ) from error
 
 
 def array_batches(file: Path | str, uids: Path | str | None, said: str) -> Iterator[tuple[Texts, np.ndarray]]:
@@ -132,8 +136,16 @@ def _require_columns(there: list[str], uid: str, column: str, said: str) -> None
             raise ConfigError(f"{said} has no column {name!r}. {nearest(name, there)}")
 
 
-def _numbers(column: Any, said: str, name: str) -> Float64[np.ndarray, " b"]:
+def _names(column: Any, said: str, name: str) -> Texts:
     try:
-        return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return texts_of(column)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ConfigError(f"{said}: column {name!r} holds no numbers ({error}).") from error
+        raise ConfigError(f"{said}: column {name!r} holds {column.type}, not one uid a row ({error}).") from error
+
+
+def _numbers(column: Any, said: str, name: str) -> Float64[np.ndarray, " b"]:
+    """In float64, to which whole numbers above 2^53 are rounded."""
+    try:
+        return column.cast(pa.float64(), safe=not pa.types.is_integer(column.type)).to_numpy(zero_copy_only=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ConfigError(f"{said}: column {name!r} holds {column.type}, no numbers ({error}).") from error

@@ -2,10 +2,11 @@
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
-from operator import or_
+from operator import and_, or_
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,33 +47,38 @@ class Mix(Stage):
 
     def __post_init__(self) -> None:
         require(not (self.weights and self.file), "file", self.file, "null where weights are given")
-        for name, weight in self.combined().items():
-            is_number = isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
-            require(is_number, f"weights.{name}", weight, "a finite number")
-        require(len(self.combined()) > 0 or self.file is None, "file", self.file, "JSON of at least one weight")
+        require(not (self.bias and self.file), "bias", self.bias, "0 where a file is given, which holds the bias")
+        weights, bias = self._held()
+        for name, number in {**{f"weights.{name}": own for name, own in weights.items()}, "bias": bias}.items():
+            if not _is_number(number):
+                where = f" in file={self.file!r}" if self.file else ""
+                raise ConfigError(f"{name}={reprlib.repr(number)}{where}: it must be a finite number")
+        require(len(weights) > 0 or self.file is None, "file", self.file, "JSON of at least one weight")
 
     def combined(self) -> dict[str, Any]:
-        """The weights, of the settings or of the file, by name.
+        """The weights, of the settings or of the file, by name."""
+        return self._held()[0]
+
+    def _held(self) -> tuple[dict[str, Any], Any]:
+        """The weights by name, and the bias.
 
         Raises:
-            ConfigError: The file is missing or not JSON of names and numbers.
+            ConfigError: The file is missing or not a JSON object.
         """
         if not self.file:
-            return dict(sorted((self.weights or {}).items()))
+            return dict(sorted((self.weights or {}).items())), self.bias
         try:
             held = json.loads(Path(self.file).read_text())
         except (OSError, ValueError) as error:
             raise ConfigError(f"file={self.file!r} cannot be read as JSON of names and weights: {error}") from error
         require(isinstance(held, Mapping), "file", self.file, "a JSON object of names and weights")
-        return {name: held[name] for name in sorted(held) if name != "bias"}
+        return {name: held[name] for name in sorted(held) if name != "bias"}, held.get("bias", 0)
 
     def identity(self) -> dict[str, Any]:
         if not self.file:
             return {}
-        return {"weights": self.combined(), "bias": self._bias()}
-
-    def _bias(self) -> float:
-        return float(json.loads(Path(self.file).read_text()).get("bias", 0)) if self.file else self.bias
+        weights, bias = self._held()
+        return {"weights": weights, "bias": float(bias)}
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -86,11 +92,26 @@ class Mix(Stage):
 
     def run(self, work: Work, **scores: Scores) -> dict[str, Any]:
         parts = [scores[need] for need in self.needs]
-        total = np.full(len(parts[0].values), self._bias())
-        for part, weight in zip(parts, self.combined().values(), strict=True):
-            total += weight * part.values.astype(np.float64)
-        values = total.astype(np.float32)
+        weights, bias = self._held()
+        total = np.full(len(parts[0].values), float(bias))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for part, weight in zip(parts, weights.values(), strict=True):
+                total += float(weight) * part.values.astype(np.float64)
+            values = total.astype(np.float32)
+        there = reduce(and_, (~np.isnan(part.values) for part in parts))
+        if len(bad := np.flatnonzero(there & ~np.isfinite(values))):
+            raise ConfigError(
+                f"the mix {self.label!r} is above what fp32 holds in {len(bad):,} rows, such as row {bad[0]:,}. "
+                f"Lower its weights {weights} by a common factor."
+            )
         missing = reduce(or_, (part.missing for part in parts))
         Scores(values, missing, self.label, self.higher_is_better).save(work.folder)
         without = int(np.count_nonzero(np.isnan(values)))
         return {"rows": len(values) - without, "without score": without}
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number above what float64 holds
+        return False

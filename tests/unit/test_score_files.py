@@ -146,6 +146,31 @@ def test_what_is_wrong_with_a_file_is_said_with_the_way_out(pool: Pool, tmp_path
             assert fact in str(refused.value), str(refused.value)
 
 
+def test_a_column_of_whole_numbers_with_a_fraction_in_a_later_block_is_read(pool: Pool, tmp_path: Path) -> None:
+    others = [f"{i},other-{i}" for i in range(200_000)]  # more than the block that guesses types
+    (tmp_path / "x.csv").write_text("\n".join(["x,uid", *others, f"0.5,{UIDS[0]}", f",{UIDS[1]}"]) + "\n")
+    found, counts = made(replace(ONE, file=str(tmp_path / "x.csv")), tmp_path / "a", pool=pool)
+    assert found.values[0] == 0.5
+    assert counts["not finite"] == 1
+    assert counts["named, not in the pool"] == 200_000
+
+
+def test_whole_numbers_above_2_to_53_are_rounded_to_fp32_as_all_are(pool: Pool, tmp_path: Path) -> None:
+    numbers = pa.array([2**60 + 1, -(2**62) - 1], pa.int64())
+    found, _ = made(
+        replace(ONE, file=parquet(tmp_path / "x.parquet", UIDS[:2], numbers)), tmp_path / "a", pool=pool
+    )
+    assert found.values[:2].tolist() == [2.0**60, -(2.0**62)]
+
+
+def test_a_column_of_lists_in_the_place_of_uids_is_named(pool: Pool, tmp_path: Path) -> None:
+    file = parquet(tmp_path / "x.parquet", [[uid] for uid in UIDS], NUMBERS)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError) as refused:
+        made(replace(ONE, file=file), tmp_path / "a", pool=pool)
+    for fact in ("x.parquet", "'uid'", "list"):
+        assert fact in str(refused.value)
+
+
 def test_another_file_is_another_score_and_another_place_is_not(tmp_path: Path) -> None:
     def key(file: str) -> str:
         return key_of(replace(ONE, file=file), {})
@@ -188,6 +213,27 @@ def test_weights_that_are_no_numbers_are_refused_with_their_name(tmp_path: Path)
     for weights in ({"a": "high"}, {"a": float("nan")}, {"a": True}):
         with pytest.raises(ConfigError, match=r"weights\.a"):
             Mix(weights)
+    for held, facts in {
+        '{"a": 1, "bias": null}': ["bias", "None"],
+        '{"a": 1, "bias": "much"}': ["bias", "'much'"],
+        '{"a": 1, "bias": NaN}': ["bias", "nan"],
+        f'{{"a": 1{"0" * 400}}}': ["weights.a", "1000"],
+        '{"a": [1]}': ["weights.a", "[1]"],
+        '{"a": 1, "bias": true}': ["bias", "True"],
+    }.items():
+        (tmp_path / "w.json").write_text(held)
+        with pytest.raises(ConfigError) as refused:
+            Mix(None, file=str(tmp_path / "w.json"))
+        for fact in [*facts, "w.json", "finite"]:
+            assert fact in str(refused.value)
+        assert len(str(refused.value)) < 400
+    with pytest.raises(ConfigError, match="bias=nan"):
+        Mix({"a": 1}, bias=float("nan"))
+    (tmp_path / "w.json").write_text('{"a": 1}')
+    with pytest.raises(ConfigError, match=r"bias=2\.0"):
+        Mix(None, bias=2.0, file=str(tmp_path / "w.json"))
+    with pytest.raises(ConfigError, match="weights"):
+        made(Mix({"a": 1e300}), tmp_path / "a", **{"scores.a": scores([0, 1])[0]})
     (tmp_path / "w.json").write_text("[1, 2]")
     with pytest.raises(ConfigError, match="names and weights"):
         Mix(None, file=str(tmp_path / "w.json"))
