@@ -66,6 +66,12 @@ class Offers:
         Raises:
             ConfigError: There is nothing of this name here.
         """
+        if name not in self.made and self.slot == "score" and name.split(".")[0] == "scores":
+            raise ConfigError(
+                f"score= is made before scores, and cannot read {name!r}. Name what combines or reads scores under "
+                "scores, after them, as in +score@scores.mix=mix scores.mix.weights={score: 1, l14: 1} (`score` is "
+                "the one of score=), and read it by its name, as in select.score=mix."
+            )
         if name not in self.made and name.startswith("scores."):
             named = [n.removeprefix("scores.") for n in self.made if n.startswith("scores.")]
             own = name.removeprefix("scores.")

@@ -64,9 +64,10 @@ class Stage:
         return {}
 
     def accept(self, counts: Mapping[str, Any]) -> None:
-        """Refuse a result of other counts than the user expects; of a stage that is named by its content.
+        """Refuse a result of other counts than the user expects, or that settings outside the key do not allow.
 
-        Called before the result is committed, and when a committed one is taken. Opening by key alone asks nothing.
+        Called before the result is committed, and when a committed one is taken or a result that rests on it.
+        Opening by key alone asks nothing.
         """
 
     def unneeded(self) -> set[str]:

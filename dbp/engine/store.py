@@ -26,7 +26,7 @@ from typing import Any
 from dbp.engine.disk import sizes_of, sync, sync_folder, write_json
 from dbp.engine.provenance import commit, gpu, peak_memory, versions
 from dbp.engine.signs import BEAT, begin_beating, is_here, writer
-from dbp.engine.stage import Node, describe, key_of, parameters, rebuild, runtime_parameters
+from dbp.engine.stage import Node, Stage, describe, key_of, parameters, rebuild, runtime_parameters
 from dbp.engine.work import Runner, Work
 from dbp.errors import DbpError, StoreError
 
@@ -144,6 +144,12 @@ class Store:
         folder = self.folder(node)
         return _entry(folder) if folder else None
 
+    def _accept(self, node: Node) -> None:
+        """Let every stage that a finished artifact rests on refuse its own."""
+        for up in node.lineage():
+            if type(up.stage).accept is not Stage.accept and (entry := self.entry(up)) is not None:
+                up.stage.accept(entry.manifest["counts"])
+
     def entries(self) -> Iterator[Entry]:
         """All complete artifacts, by stage and time."""
         for home in (self.root, self.runs):
@@ -217,7 +223,7 @@ class Store:
     def _get(self, node: Node) -> Any:
         key, entry = self.key(node), self.entry(node)
         if entry is not None:
-            node.stage.accept(entry.manifest["counts"])
+            self._accept(node)
         if key in self.loaded:
             return self.loaded[key]
         if entry is None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -144,24 +144,32 @@ class Targets:
         Raises:
             ConfigError: A folder holds no vectors, or a test set is among the targets.
         """
-        sets: dict[Path, list[np.ndarray]] = {}
+        if not folders:
+            return
+        files: list[Path] = []
         for folder in folders:
-            files = sorted(Path(folder).rglob("*.npz"))
-            if not files:
+            files += (own := sorted(Path(folder).rglob("*.npz")))
+            if not own:
                 raise ConfigError(
                     f"test_sets: {folder!r} holds no .npz of an evaluation's vectors (runs/…/vectors)."
                 )
-            for file in files:
-                with np.load(file, allow_pickle=False) as held:
-                    sets.setdefault(file.parent, []).append(held["features"])
-        for home, found in sets.items():
-            vectors = np.concatenate(found)
-            some = vectors[np.linspace(0, len(vectors) - 1, min(SAMPLED, len(vectors))).astype(int)]
-            if some.shape[1] != self.arrays[0].shape[1]:
-                continue
-            best = np.max([(some.astype(np.float32) @ chunk.T).max(axis=1) for chunk in self.chunks()], axis=0)
-            if (share := float((best >= EQUAL).mean())) > 0.5:
-                raise ConfigError(
-                    f"{self.setting}={str(self.path)!r} holds the test images of {home.name}: {share:.0%} of those "
-                    f"looked for ({home}) are among the targets. Take the training split."
-                )
+        _refuse(self, json.dumps(self.identity()), tuple(files))
+
+
+@lru_cache(16)  # asked before a run, for each artifact that is taken, and after one is made
+def _refuse(targets: Targets, identity: str, files: tuple[Path, ...]) -> None:
+    sets: dict[Path, list[np.ndarray]] = {}
+    for file in files:
+        with np.load(file, allow_pickle=False) as held:
+            sets.setdefault(file.parent, []).append(held["features"])
+    for home, found in sets.items():
+        vectors = np.concatenate(found)
+        some = vectors[np.linspace(0, len(vectors) - 1, min(SAMPLED, len(vectors))).astype(int)]
+        if not targets.arrays or some.shape[1] != targets.arrays[0].shape[1]:
+            continue
+        best = np.max([(some.astype(np.float32) @ chunk.T).max(axis=1) for chunk in targets.chunks()], axis=0)
+        if (share := float((best >= EQUAL).mean())) > 0.5:
+            raise ConfigError(
+                f"{targets.setting}={str(targets.path)!r} holds the test images of {home.name}: {share:.0%} of those "
+                f"looked for ({home}) are among the targets. Take the training split."
+            )

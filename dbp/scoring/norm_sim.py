@@ -18,6 +18,7 @@ from dbp.device import pick_device
 from dbp.engine.parts import Parted
 from dbp.engine.stage import Node, Offered, runtime
 from dbp.engine.work import Part, Work
+from dbp.errors import DbpError
 from dbp.exact.products import BLOCK, Assigner, side_by_side
 from dbp.formats.target_vectors import Targets
 from dbp.scoring.second_moment import Moment, TargetMoment, quadratic
@@ -71,6 +72,19 @@ class NormSim(Parted):
         require(bool(self.target_name.strip()), "score.target_name", self.target_name, must)
         return Targets(Path(str(self.targets)), "score.targets")
 
+    def lacks(self, inputs: Mapping[str, Node]) -> list[DbpError | str]:
+        """Targets that hold a test set, before anything is embedded."""
+        try:
+            self.accept({})
+        except DbpError as error:
+            return [error]
+        return []
+
+    def accept(self, counts: Mapping[str, Any]) -> None:
+        """Refuse targets that hold a test set, of a score that is there, too: `test_sets` is not in its key."""
+        if self.test_sets:
+            self.held().refuse_test_sets(self.test_sets)
+
     def unneeded(self) -> set[str]:
         return {"moment"} if self.norm == "max" else set()
 
@@ -82,7 +96,6 @@ class NormSim(Parted):
         held = self.held()
         if image.width:
             held.require_like(image.width, image.parts)
-        held.refuse_test_sets(self.test_sets)
         return [Part(f"part-{number:07d}", number) for number in range(len(image.parts))]
 
     def make(  # type: ignore[override]
@@ -94,7 +107,7 @@ class NormSim(Parted):
         else:
             blocks = [image.gather(own) for _, own in in_blocks(rows, BLOCK)]
             squares = side_by_side(partial(quadratic, moment=moment.values, device=device), blocks, self.threads)
-            found = np.sqrt(np.concatenate([np.zeros(0), *squares]))
+            found = np.sqrt(np.maximum(np.concatenate([np.zeros(0), *squares]), 0))  # a rounded Σ may give -1e-7
         np.save(folder / "rows.npy", rows)
         np.save(folder / "score.npy", found.astype(np.float32))
         return {"rows": len(rows)}

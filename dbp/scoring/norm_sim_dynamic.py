@@ -23,6 +23,10 @@ from dbp.exact.products import BLOCK
 from dbp.offers import ReadsScore
 from dbp.scoring.second_moment import add_outer, moment_of, quadratic
 
+# A rounded Σ may give numbers slightly below 0 or above 1; the bounds keep the rows that are left above the others.
+BELOW_1 = np.float32(0), np.nextafter(np.float32(1), np.float32(0))
+ABOVE_0 = np.float32(2.0**-24), np.float32(1)
+
 
 @dataclass(frozen=True)
 class NormSimDynamic(ReadsScore, Stage):
@@ -79,7 +83,7 @@ class NormSimDynamic(ReadsScore, Stage):
                     found = self.lowest(image, pool, left, sums, each if step < steps else n, target)
                     work.part(home.name, lambda folder, found=found: _save(folder, *found))
                 rows, own = np.load(home / "rows.npy"), np.load(home / "score.npy")
-                values[rows] = own - np.float32(steps - step)
+                values[rows] = np.clip(own, *(BELOW_1 if step < steps else ABOVE_0)) - np.float32(steps - step)
                 if step < steps:
                     left[rows] = False
                     if sums is not None:
@@ -111,7 +115,7 @@ class NormSimDynamic(ReadsScore, Stage):
         for part in range(len(image.parts)):
             rows = image.part_rows(part)
             for _, own in in_blocks(rows[left[rows]], BLOCK):
-                found[own] = np.sqrt(quadratic(image.gather(own), moment, device))
+                found[own] = np.sqrt(np.maximum(quadratic(image.gather(own), moment, device), 0))
         keys = score_keys(Scores(found, higher_is_better=False), pool.uid_hashes)
         rows = np.flatnonzero(first(keys, left, min(count, num_left - target) if num_left > target else num_left))
         return rows, found[rows]

@@ -125,6 +125,20 @@ def test_sums_of_outer_products_are_exact_in_any_order() -> None:
     np.testing.assert_allclose(quadratic(half, moment), expected, rtol=1e-12)
 
 
+def test_an_image_orthogonal_to_all_targets_has_the_score_zero_and_not_none(tmp_path: Path) -> None:
+    """Rounded to 2^-12, the second moment of one target need not be a square: here xᵀ Σ x is below 0."""
+    rng = np.random.default_rng(0)
+    targets = rng.normal(size=(3, WIDTH))
+    images = rng.normal(size=(N, WIDTH))
+    images -= images @ np.linalg.pinv(targets) @ targets
+    stage = NormSim(2, "train", written(tmp_path, targets))
+    given = {"pool": inputs(tmp_path)["pool"], "image": embeddings_of(tmp_path / "flat", images.astype(np.float32))}
+    found, counts = scored(stage, tmp_path / "a", **given)
+    assert counts["without score"] == 0
+    assert found.values.min() == 0
+    assert found.values.max() < 0.01
+
+
 # what is refused
 
 
@@ -198,12 +212,14 @@ def test_targets_that_hold_a_test_set_are_refused_and_a_few_near_duplicates_are_
     kept(tmp_path / "kept", "other", unit(vectors(30, 3)))
     folder = (str(tmp_path / "kept"),)
     mixed = written(tmp_path / "mixed", np.concatenate([train, test + 1e-6]))
-    said = refused(NormSim("max", "train", mixed, folder), tmp_path / "a")
-    assert "cifar10" in said
-    assert "100%" in said
+    with pytest.raises(ConfigError) as error:
+        NormSim("max", "train", mixed, folder).accept({})
+    assert "cifar10" in str(error.value)
+    assert "100%" in str(error.value)
     few = written(tmp_path / "few", np.concatenate([train, test[:3]]))
-    assert NormSim("max", "train", few, folder).parts(**inputs(tmp_path / "b"))
-    assert "no .npz" in refused(NormSim("max", "train", few, (str(tmp_path / "few"),)), tmp_path / "c")
+    assert NormSim("max", "train", few, folder).lacks({}) == []
+    (error_of_none,) = NormSim("max", "train", few, (str(tmp_path / "few"),)).lacks({})
+    assert "no .npz" in str(error_of_none)
 
 
 # NormSim-D
@@ -312,3 +328,14 @@ def test_rows_that_are_not_valid_shape_no_moment_and_have_no_score(tmp_path: Pat
     np.testing.assert_array_equal(held_out.values, absent.values)
     assert np.flatnonzero(np.isnan(held_out.values)).tolist() == out
     assert counts["rows"] == N - 4
+
+
+def test_rows_above_0_are_those_that_are_left_where_images_are_all_one(tmp_path: Path) -> None:
+    """Of equal images sqrt(xᵀ Σ x) is 1 but for rounding, which may lie above."""
+    for seed in range(6):
+        given = dynamic(tmp_path / str(seed))
+        one = np.random.default_rng(seed).normal(size=(1, WIDTH)).astype(np.float32)
+        given["image"] = embeddings_of(tmp_path / f"one-{seed}", np.repeat(one, N, axis=0))
+        found, counts = made(DYNAMIC, tmp_path / f"a-{seed}", **given)
+        assert int((found.values > 0).sum()) == counts["left"] == 30
+        assert found.values.max() <= 1

@@ -24,6 +24,7 @@ from dbp.engine.store import Store
 from dbp.errors import ConfigError
 from dbp.lineage import score_name
 from dbp.offers import Offers
+from dbp.planning import preflight
 from dbp.scoring.flipped_clip import FlippedClip
 from dbp.settings import read
 from dbp.verbs.command_line import overrides
@@ -80,6 +81,24 @@ def test_the_second_moment_is_made_for_norm_2_and_for_it_alone(tmp_path: Path) -
     assert set(graph(*given, "score.norm=max")["score"].inputs) == {"pool", "image"}
     found = Store(tmp_path / "store").get(graph(*given, "score.norm=2")["score"])
     np.testing.assert_allclose(found.values, 0.25, rtol=1e-5)
+
+
+def test_targets_that_hold_a_test_set_are_refused_where_score_and_selection_are_there(tmp_path: Path) -> None:
+    targets = np.random.default_rng(0).normal(size=(30, 16))
+    np.save(tmp_path / "targets.npy", targets)
+    (tmp_path / "kept/cifar10").mkdir(parents=True)
+    unit = targets / np.linalg.norm(targets, axis=1, keepdims=True)
+    np.savez(tmp_path / "kept/cifar10/0.npz", features=unit.astype(np.float32))
+    given, checked = (*TARGETS, f"score.targets={tmp_path}/targets.npy"), f"score.test_sets=[{tmp_path}/kept]"
+    store = Store(tmp_path / "store")
+    with pytest.raises(ConfigError, match="cifar10"):
+        preflight.require(store, [graph(*given, checked)["select"]])
+    assert not list(store.entries()), "before anything is made"
+    store.get(graph(*given)["select"])
+    for wanted in ("score", "select"):
+        with pytest.raises(ConfigError, match="cifar10"):
+            store.get(graph(*given, checked)[wanted])
+    assert store.get(graph(*given, "score.test_sets=[]")["select"]).num_kept == 100
 
 
 def test_elimination_among_the_best_reads_their_score_and_else_none(tmp_path: Path) -> None:
@@ -161,6 +180,15 @@ def test_m_flyt_mixes_the_twelve_published_columns_by_uid(tmp_path: Path) -> Non
     assert found.label == "M-FLYT"
     best = order[np.argsort(-expected[order])[:20]]
     assert set(store.get(nodes["select"]).rows.tolist()) == set(best.tolist())
+
+
+def test_a_mix_in_the_place_of_score_is_sent_to_the_named_scores() -> None:
+    with pytest.raises(ConfigError) as refused:
+        graph("score=mix", "score.weights={l14: 1}", "+score@scores.l14=clip_score")
+    for fact in ("'scores.l14'", "+score@scores.mix=mix", "select.score=mix"):
+        assert fact in str(refused.value)
+    assert "no named scores" not in str(refused.value)
+    assert graph("+score@scores.mix=mix", "scores.mix.weights={score: 1}", "select.score=mix")["select"]
 
 
 # mirrored images
