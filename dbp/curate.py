@@ -10,6 +10,8 @@ until the store is asked for a result, and then only what is missing.
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from dbp.captioning.codes import Encode
 from dbp.clustering.together import assign_together, with_others
 from dbp.config import build, require
@@ -173,9 +175,12 @@ def run(config: Any) -> KeepList | None:
         return None
     for reason, count in result.counts().items():
         print(f"  {count:>12,}  {reason}")
-    share = result.num_kept / max(result.num_pool_rows, 1)
+    share, draws = result.num_kept / max(result.num_pool_rows, 1), ""
+    if result.weights is not None:
+        most = int(np.ceil(result.weights.max(initial=0)))
+        draws = f", {result.num_draws:,.0f} draws in an epoch, at most {most:,} of a row"
     print(
-        f"kept {result.num_kept:,} of {result.num_pool_rows:,} rows ({share:.1%}): keep list "
+        f"kept {result.num_kept:,} of {result.num_pool_rows:,} rows ({share:.1%}){draws}: keep list "
         f"{store.key(wanted)} in {where} ({store.work_done()})"
     )
     for line in rates_by_column(store, nodes, result):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from test_selection import World
 
+from dbp.__main__ import main
 from dbp.clustering.kmeans import FitCentroids, KMeans
 from dbp.clustering.separate import apart
 from dbp.data.keep_list import KeepList
@@ -98,6 +99,25 @@ def test_training_draws_each_row_with_the_probability_that_the_list_says(world: 
     mean = np.mean([order.counts(epoch) for epoch in range(400)], axis=0)
     error = np.sqrt(np.maximum(kept.weights * (1 - kept.weights), 1e-12) / 400)
     assert (np.abs(mean - kept.weights) <= 5 * error).all()
+
+
+def test_curate_prints_the_draws_of_an_epoch_beside_the_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "pool=rehearsal",
+        "encoder=rehearsal",
+        "pool.rows=300",
+        "pool.width=16",
+        "dedup=none",
+        "parts.device=cpu",
+    ]
+    words += ["cluster.num_clusters=4", "cluster.num_iterations=1", f"paths.store={tmp_path}/store"]
+    assert main(["curate", *words, "select=dynamics", "budget.keep_fraction=0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "kept 300 of 300 rows (100.0%), 150 draws in an epoch, at most 1 of a row" in said
+    assert main(["curate", *words, "select=uniform", "budget.keep_fraction=0.5"]) == 0
+    assert "in an epoch" not in capsys.readouterr().out
 
 
 def test_the_seed_is_part_of_a_static_list_alone(tmp_path: Path) -> None:
