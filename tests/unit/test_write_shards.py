@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise, permutations
@@ -401,6 +402,23 @@ def test_a_row_that_is_taken_often_is_written_as_often_under_names_of_its_own(tm
         assert set(found) == {"k01", "k08", "k11", *copies}
         source = contents_of(tmp_path / "in.tar")
         assert all(found[f"{uid(i)}-{j}"] == source[f"k{i:02d}"] for i, n in ((4, 3), (5, 2)) for j in range(n))
+
+
+def test_names_of_copies_are_made_tar_by_tar_and_not_held_for_all_draws(pool):
+    keep, draws = keep_of(pool, [3, 7]), 100_000
+    samples = verb._locate_all(pool, keep, 1)
+    tracemalloc.start()
+    entries = verb._entries(pool, samples, np.array([draws, draws]))
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 2 * draws * 30
+    assert peak < 2 * draws * 45 + verb.BLOCK * 500
+    stem = pool.uids(np.array([7]))[0]
+    assert entries.names(np.array([5, draws + 70_000])) == {
+        0: f"{pool.uids(np.array([3]))[0]}-5",
+        1: f"{stem}-70000",
+    }
+    assert entries.key_hashes[draws + 70_000] == hash_64(f"{stem}-70000".encode())
 
 
 @pytest.mark.parametrize("kind", FORMATS)
