@@ -170,6 +170,6 @@ def _refuse(targets: Targets, identity: str, files: tuple[Path, ...]) -> None:
         best = np.max([(some.astype(np.float32) @ chunk.T).max(axis=1) for chunk in targets.chunks()], axis=0)
         if (share := float((best >= EQUAL).mean())) > 0.5:
             raise ConfigError(
-                f"{targets.setting}={str(targets.path)!r} holds the test images of {home.name}: {share:.0%} of those "
-                f"looked for ({home}) are among the targets. Take the training split."
+                f"{targets.setting}={str(targets.path)!r} holds the test images of {home.name}: {share:.0%} of "
+                f"those looked for ({home}) are among the targets. Take the training split."
             )
