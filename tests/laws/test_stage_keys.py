@@ -93,6 +93,12 @@ TOGETHER = {
     ("ScoreColumn", "minimum"): {"minimum": 0.3, "fraction": None},
     ("Index", "shards"): None,
     ("ByColumn", "values"): {"values": ["a"]},
+    ("Coverage", "concepts"): {"concepts": "column", "column": "x"},
+    ("Coverage", "metadata"): {"metadata": Numbers(5)},
+    ("Hierarchical", "levels"): {"levels": [400, 40]},
+    ("Hierarchical", "nearest"): {"nearest": [9, 5]},
+    ("Hierarchy", "levels"): {"levels": [400, 40]},
+    ("Hierarchy", "nearest"): {"nearest": [9, 5]},
     ("Sets", "root"): None,
 }
 # A file's content enters the key and its path does not; tested with each stage that reads one.
@@ -111,6 +117,13 @@ def tasks_of_the_user_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def preset(group: str, option: str) -> Any:
     """The node of one YAML file, with the file that it builds on and the frame's values."""
+    found = _preset(group, option)
+    if (group, option) == ("select", "coverage"):
+        found.share = 0.5
+    return found
+
+
+def _preset(group: str, option: str) -> Any:
 
     def load(name: str) -> Any:
         node = OmegaConf.load(config_folder() / group / f"{name}.yaml")
@@ -156,7 +169,7 @@ def stages_of_the_configs() -> list[Stage]:
     for name in ("paper", "glyphs", "smoke"):
         found.append(build(preset("captioner", name), path="captioner"))
     found += [Encode(), CodeVectors("histogram"), Refine(0.5, 0.9, 0)]
-    for name in ("comparison", "clustering", "fitting", "matching"):  # stages that stages stand on
+    for name in ("comparison", "clustering", "fitting", "matching", "hierarchy"):  # stages that stages stand on
         found += [getattr(stage, name)() for stage in found if hasattr(stage, name)]
     found += [stage.metadata for stage in found if isinstance(stage, Balancing)]
     sources = (Numbers(100), WordNet("names"), Words(100), Pairs(30.0), Titles(70))

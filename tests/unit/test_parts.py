@@ -336,6 +336,7 @@ def test_every_preset_stage_is_rebuilt_as_it_was_from_its_description(number: in
     choices = [f"{group}={option}" for group, option in options.items()]
     more = ["pool.shards=nothing.tar"] if options["pool"] == "webdataset" else []
     more += ["filter.column=x", "filter.values=[a]"] if options["filter"] == "column" else []
+    more += ["select.share=1.0"] if options["select"] == "coverage" else []
     more += ["score.column=x"] if options["score"] == "from_column" else []
     config = compose("curate", overrides([*choices, *more, "budget.keep_fraction=0.25"]))
     for group in GROUPS:

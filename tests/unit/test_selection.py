@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
+from dbp.clustering.hierarchy import Levels
 from dbp.config import build
 from dbp.data.clusters import Clusters
 from dbp.data.columns import Columns
@@ -61,12 +62,13 @@ class World:
             distance[order].astype(np.float32),
             Missing.of(why),
         )
+        self.levels_above = Levels((np.array([0, 0, 1, 1, 2, 2], np.int32), np.array([0, 0, 1], np.int32)))
         self.scores = Scores(score[order].astype(np.float32), Missing.of(why))
         held = [[e for e in range(9) if rng.random() < 0.5 / (e + 1)] for _ in range(n)]
         self.matches = Matches.of_rows([held[i] for i in order], [f"entry{e}" for e in range(9)])
 
     def inputs(self, stage: Narrowing) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in stage.needs}
+        return {name: getattr(self, name) for name in stage.needs if name not in stage.unneeded()}
 
     def decide(self, stage: Narrowing) -> KeepList:
         """The keep list with the values behind its decisions."""
@@ -87,11 +89,14 @@ def pool_of(uids: list[str]) -> Pool:
     return Pool(Columns(pa.table({"uid": uids, "uid_hash": hashes})), [], "pool", "txt", 10**6)
 
 
+NEEDED = {"coverage": {"share": 0.5}}  # what has no default
+
+
 def preset(name: str, budget: Budget | None = None, **changes: Any) -> Any:
     """The selection that a preset describes."""
     file = OmegaConf.load(config_folder() / "select" / f"{name}.yaml")
     around = {"seed": 7, "parts": {"threads": 1, "device": "cpu"}}
-    node = OmegaConf.merge({"select": file, **around}, {"select": changes}).select
+    node = OmegaConf.merge({"select": file, **around}, {"select": NEEDED.get(name, {}) | changes}).select
     budget = budget or Budget(num_kept=KEPT)
     takes = {} if name in LISTS else {"budget": budget}
     return build(node, path="select", **takes)
@@ -106,7 +111,8 @@ def takes_budget(name: str) -> bool:
 
 # What bounds a method beside the budget, set so that it does not.
 UNBOUND: dict[str, dict[str, Any]] = {"dbp": {"min_per_cluster": 0}, "tldr": {"matching_fraction": 1.0}}
-WEIGHTED = ["dynamics"]  # their budget is a sum of weights; laws of their own are in test_cluster_power
+# Their budget is a sum of weights; laws of their own are in test_cluster_power and test_hierarchical.
+WEIGHTED = ["dynamics", "hierarchical"]
 METHODS = [name for name in PRESETS if takes_budget(name) and name not in WEIGHTED]
 LISTS = [name for name in PRESETS if not takes_budget(name)]
 
