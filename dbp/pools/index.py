@@ -130,10 +130,14 @@ class Index(Parted):
         return expand_shards(self.shards)
 
     def source(self) -> dict[str, Any]:
-        """Names, sizes and times of the shards: a changed shard is read again, a path is no matter."""
+        """Names, sizes and times of the shards: a changed shard is read again, a path counts where uids tell it."""
         if not self.shards:
             return {}
-        described = sizes_and_times(self.paths(None))
+        shards = self.paths(None)
+        described = sizes_and_times(shards)
+        if self.uid == "path":
+            both = zip(self._names(shards), described, strict=True)
+            described = [[name, *more] if more else [said] for name, (said, *more) in both]
         return {"shards": hashlib.sha256(json.dumps(described).encode()).hexdigest()}
 
     def parts(self, folder: ShardFolder | None = None) -> list[Part]:

@@ -132,8 +132,10 @@ def write_names(folder: Path, shards: Sequence[str]) -> None:
 def found_again(folder: Path, patterns: str | list[str]) -> list[str]:
     """The shards of an index in its order, although some or all may be gone or others may have come.
 
-    A shard is known by its name, with the folders that part it from the others. One that is not found keeps its
-    place, with the path where it should be: reading from it is then an error that names it.
+    A shard is known by its name, with the folders that part it from the others. A folder that was renamed changes
+    no key: where others have come, as many as are gone, the shards are taken in their order if their files' names
+    agree, and what they hold is compared when it is read. One that is not found keeps its place, with the path
+    where it should be: reading from it is then an error that names it.
     """
     try:
         now = listed_shards(patterns)
@@ -153,9 +155,14 @@ def found_again(folder: Path, patterns: str | list[str]) -> list[str]:
         for path in now:
             end = "/".join(path.split("/")[-depth - 1 :])
             ends[end] = None if end in ends else path  # two of one end: neither is known
+    found = [by_end[name.count("/")].get(name) for name in names]
+    if len(now) == len(names) and all(
+        Path(path).name == Path(name).name and known in (None, path)
+        for path, name, known in zip(now, names, found, strict=True)
+    ):
+        return now
     first = patterns if isinstance(patterns, str) else patterns[0]
     parent = re.split(r"[*?\[{]", first)[0].rpartition("/")[0]
-    found = (by_end[name.count("/")].get(name) for name in names)
     return [path or f"{parent}/{name}" for path, name in zip(found, names, strict=True)]
 
 

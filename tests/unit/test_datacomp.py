@@ -305,6 +305,18 @@ def test_tars_are_joined_by_uid_and_what_is_not_there_is_invalid(tmp_path, store
     assert store.find(store.key(stage.node().inputs["tars"])).stage == "tars"
 
 
+def test_tars_are_read_where_a_folder_of_them_was_renamed(tmp_path, store):
+    rows, _ = write_folder(tmp_path / "m", files=1, per_file=8)
+    samples = [(row["uid"], row["text"], picture(at)) for at, row in enumerate(rows)]
+    for name, own in (("a", samples[:4]), ("b", samples[4:])):
+        write_tars(tmp_path / "t" / name, own)
+    stage = stage_of(tmp_path / "m", shards=str(tmp_path / "t/*/*.tar"))
+    store.get(stage.node())
+    (tmp_path / "t/a").rename(tmp_path / "t/a_new")
+    pool = Store(store.root).get(stage.node())
+    assert [pool.image_bytes(row) for row in range(8)] == [picture(row) for row in range(8)]
+
+
 def test_features_of_joined_rows_are_embedded_in_the_metadatas_order(tmp_path, store):
     rows, vectors = write_folder(tmp_path / "m", files=3, per_file=20)
     order = np.random.default_rng(0).permutation(60)[:50]

@@ -308,6 +308,33 @@ def test_of_two_runs_the_one_that_is_left_is_found(tmp_path, store):
         again.image_bytes(1)
 
 
+@pytest.mark.parametrize("uid", ["key", "hash", "path"])
+def test_an_index_is_read_where_a_folder_of_its_shards_was_renamed(tmp_path, store, uid):
+    for run in "ab":
+        write_tar(tmp_path / f"runs/{run}/0.tar", pairs(3, ord(run)))
+    node = index(f"{tmp_path}/runs/*/*.tar", uid=uid)
+    pool, key = store.get(node), store.key(node)
+    there, uids = [pool.image_bytes(row) for row in range(6)], pool.uids()
+    (tmp_path / "runs/a").rename(tmp_path / "runs/a_new")
+    again = Store(store.root).get(node)
+    assert [again.image_bytes(row) for row in range(6)] == there
+    assert (Store(store.root).key(node) == key) == (uid != "path")
+    assert (again.uids() == uids) == (uid != "path"), "a key stands for one set of uids"
+
+
+def test_a_shard_that_came_in_the_place_of_another_shifts_none(tmp_path, store):
+    for run in "ab":
+        write_tar(tmp_path / f"runs/{run}/0.tar", pairs(3, ord(run)))
+    node = index(f"{tmp_path}/runs/*/*.tar")
+    pool, key = store.get(node), str(store.key(node))
+    content = pool.image_bytes(4)
+    (tmp_path / "runs/a").rename(tmp_path / "runs/c")  # behind b: another order
+    again = Store(store.root).open(key)
+    assert again.image_bytes(4) == content
+    with pytest.raises(PoolError, match=r"a/0\.tar cannot be opened"):
+        again.image_bytes(1)
+
+
 def test_an_index_of_an_older_version_takes_no_other_shards_for_its_own(store, folder):
     node = index(folder / "*.tar")
     home = store.get(node) and store.folder(node)
