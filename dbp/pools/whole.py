@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -34,42 +34,48 @@ def has_wildcard(shards: str | Sequence[str]) -> bool:
 def gaps(shards: Sequence[str]) -> list[str]:
     """What is missing in the folders of shards: numbers between others, and tars whose counts are there.
 
-    One sentence for each folder and kind of name.
+    One sentence for each folder and kind of name. A tar that lies there and is not one of the shards is not missing.
     """
-    numbers: dict[tuple[str, str, int], set[int]] = defaultdict(set)
     local = [Path(shard) for shard in shards if not is_remote(shard)]
-    for shard in local:
-        if found := NUMBERED.fullmatch(shard.stem):
-            numbers[str(shard.parent), found[1], len(found[2])].add(int(found[2]))
-    said = []
-    for (folder, start, width), there in numbers.items():
-        least, most = min(there), max(there)
+    listed = {folder: _listed(folder) for folder in {shard.parent for shard in local}}
+    present = {*local, *(folder / name for folder in listed for name in listed[folder] if name.endswith(".tar"))}
+    on_disk, said = _numbered(present), []
+    for (folder, start, width), own in _numbered(local).items():
+        least, most = min(own), max(own)
+        there = {n for n in on_disk[folder, start, width] if least <= n <= most}
         if count := most - least + 1 - len(there):
             # Dates as numbers have wide gaps: few are named.
             missing = islice((n for n in range(least, most) if n not in there), MOST_NAMED)
             named = ", ".join(f"{start}{n:0{width}d}.tar" for n in missing)
-            ends = f"{start}{least:0{width}d}.tar and {start}{most:0{width}d}.tar"
-            said.append(f"{folder}: {count:,} numbers are missing between {ends}: {named}{_more(count)}")
-    present = {str(shard.with_suffix("")) for shard in local}
-    for folder in sorted({shard.parent for shard in local}):
-        without = [stem for stem in _described(folder) if f"{folder}/{stem}" not in present]
+            between = f"{start}{least:0{width}d}.tar and {start}{most:0{width}d}.tar"
+            said.append(f"{folder}: {count:,} numbers are missing between {between}: {named}{_more(count)}")
+    for folder in sorted(listed):
+        counted = [found[1] for name in listed[folder] if (found := re.fullmatch(r"(\d+)_stats\.json", name))]
+        without = sorted(stem for stem in counted if folder / f"{stem}.tar" not in present)
         if without:
             named = ", ".join(f"{stem}.tar" for stem in without[:MOST_NAMED]) + _more(len(without))
             said.append(f"{folder}: {len(without):,} tars are missing whose _stats.json is there: {named}")
     return said
 
 
+def _numbered(shards: Iterable[Path]) -> dict[tuple[str, str, int], set[int]]:
+    """The numbers of shards, by folder, what stands before the number, and its digits."""
+    numbers: dict[tuple[str, str, int], set[int]] = defaultdict(set)
+    for shard in shards:
+        if found := NUMBERED.fullmatch(shard.stem):
+            numbers[str(shard.parent), found[1], len(found[2])].add(int(found[2]))
+    return numbers
+
+
 def _more(count: int) -> str:
     return f" and {count - MOST_NAMED:,} more" if count > MOST_NAMED else ""
 
 
-def _described(folder: Path) -> list[str]:
-    """The stems of the shards that img2dataset counted in a folder."""
+def _listed(folder: Path) -> list[str]:
     try:
-        names = os.listdir(folder)
+        return os.listdir(folder)
     except OSError:
         return []
-    return sorted(name.removesuffix("_stats.json") for name in names if re.fullmatch(r"\d+_stats\.json", name))
 
 
 def counts_beside(shard: str) -> dict[str, int]:

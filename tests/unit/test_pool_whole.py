@@ -91,6 +91,14 @@ def test_shards_that_a_range_names_on_purpose_are_not_called_missing(store, fold
     assert said_by(caplog) == ""
 
 
+@pytest.mark.parametrize("pattern", ["0000[0-1].tar", "0000[024].tar"])
+def test_shards_that_lie_there_and_are_not_named_are_not_called_missing(store, folder, caplog, pattern):
+    found = counts(store, index(folder / pattern))
+    assert found["rows"] == 5 * len(list(folder.glob(pattern)))
+    assert "folders with missing shards" not in found
+    assert said_by(caplog) == ""
+
+
 def test_gaps_are_counted_in_each_folder_and_kind_of_name():
     assert gaps(["/p/0.tar", "/p/1.tar", "/q/0.tar", "/q/1.tar"]) == []
     assert gaps(["/p/a-00.tar", "/p/b-05.tar", "/p/pets.tar", "https://x/1.tar", "https://x/9.tar"]) == []
