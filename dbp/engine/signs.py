@@ -24,7 +24,8 @@ from dbp.engine.disk import write_json
 BEAT_SECONDS = 60.0
 LAPSE_SECONDS = 3600.0  # a node, or a file system, may hang for minutes
 BEAT = ".live"
-WRITER = re.compile(r"(?:[^-@]+-|\..+@)(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
+# A key has no dash; a part's name has, and host names do.
+WRITER = re.compile(r"(?:[^-@.][^-@]*-|\..+@)(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
 
 
 def host() -> str:
@@ -83,10 +84,10 @@ def is_here(name: str) -> bool | None:
 
 
 def silence(path: Path, now: float) -> float:
-    """Seconds since a writer's folder, what is in it, or its sign of life last changed."""
+    """Seconds since a writer's folder, what is in it, or its sign of life last changed; also of a stray file."""
     inside = (os.path.join(place, name) for place, _, names in os.walk(path) for name in ("", *names))
     times = []
-    for file in (path.with_name(path.name.removesuffix(BEAT) + BEAT), *inside):
+    for file in (path.with_name(path.name.removesuffix(BEAT) + BEAT), path, *inside):
         with contextlib.suppress(OSError):  # it goes away meanwhile
             times.append(os.stat(file).st_mtime)
     return now - max(times, default=now)

@@ -65,7 +65,10 @@ def gc(store: Store, delete: bool, keep: list[str], names: list[str]) -> None:
         said = "removed" if delete and what == MAY_GO else what
         print(f"{said:<14}  {size / 1e6:>10,.1f} MB  {path}{_content(path) if what == RESUMABLE else ''}")
         if delete and what == MAY_GO:
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
             path.with_name(path.name + BEAT).unlink(missing_ok=True)
     (folders, freed), (live, _), (left, unfinished) = count.values()
     done = "removed" if delete else "may go (say delete=true to remove)"
@@ -77,8 +80,8 @@ def gc(store: Store, delete: bool, keep: list[str], names: list[str]) -> None:
 
 
 def sizes_under(folder: Path) -> Iterator[int]:
-    """Bytes of the files under a folder that somebody may be writing."""
-    for place, _, files in os.walk(folder):
+    """Bytes of the files under a folder that somebody may be writing, or of a file."""
+    for place, _, files in os.walk(folder) if folder.is_dir() else [(folder.parent, (), (folder.name,))]:
         for file in files:
             with contextlib.suppress(OSError):
                 yield os.stat(os.path.join(place, file)).st_size

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 
 from dbp.__main__ import main
-from dbp.engine.signs import LAPSE_SECONDS, disk_time, host
+from dbp.engine.signs import LAPSE_SECONDS, disk_time, host, writer
 from dbp.engine.stage import Stage
 from dbp.engine.store import Store
 from dbp.engine.work import Work
@@ -150,6 +150,39 @@ def test_a_run_of_another_machine_lives_while_it_gives_signs(store: Store) -> No
         with pytest.raises(StoreError, match=rf"name={name}.*in use by a live run"):
             gc(store, delete=True, keep=[], names=[name])
     assert parts.exists()
+
+
+@pytest.mark.parametrize("name", ["vm", "vm-999999", "vm-999999-12345678", "node7.cluster-a.org"])
+def test_the_process_in_each_name_that_is_made_is_found_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    from dbp.engine import signs
+
+    monkeypatch.setattr(signs.socket, "gethostname", lambda: name)
+    monkeypatch.setattr(signs.os, "getpid", lambda: DEAD)
+    desk = Work(tmp_path / "a" / "b", tmp_path / ".partial" / "embed-0a1b", "0a1b")._beside("part-0000001")
+    for made in (desk.name, f"0a1b-{writer()}", f"0a1b-{writer()}.live"):
+        assert signs.is_here(made) is False, made
+        assert signs.is_here(made.replace(str(DEAD), str(os.getppid()))) is True
+        assert signs.is_here(made.replace(name, f"other-{name}", 1)) is None
+
+
+def test_a_dead_desk_of_this_machine_blocks_nothing(store: Store) -> None:
+    desk = folder(store, f".partial/embed-k4/.part-0000001@{host()}-{DEAD}-0123abcd", age=1.0)
+    gc(store, delete=True, keep=[], names=["embed-k4"])
+    assert not desk.exists()
+
+
+def test_a_stray_file_goes_when_it_is_old(store: Store, capsys: Any) -> None:
+    (store.root / ".tmp").mkdir(parents=True)
+    old, new = store.root / ".tmp/old.txt", store.root / ".tmp/new.txt"
+    for path, age in ((old, 2 * LAPSE_SECONDS), (new, 1.0)):
+        path.write_bytes(bytes(3_000_000))
+        then = disk_time(store.root) - age
+        os.utime(path, (then, then))
+    gc(store, delete=True, keep=[], names=[])
+    assert [path.exists() for path in (old, new)] == [False, True]
+    assert "1 folders, 3.0 MB removed" in capsys.readouterr().out
 
 
 def test_a_host_whose_name_ends_like_ours_is_another_one(store: Store) -> None:
