@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from jaxtyping import UInt64
+from jaxtyping import Bool, Int, UInt64
 
 from dbp.data.images import DROP, background_key
 from dbp.data.pool import hash_64
@@ -22,7 +22,7 @@ RULES = {
     "path": "the shard's path below the folder that all shards have in common, and the key",
     "content": "the key, the image's bytes and the caption",
 }
-MOST_TRIED = 100_000  # names of several samples that the rules are tried on
+MOST_TRIED = 100_000  # samples with a shared name that the rules are tried on, about
 PLACE = ("key", "shard", "content_hash", "caption_hash")
 
 
@@ -47,7 +47,8 @@ class Joined:
 
     digest: str
     uids: UInt64[np.ndarray, " u"]  # the distinct hashes of uids, ascending
-    repeated: UInt64[np.ndarray, " r"]  # those that several samples have
+    repeated: UInt64[np.ndarray, " r"]  # those that several samples have, ascending
+    times: Int[np.ndarray, " r"]  # how many have each of them
     files: Sequence[Path]
 
     def counts(self, rows: int, **others: int) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def joined(folder: Path, parts: Mapping[str, Mapping[str, Any]], background: str
     files = [folder / name / "index.parquet" for name in parts]
     hashes = [pq.read_table(file, columns=["uid_hash"])["uid_hash"].to_numpy() for file in files]
     uids, counts = np.unique(np.concatenate(hashes), return_counts=True)
-    return Joined(content.hexdigest(), uids, uids[counts > 1], files)
+    return Joined(content.hexdigest(), uids, uids[counts > 1], counts[counts > 1], files)
 
 
 def warn_of_twins(index: Joined, present: str, shards: Sequence[str] | None = None) -> int:
@@ -79,13 +80,14 @@ def warn_of_twins(index: Joined, present: str, shards: Sequence[str] | None = No
     if not len(index.repeated):
         return 0
     names = relative_names(list(shards)) if shards else []
-    tried = index.repeated[:: -(-len(index.repeated) // MOST_TRIED)]
+    num_twins = int(index.times.sum())
+    tried = index.repeated[:: -(-num_twins // MOST_TRIED)]
     hashes: dict[str, list[int]] = {rule: [] for rule in RULES}
-    num_twins, first = 0, ""
+    first = ""
     for file in index.files:
-        uids = pq.read_table(file, columns=["uid_hash"])["uid_hash"].to_numpy()
-        num_twins += int(np.count_nonzero(np.isin(uids, index.repeated)))
-        is_tried = np.isin(uids, tried)
+        if first and (not names or len(hashes["key"]) >= MOST_TRIED):
+            break
+        is_tried = among(pq.read_table(file, columns=["uid_hash"])["uid_hash"].to_numpy(), tried)
         if not is_tried.any():
             continue
         twins = pq.read_table(file, columns=["uid", *PLACE]).filter(is_tried)
@@ -96,12 +98,19 @@ def warn_of_twins(index: Joined, present: str, shards: Sequence[str] | None = No
             for rule, own in hashes.items():
                 own.append(hash_64(uid_by(rule, key, names[shard], *contents).encode()))
     left = {rule: num_shared(own) for rule, own in hashes.items()} if names else {}
+    num_tried = len(hashes["key"])
+    few = f" (Tried on {num_tried:,} of them.)" if 0 < num_tried < num_twins else ""
     log.warning(
         "%s samples share their uid with another one (%s uids, such as %r; %s): lists of names cannot tell them "
-        "apart. %s",
-        f"{num_twins:,}", f"{len(index.repeated):,}", first, present, way_out(left),
+        "apart. %s%s",
+        f"{num_twins:,}", f"{len(index.repeated):,}", first, present, way_out(left), few,
     )  # fmt: skip
     return num_twins
+
+
+def among(values: UInt64[np.ndarray, " n"], known: UInt64[np.ndarray, " k"]) -> Bool[np.ndarray, " n"]:
+    """Which values are among some that are sorted: these are not sorted anew for each shard, as `np.isin` does."""
+    return known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
 
 
 def num_shared(hashes: Iterable[int]) -> int:

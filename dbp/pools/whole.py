@@ -34,7 +34,7 @@ def has_wildcard(shards: str | Sequence[str]) -> bool:
 def gaps(shards: Sequence[str]) -> list[str]:
     """What is missing in the folders of shards: numbers between others, and tars whose counts are there.
 
-    One sentence for each folder and kind of name. A tar that lies there and is not one of the shards is not missing.
+    One sentence for each folder and kind of name. A tar that lies there is not missing, named or not.
     """
     local = [Path(shard) for shard in shards if not is_remote(shard)]
     listed = {folder: _listed(folder) for folder in {shard.parent for shard in local}}

@@ -2,17 +2,23 @@
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_init import Sample, pairs, picture, write_tar
 
 from dbp.__main__ import main
 from dbp.curate import ValidRows
 from dbp.data.keep_list import KeepList
+from dbp.data.pool import hash_64
 from dbp.engine.paths import relative_names
 from dbp.engine.store import Store
 from dbp.errors import ConfigError, PoolError
 from dbp.formats.exports import export_keep
 from dbp.formats.uid_sets import overlap, write_combined
+from dbp.pools import identity
+from dbp.pools.identity import Joined, joined, uid_by, warn_of_twins
 from dbp.pools.index import Index
 from dbp.selection.imported import ImportedList
 
@@ -245,3 +251,50 @@ def test_twins_have_places_of_their_own_in_the_order_of_training(store, runs):
     pool = store.get(index(runs, "key"))
     keys = sample_keys(pool.uid_hashes, np.arange(40))
     assert len(np.unique(keys)) == 40
+
+
+def index_of(tmp_path, names: list[list[int]]) -> Joined:
+    """The parts of an index: one for each shard, with the hashes of its uids."""
+    for number, own in enumerate(names):
+        (tmp_path / f"part-{number}").mkdir()
+        keys, contents = [str(n) for n in own], [b"%016d" % (number * 1000 + at) for at in range(len(own))]
+        table = {
+            "uid": keys,
+            "uid_hash": pa.array([hash_64(key.encode()) for key in keys], pa.uint64()),
+            "key": keys,
+            "shard": [number] * len(own),
+            "content_hash": contents,
+            "caption_hash": contents,
+        }
+        pq.write_table(pa.table(table), tmp_path / f"part-{number}/index.parquet")
+    return joined(tmp_path, {f"part-{number}": {"digest": "00"} for number in range(len(names))})
+
+
+def test_twins_are_all_counted_and_the_rules_are_tried_on_few_of_them(tmp_path, monkeypatch, caplog):
+    """Each of 50 names is in each of 20 shards, in shuffled order."""
+    order = [list(map(int, np.random.default_rng(shard).permutation(50))) for shard in range(20)]
+    tried = []
+    monkeypatch.setattr(identity, "MOST_TRIED", 100)
+    monkeypatch.setattr(identity, "uid_by", lambda *said: tried.append(said) or uid_by(*said))
+    shards = [f"/p/{shard % 2}/{shard // 2}.tar" for shard in range(20)]  # each file name twice
+    index = index_of(tmp_path, order)
+    assert warn_of_twins(index, "pool.uid=key", shards) == 1000
+    assert len(tried) == 4 * 100  # by each of four rules
+    assert "pool.uid=path parts them all; key leaves 100, hash leaves 100" in caplog.text
+    assert "100 of them" in caplog.text
+
+
+def test_one_name_of_all_samples_is_tried_on_few_of_them(tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(identity, "MOST_TRIED", 100)
+    monkeypatch.setattr(identity, "uid_by", lambda *said: tried.append(said) or uid_by(*said))
+    index = index_of(tmp_path, [[7] * 50 for _ in range(20)])
+    assert warn_of_twins(index, "pool.uid=key", [f"/p/{shard}.tar" for shard in range(20)]) == 1000
+    assert len(tried) == 4 * 100
+
+
+def test_repeated_uids_are_found_as_by_plain_membership(tmp_path):
+    made = np.random.default_rng(0).integers(0, 2**64, 500, dtype=np.uint64)
+    known = np.sort(made[::3])
+    assert (identity.among(made, known) == np.isin(made, known)).all()
+    assert not identity.among(np.array([2**64 - 1, 0], np.uint64), known).any()
