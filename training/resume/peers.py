@@ -21,6 +21,8 @@ from typing import Any
 INTERRUPT, LEAVE = 3.0, 20.0  # seconds until the main thread is interrupted, and until the process ends without it
 SILENT = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))  # a machine without power
 
+LONGEST = 4096  # bytes of the first line, by which a rank says who it is
+
 _open: Any = weakref.WeakSet()
 
 
@@ -105,13 +107,19 @@ class Peers:
             while not self.left and self.lost is None:
                 for key, _ in self.selector.select(1):
                     if key.fileobj is self.server:
-                        connection, _ = self.server.accept()  # type: ignore[union-attr]
-                        self._add(connection, -1)  # until it has said who it is
+                        self._accept(self.server)
                         continue
                     self._read(key.fileobj, texts)
         if self.lost is not None and not self.left:
             self._to_all({"failed": self.lost})
             self._end()
+
+    def _accept(self, server: Any) -> None:
+        try:
+            connection, _ = server.accept()
+            self._add(connection, -1)  # until it has said who it is
+        except OSError:  # it is gone already, or no descriptor is left
+            time.sleep(0.05)
 
     def _read(self, connection: Any, texts: dict[Any, bytes]) -> None:
         try:
@@ -119,12 +127,12 @@ class Peers:
         except OSError:
             found = b""
         *lines, texts[connection] = (texts.get(connection, b"") + found).split(b"\n")
-        words = [json.loads(line) for line in lines]
+        words = [word for word in map(_word, lines) if word is not None]
         for word in words:
             if word.get("token") is not None and word["token"] == getattr(self, "token", None):
                 self.connections[connection] = word["rank"]
         rank = self.connections[connection]
-        if rank < 0 and found and words:  # not one of us
+        if rank < 0 and (lines or len(texts[connection]) > LONGEST):  # not one of us: a browser, or a port scan
             found = b""
         for word in words:
             if "failed" in word and rank >= 0:
@@ -133,7 +141,7 @@ class Peers:
         if not found or has_left:
             self.selector.unregister(connection)
             connection.close()
-            del self.connections[connection]
+            del self.connections[connection], texts[connection]
             if rank >= 0 and not has_left and self.lost is None:
                 self.lost = f"rank {rank} died without a word (killed, or its machine is gone; often for memory)"
 
@@ -159,3 +167,12 @@ class Peers:
             f"rank {self.rank} of {self.size} stops: {self.lost}. See that process' own message; run the same "
             "command again: training goes on from its last checkpoint."
         )
+
+
+def _word(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None where it is not of a rank."""
+    try:
+        word = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return word if isinstance(word, dict) else None
