@@ -80,7 +80,8 @@ def read_caption(content: bytes, field: str) -> Caption:
     if isinstance(value, bool):
         return Caption(str(value), TRUTH, note)
     if isinstance(value, int | float):
-        return Caption(str(value), NUMBER if math.isfinite(value) else NOT_FINITE, note)
+        is_finite = isinstance(value, int) or math.isfinite(value)  # an integer may be too large for a float
+        return Caption(str(value), NUMBER if is_finite else NOT_FINITE, note)
     if isinstance(value, str):
         return _judged(value, note)
     return Caption(None, UNDECODABLE if note == UNDECODABLE else NO_CAPTION)  # a list or a mapping is no caption

@@ -63,6 +63,8 @@ VALUES = {
     "false": ("False", "caption is true or false"),
     "3": ("3", "caption is a number"),
     "2.5": ("2.5", "caption is a number"),
+    "9" * 400: ("9" * 400, "caption is a number"),  # no float is as large
+    "-" + "9" * 400: ("-" + "9" * 400, "caption is a number"),
     "null": (None, "no caption"),
     "[1]": (None, "no caption"),
     '{"a": "b"}': (None, "no caption"),
