@@ -54,10 +54,15 @@ def _read(path: Path) -> Any:
         head, size = handle.read(4096), handle.seek(0, 2)
     if not head:
         raise _refused(path, "it is empty. Fetch or write it again")
-    if (length := int.from_bytes(head[:8], "little")) and head[8:9] == b"{" and length <= size - 8:
+    if (length := int.from_bytes(head[:8], "little")) and head[8:9] == b"{" and length < 1 << 32:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            said = f"it is a safetensors file of {size:,} bytes, and {error}"
+            raise _refused(path, f"{said}. It may be cut short: fetch or write it again") from error
     kind = next((kind for start, kind in OTHERS.items() if head.lstrip().startswith(start)), None)
     if kind is not None:
         raise _refused(path, f"it is {kind.partition(', since')[0]}")

@@ -105,7 +105,19 @@ def _fill(model: Any, name: str, checkpoint: str) -> None:
         ConfigError: The file holds no weights, or those of another model.
     """
     if checkpoint.endswith((".npz", ".npy")):  # of big_vision: each model reads its own
-        model.load_pretrained(checkpoint)
+        if not hasattr(model, "load_pretrained"):
+            raise ConfigError(
+                f"encoder checkpoint {checkpoint}: {name} does not read arrays of numpy, as models of "
+                "big_vision do. Give a state dict (torch.save or safetensors), or the model that it was trained as."
+            )
+        try:
+            model.load_pretrained(checkpoint)
+        except Exception as error:  # a damaged file, or other arrays: numpy and timm raise many kinds
+            raise ConfigError(
+                f"encoder checkpoint {checkpoint} does not fit model {name}, or is damaged: "
+                f"{type(error).__name__}: {error}. Give the model that it was trained as, with its image_size; or "
+                "fetch the file again."
+            ) from error
         return
     heads = model.default_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))

@@ -114,6 +114,16 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
 
 
+def cut_at(share: float) -> Callable[[Path], Any]:
+    """Write a part of a file of safetensors."""
+
+    def write(path: Path) -> None:
+        save_file({f"layer.{n}.weight": torch.zeros(100) for n in range(50)}, path)
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+    return write
+
+
 KINDS: list[tuple[Callable[[Path], Any], list[str]]] = [
     (script, ["TorchScript", "torch.jit.load"]),
     (lambda p: p.write_text("<!DOCTYPE html><html>404</html>"), ["HTML"]),
@@ -123,6 +133,8 @@ KINDS: list[tuple[Callable[[Path], Any], list[str]]] = [
     (lambda p: p.write_bytes(b""), ["empty"]),
     (zipped, ["zip archive that torch did not write"]),
     (cut, ["cut short"]),
+    (cut_at(0.9), ["safetensors file of", "cut short"]),
+    (cut_at(0.05), ["a safetensors file of", "cut short"]),  # within its header
     (lambda p: torch.save({"a": torch.zeros(1), "x": Evil()}, p), ["eval", "run code", "weights_only=False"]),
     (lambda p: p.write_text("lr: 0.1"), ["text"]),
     (lambda p: torch.save(torch.nn.Linear(2, 2), p), ["torch.nn.modules.linear.Linear", "state_dict()"]),
@@ -183,6 +195,23 @@ def test_a_checkpoint_of_another_model_of_timm_does_not_fit(tmp_path: Path) -> N
     torch.save({"a": torch.zeros(2)}, tmp_path / "weights.pt")
     with pytest.raises(ConfigError, match="does not fit model vit_tiny_patch16_224"):
         Timm("vit_tiny_patch16_224", 32, "token", checkpoint=str(tmp_path / "weights.pt")).load()
+
+
+@pytest.mark.parametrize(
+    ("model", "facts"),
+    [("resnet18", ["resnet18", "state dict"]), ("vit_tiny_patch16_224", ["does not fit", "or is damaged"])],
+)
+def test_arrays_of_numpy_that_a_model_of_timm_cannot_take_are_refused_in_words(
+    tmp_path: Path, model: str, facts: list[str]
+) -> None:
+    np.savez(tmp_path / "weights.npz", a=np.zeros(2))
+    for damage in (False, True):
+        if damage:
+            (tmp_path / "weights.npz").write_bytes(b"PK nothing")
+        with pytest.raises(ConfigError) as raised:
+            Timm(model, 32, "avg", checkpoint=str(tmp_path / "weights.npz")).load()
+        for fact in (*facts, str(tmp_path / "weights.npz")):
+            assert fact in str(raised.value)
 
 
 def test_the_config_beside_a_checkpoint_names_its_model(tmp_path: Path, tensors: dict[str, Any]) -> None:
