@@ -12,7 +12,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -253,12 +253,45 @@ def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = Non
                 for key, folder in OWN.items():
                     setattr(config, key, {**_own_files(folder, config_dirs or []), **(config.get(key) or {})})
             if resolve:
-                OmegaConf.resolve(config)
+                close(config)
             return config
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_what_was_meant(verb, overrides, error)) from error
     except YAMLError as error:
         raise ConfigError(f"a config cannot be read as YAML: {' '.join(str(error).split())}") from error
+
+
+def close(config: Any) -> None:
+    """Resolve all interpolations of a config in place.
+
+    A text that holds `${` itself, as the name of a folder may, stays escaped, so that reading it gives the text:
+    OmegaConf's own `resolve` leaves it bare, and the next reader takes it for an interpolation.
+    """
+    from omegaconf import OmegaConf
+
+    def hidden(text: str) -> str:  # an odd number of backslashes escapes; the others stand for half as many
+        return re.sub(r"(\\*)\$\{", lambda m: m[1][::2][1:] + HIDDEN if len(m[1]) % 2 else m[0], text)
+
+    def escaped(text: str) -> str:
+        return re.sub(rf"(\\*)(?:\$\{{|{HIDDEN})", lambda m: m[1] * 2 + r"\${", text)
+
+    _change_texts(config, hidden)
+    OmegaConf.resolve(config)
+    _change_texts(config, escaped)
+
+
+HIDDEN = "\ue000{"  # stands for an escaped `${` meanwhile; Unicode gives its first sign no meaning
+
+
+def _change_texts(node: Any, change: Callable[[str], str]) -> None:
+    from omegaconf import Container, DictConfig
+
+    if not isinstance(node, Container):
+        if isinstance(said := node._value(), str) and "{" in said and (new := change(said)) != said:
+            node._set_value(new)
+    elif isinstance(node._value(), dict | list):  # not one that is an interpolation, missing or null
+        for key in node if isinstance(node, DictConfig) else range(len(node)):
+            _change_texts(node._get_node(key), change)
 
 
 def _as_text(config: Any, override: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dbp.config import compose, groups
+from dbp.config import close, compose, groups
 from dbp.curate import read, recipe
 from dbp.engine.stage import Node
 from dbp.errors import ConfigError, nearest
@@ -101,7 +101,7 @@ class Composer:
             if has(config, key):
                 OmegaConf.update(config, key, value, merge=True)
         closed = pickle.loads(pickle.dumps(config))
-        OmegaConf.resolve(closed)
+        close(closed)
         links = dict(_links(OmegaConf.to_container(config, resolve=False)))
         return Template(config, pickle.dumps(closed), links)
 
@@ -129,7 +129,7 @@ def _filled(template: Template, values: Mapping[str, Any], encoder: Mapping[str,
             if has(one, "checkpoint") and one.checkpoint is None and one.model is None:
                 one.update(encoder)
     if not is_plain:
-        OmegaConf.resolve(config)
+        close(config)
     return config
 
 

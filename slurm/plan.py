@@ -50,10 +50,10 @@ class Point:
         return self.nodes["evaluate"]
 
     def container(self) -> dict[str, Any]:
-        """Its config as another process gets it."""
+        """Its config as another process gets it, where a text with `${` is escaped."""
         from omegaconf import OmegaConf
 
-        found: Any = OmegaConf.to_container(self.config, resolve=True)
+        found: Any = OmegaConf.to_container(self.config, resolve=False)
         return found
 
 

@@ -11,8 +11,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from dbp.config import build, compose, groups, require
+from dbp.config import build, close, compose, groups, require
 from dbp.engine.paths import expand_shards
 from dbp.errors import BudgetError, ConfigError, PoolError, nearest
 from dbp.selection.budget import Budget
@@ -248,6 +249,29 @@ def test_what_is_written_as_a_literal_stays_one(value: str, found: Any) -> None:
 def test_paths_arrive_unchanged_through_the_whole_composition(value: str) -> None:
     config = compose("curate", overrides([f"pool.shards={value}"]))
     assert config.pool.shards == value
+
+
+def test_a_closed_config_reads_as_before_however_often_it_is_closed_or_written() -> None:
+    said = {
+        "a": {"one": r"/p/\${x}/0.tar", "three": r"/p/\\\${y}", "two": r"q\\${z}", "both": r"\${x}${z}"},
+        "z": "Z",
+        "text": "${a.one}/q",
+        "list": ["${a}", r"\${w}", None],
+        "node": "${a}",
+        "missing": "???",
+        "none": None,
+        "number": 3,
+    }
+    config = OmegaConf.create(said)
+    OmegaConf.set_struct(config, True)
+    meant = OmegaConf.to_container(config, resolve=True)
+    assert meant["a"] == {"one": "/p/${x}/0.tar", "three": r"/p/\${y}", "two": r"q\Z", "both": "${x}Z"}  # type: ignore
+    for _ in range(2):
+        close(config)
+        assert OmegaConf.to_container(config, resolve=True) == meant
+        assert OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(config)), resolve=True) == meant
+        assert config.text == "/p/${x}/0.tar/q"
+    assert OmegaConf.is_struct(config)
 
 
 def test_an_argument_without_a_value_is_left_to_hydra() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from dbp.__main__ import main
@@ -238,6 +239,19 @@ def test_folders_below_and_odd_names_are_named_so_that_they_are_found(tmp_path, 
     assert main(["init", str(home), "out=experiment/odd.yaml", "keep_fraction=0.5"]) == 0
     assert main(["curate", "--config-dir", str(tmp_path), "experiment=odd", "until=index"]) == 0
     assert "rows 40, shards 2" in capsys.readouterr().out
+
+
+def test_a_folder_whose_name_looks_like_an_interpolation_is_curated_and_planned(tmp_path, capsys):
+    home = tmp_path / "cats ${x} and ${oc.env:HOME}"
+    write_tar(home / "0.tar", pairs(40))
+    assert main(["init", str(home), "out=experiment/odd.yaml", "keep_fraction=0.5"]) == 0
+    said = ["--config-dir", str(tmp_path), "experiment=odd"]
+    assert main(["curate", *said, "until=index"]) == 0
+    assert "rows 40, shards 1" in capsys.readouterr().out
+    assert main(["curate", *said, "--cfg"]) == 0
+    assert OmegaConf.create(capsys.readouterr().out).pool.shards == f"{home}/*.tar", "it can be read again"
+    assert main(["sweep", "plan", *said, "root=glyphs"]) == 0
+    assert "from 15 points" in capsys.readouterr().out
 
 
 def test_a_file_that_exists_is_not_replaced(folder, tmp_path, capsys):
