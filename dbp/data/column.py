@@ -38,7 +38,8 @@ class Column:
     def among(self, values: list[str]) -> Bool[np.ndarray, " n"]:
         """Rows whose text is one of some."""
         assert self.codes is not None, "a column of texts"
-        wanted = np.array([*(text in values for text in self.texts), False])  # the last is for rows without one
+        known = frozenset(values)
+        wanted = np.array([*(text in known for text in self.texts), False])  # the last is for rows without one
         return np.asarray(wanted[self.codes])
 
     def save(self, folder: Path) -> None:

@@ -1,12 +1,18 @@
 """Loader workers and errors: each program ends in seconds, with one line that names the cause."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from dbp.errors import WorldError
+from training.resume.workers import Loader, loading
 
 PROGRAM = """
 import os, signal, sys, time
@@ -104,6 +110,29 @@ def test_any_exception_while_workers_live_ends_the_program(then: str) -> None:
         then = "signal.signal(signal.SIGINT, lambda *_: sys.exit(1)); os.kill(os.getpid(), signal.SIGINT)"
     said = ended("time.sleep(0.01)", then)
     assert "worker" not in said.splitlines()[-1] if said else True
+
+
+@pytest.mark.parametrize("how", ["closed", "failed"])
+def test_workers_that_were_ended_are_not_blamed_for_a_later_error(how: str) -> None:
+    """A loop over some batches is left early, within another one."""
+
+    def batches() -> Iterator[Any]:
+        with loading("inner.num_workers=1"):
+            for batch in Loader(range(100), num_workers=1):  # type: ignore[arg-type]
+                yield batch
+                if how == "failed":
+                    for worker in multiprocessing.active_children():
+                        worker.kill()
+                        worker.join()
+
+    with pytest.raises(ValueError, match="another error"), loading("outer.num_workers=1"):
+        inner = batches()
+        next(inner)
+        if how == "failed":
+            with pytest.raises(WorldError, match=r"SIGKILL.*inner\.num_workers=1"):
+                list(inner)
+        inner.close()
+        raise ValueError("another error")
 
 
 @pytest.mark.slow

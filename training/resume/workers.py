@@ -70,7 +70,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _end(before: Collection[Any] = ()) -> None:
-    """Kill workers, which only read."""
+    """Kill workers, which only read; forget those that ended, so that a later error is not blamed on them."""
     ours = [child for child in multiprocessing.active_children() if child in _workers and child not in before]
     if ours and threading.current_thread() is threading.main_thread():
         with _undisturbed():
@@ -78,6 +78,9 @@ def _end(before: Collection[Any] = ()) -> None:
                 worker.kill()
             for worker in ours:
                 worker.join(5)
+    _workers.difference_update(
+        [worker for worker in _workers if worker not in before and worker.exitcode is not None]
+    )
 
 
 def _cause(problem: BaseException, setting: str, before: Collection[Any]) -> str | None:
