@@ -22,6 +22,7 @@ from evaluation.running.encode import Towers
 from evaluation.running.prepare import VERSION, Asked, check_own
 from evaluation.running.runner import Encoding, encode_for, evaluate_checkpoints
 from evaluation.sets.at_hand import sets_lack
+from evaluation.sets.benchmark import names_version
 from evaluation.sets.folders import described, files_of, set_files
 from evaluation.suites import own_parts, register_suites, resolve_suite
 from evaluation.tasks import Task, find_task, register
@@ -232,6 +233,8 @@ def scored_by(task: Task) -> list[Any]:
         for name in ("custom_classname_file", "custom_template_file"):
             if name in more and Path(more[name]).exists():  # else it is one of the package's
                 more[name] = file_digest(more[name], f"tasks.{task.key}.{name}")
+        if version := names_version(task.built):
+            more["clip_benchmark"] = version
     more |= {name: list(lines) for name, lines in task.given.items()}
     if task.version != 1:
         more["version"] = task.version

@@ -6,6 +6,9 @@ Source:
     clip_benchmark 1.6.2, `datasets/builder.py`: names, splits, and where each reader looks below `--dataset_root`.
 """
 
+import contextlib
+import importlib.metadata
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,9 @@ from typing import Any
 
 from dbp.errors import ConfigError, nearest
 from evaluation.sets.tar_index import EvaluationDataError
+
+
+FIRST = "1.6.2"  # whose class names and templates enter a key without their version, as before there was another
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,18 @@ _HUB = {"winoground": "facebook/winoground"}
 _CHANCE = {"winoground": 1 / 6} | dict.fromkeys(CHOICES, 1 / 2)
 
 
+def names_version(built: Built) -> str | None:
+    """The version of clip_benchmark whose class names and templates a set takes; none for `FIRST`, or without any."""
+    is_own = built.custom_classname_file and built.custom_template_file
+    if built.is_tars or is_own or built.name in (*CAPTIONED, *CHOICES, "winoground"):
+        return None
+    try:
+        found = importlib.metadata.version("clip-benchmark")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return None if found == FIRST else found
+
+
 def facts(built: Built, setting: str) -> dict[str, Any]:
     """What the name of a data set says of its task: kind, main metric, folder, level of chance.
 
@@ -168,7 +186,21 @@ def built_files(root: Path, folder: str, built: Built) -> Iterator[Path]:
             names = [name for said in wanted(built) for name in said.split(" or ")] or ["."]
             for path in (place / name for name in names):
                 yield from path.rglob("*") if path.is_dir() else [path]
+            yield from _named_images(place, built)
             return
+
+
+def _named_images(place: Path, built: Built) -> Iterator[Path]:
+    """The images that a file of captions names, where no folder of images is looked for; none if it is damaged."""
+    if built.dataset not in (*TRANSLATED, "flickr30k", "flickr8k"):
+        return
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        text = (place / wanted(built)[0]).read_text("utf-8")
+        if built.dataset in TRANSLATED:
+            names = json.loads(text)["image_paths"]
+        else:  # its reader skips the first line and splits the others behind the name
+            names = [line.partition(".jpg,")[0].strip() + ".jpg" for line in text.splitlines()[1:] if line.strip()]
+        yield from (place / name for name in dict.fromkeys(names))
 
 
 def absent(places: list[Path], built: Built) -> EvaluationDataError:

@@ -1,6 +1,8 @@
 """Data sets of clip_benchmark as tasks here: the same numbers as from its own code, and nothing is downloaded."""
 
+import importlib.metadata
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -253,6 +255,33 @@ def test_the_files_of_a_set_name_it_and_no_others(root, known):
     assert "mnist/MNIST/raw/t10k-images-idx3-ubyte" in files
     assert "crossmodal3600/crossmodal3600_captions-de.json" in files
     assert JAPANESE not in files
+
+
+@pytest.mark.parametrize("key", ["german", "xtd", "coco_zh", "flickr8k"])
+def test_a_replaced_image_makes_captions_of_it_another_set(root, known, key):
+    before = Sets(root=str(root)).source()
+    folder = root / find_task(key).built.dataset
+    images = [path for path in set_files(root) if path.suffix == ".jpg" and path.is_relative_to(folder)]
+    assert len(images) >= 20
+    stat = images[7].stat()
+    os.utime(images[7], ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    assert Sets(root=str(root)).source() != before
+    os.utime(images[7], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_the_version_of_clip_benchmark_enters_the_key_of_what_takes_its_class_names(known, monkeypatch, tmp_path):
+    def key(dataset, **said):
+        facts = own({"mine": {"dataset": dataset, **said}})
+        return Evaluate(suite="mine", limit=None, seed=0, precision="fp32", tasks=facts).identity()
+
+    names = tmp_path / "names.json"
+    names.write_text('{"mnist": ["{c}"]}')
+    theirs = {"custom_classname_file": str(names), "custom_template_file": str(names)}
+    asked = [("mnist", {}), ("voc2007_multilabel", {}), ("flickr8k", {}), ("mnist", theirs)]
+    before = [key(name, **said) for name, said in asked]
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9.9")
+    after = [key(name, **said) for name, said in asked]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, True, True]
 
 
 def language_of(name):
