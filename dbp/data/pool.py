@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -85,7 +86,7 @@ class Pool:
     caption_field: str
     max_pixels: int
     background: str = DROP  # behind transparent pixels, wherever images are decoded
-    _handles: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
+    _handles: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def load(cls, folder: Path, shards: list[str], caption: str, max_pixels: int, background: str = DROP) -> "Pool":
@@ -280,6 +281,7 @@ class Pool:
         if self._handles.get(-1) != process:
             self._handles.clear()
             self._handles[-1] = process
+            weakref.finalize(self, _close, self._handles)  # a dropped pool keeps no shard open
         if shard not in self._handles:
             if shard >= len(self.shards):
                 raise PoolError(
@@ -301,6 +303,14 @@ class Pool:
         state = dict(self.__dict__)
         state["_handles"] = {}
         return state
+
+
+def _close(handles: dict[int, int]) -> None:
+    """Close the shards of a pool that is dropped, in the process that opened them."""
+    if handles.pop(-1, None) == os.getpid():
+        for handle in handles.values():
+            os.close(handle)
+    handles.clear()
 
 
 def open_known(shard: str) -> int:

@@ -1,5 +1,6 @@
 """A process that may open few files reads pools and sets of many shards."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -52,6 +53,26 @@ for row in np.random.default_rng(1).permutation(len(opened)):
     opened.read_picture(int(row))
 print("done", len(rows), len(opened))
 """
+
+
+def test_a_dropped_pool_closes_its_shards(tmp_path):
+    for shard in range(9):
+        write_tar(tmp_path / f"{shard}.tar", pairs(2, 10 * shard))
+    node = Index(uid="key", caption="txt", max_pixels=10**7, shards=f"{tmp_path}/*.tar").node()
+
+    def shards_open() -> int:
+        links = [Path("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd")]
+        targets = [os.readlink(link) for link in links if link.is_symlink()]  # the listing itself is closed
+        return sum(target.endswith(".tar") and target.startswith(str(tmp_path)) for target in targets)
+
+    Store(tmp_path / "store").get(node)
+    for _ in range(3):
+        pool = Store(tmp_path / "store").get(node)
+        assert len({pool.image_bytes(row) for row in range(pool.num_rows)}) == 18
+        assert shards_open() == 9
+        del pool
+        gc.collect()
+        assert shards_open() == 0
 
 
 def test_a_pool_keeps_few_shards_open_and_reads_the_same(tmp_path):
