@@ -15,6 +15,7 @@ UNEVENNESS = 1.5  # assumed of clusters that are not there yet: sum of squared s
 PRODUCT, MEMORY, COLUMNS = "matrix product", "memory", "columns"
 READING, WRITING, SENDING = "disk reading", "disk writing", "sending to the GPU"
 DECODING, NETWORK, CAPTIONS = "decoding", "encoder's network", "reading captions"
+TARS = "reading tars"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from dbp.formats.target_vectors import CHUNK, Targets
 from dbp.names import name_of
 from dbp.narrowing import Narrowing
 from dbp.planning.amounts import Number
-from dbp.planning.effort import CAPTIONS, DECODING, NETWORK, Effort, Sizes, vector_bytes
+from dbp.planning.effort import CAPTIONS, DECODING, NETWORK, TARS, Effort, Sizes, vector_bytes
 from dbp.scoring.clip_loss import ROWS as PASS_ROWS
 
 
@@ -55,6 +55,15 @@ def over_columns(sizes: Sizes, passes: Number = 1.0) -> Effort:
 def over_captions(sizes: Sizes) -> Effort:
     """Each caption is looked at, too: how long that takes is known from a run of it alone."""
     return replace(over_columns(sizes), elsewhere=(CAPTIONS, _known_seconds(sizes)))
+
+
+def _read_column(stage: Any, sizes: Sizes) -> Effort:
+    """A field of the json members takes a read of every tar; other columns lie in Parquet."""
+    columns = over_columns(sizes)
+    if stage.kind != "json":
+        return columns
+    seconds = _known_seconds(sizes, sizes.workers)
+    return replace(columns, bytes_read=columns.bytes_read + sizes.pool_bytes, elsewhere=(TARS, seconds))
 
 
 def _known_seconds(sizes: Sizes, workers: int = 1) -> Number | None:
@@ -272,6 +281,7 @@ def _chain(stage: Any, sizes: Sizes) -> Effort:
 
 EFFORTS: dict[str, Callable[[Any, Sizes], Effort]] = {
     "index": _index,
+    "column/read": _read_column,
     "embed": _embed,
     "centroids/kmeans": _fit,
     "cluster/kmeans": lambda s, sizes: of_assignment(sizes, s.threads, s.block, s.runs),
@@ -298,5 +308,5 @@ for name in ("all", "datacomp_basic", "text_based", "laion2b", "image_based"):
     EFFORTS[f"filter/{name}"] = _chain
 for name in ("filter/names_object", "entries/captions", "match"):
     EFFORTS[name] = lambda s, sizes: over_captions(sizes)
-for name in ("select/none", "select/imported", "column/read", "filter/column", "score/from_column"):
+for name in ("select/none", "select/imported", "filter/column", "score/from_column"):
     EFFORTS[name] = lambda s, sizes: over_columns(sizes)

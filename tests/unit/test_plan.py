@@ -79,6 +79,14 @@ def effort_of(name, sizes, **parameters):
     return EFFORTS[name](SimpleNamespace(threads=1, **parameters), sizes)
 
 
+def test_a_column_of_the_json_members_costs_a_read_of_the_tars_and_others_do_not():
+    sizes = Sizes(1000, 1000, pool_bytes=7e9, row_seconds=0.5, workers=4)
+    found = {kind: effort_of("column/read", sizes, kind=kind) for kind in ("json", "parquet", "pool", "file")}
+    assert found["json"].bytes_read - found["pool"].bytes_read == 7e9
+    assert found["json"].elsewhere == ("reading tars", 0.5 * 1000 / 4)
+    assert found["parquet"] == found["pool"] == found["file"]
+
+
 def test_an_assignment_multiplies_as_often_as_its_effort_says(counted):
     assign(unit(3000, 24), on_grid(unit(70, 24, 1).astype(np.float64)), 1000)
     sizes = Sizes(rows=3000, pool_rows=3000, width=24, clusters=70)
