@@ -233,7 +233,7 @@ def compose(verb: str, overrides: list[str], config_dirs: list[str] | None = Non
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
