@@ -17,7 +17,6 @@ from typing import Any
 from dbp.errors import ConfigError, nearest
 from evaluation.sets.tar_index import EvaluationDataError
 
-
 FIRST = "1.6.2"  # whose class names and templates enter a key without their version, as before there was another
 
 
@@ -114,7 +113,7 @@ _CHANCE = {"winoground": 1 / 6} | dict.fromkeys(CHOICES, 1 / 2)
 
 
 def names_version(built: Built) -> str | None:
-    """The version of clip_benchmark whose class names and templates a set takes; none for `FIRST`, or without any."""
+    """The version of clip_benchmark whose class names and templates a set takes; none for `FIRST` or without."""
     is_own = built.custom_classname_file and built.custom_template_file
     if built.is_tars or is_own or built.name in (*CAPTIONED, *CHOICES, "winoground"):
         return None

@@ -125,14 +125,18 @@ def test_workers_that_were_ended_are_not_blamed_for_a_later_error(how: str) -> N
                         worker.kill()
                         worker.join()
 
-    with pytest.raises(ValueError, match="another error"), loading("outer.num_workers=1"):
-        inner = batches()
-        next(inner)
-        if how == "failed":
-            with pytest.raises(WorldError, match=r"SIGKILL.*inner\.num_workers=1"):
-                list(inner)
-        inner.close()
-        raise ValueError("another error")
+    def leaves_early() -> None:
+        with loading("outer.num_workers=1"):
+            inner = batches()
+            next(inner)
+            if how == "failed":
+                with pytest.raises(WorldError, match=r"SIGKILL.*inner\.num_workers=1"):
+                    list(inner)
+            inner.close()
+            raise ValueError("another error")
+
+    with pytest.raises(ValueError, match="another error"):
+        leaves_early()
 
 
 @pytest.mark.slow

@@ -78,9 +78,8 @@ def _end(before: Collection[Any] = ()) -> None:
                 worker.kill()
             for worker in ours:
                 worker.join(5)
-    _workers.difference_update(
-        [worker for worker in _workers if worker not in before and worker.exitcode is not None]
-    )
+    ended = [worker for worker in _workers if worker not in before and worker.exitcode is not None]
+    _workers.difference_update(ended)
 
 
 def _cause(problem: BaseException, setting: str, before: Collection[Any]) -> str | None:
