@@ -284,9 +284,9 @@ HIDDEN = "\ue000{"  # stands for an escaped `${` meanwhile; Unicode gives its fi
 
 
 def _change_texts(node: Any, change: Callable[[str], str]) -> None:
-    from omegaconf import Container, DictConfig
+    from omegaconf import DictConfig, ListConfig
 
-    if not isinstance(node, Container):
+    if not isinstance(node, DictConfig | ListConfig):
         if isinstance(said := node._value(), str) and "{" in said and (new := change(said)) != said:
             node._set_value(new)
     elif isinstance(node._value(), dict | list):  # not one that is an interpolation, missing or null
