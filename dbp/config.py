@@ -290,8 +290,9 @@ def _change_texts(node: Any, change: Callable[[str], str]) -> None:
         if isinstance(said := node._value(), str) and "{" in said and (new := change(said)) != said:
             node._set_value(new)
     elif isinstance(node._value(), dict | list):  # not one that is an interpolation, missing or null
-        for key in node if isinstance(node, DictConfig) else range(len(node)):
-            _change_texts(node._get_node(key), change)
+        inner: Any = node
+        for key in inner if isinstance(inner, DictConfig) else range(len(inner)):
+            _change_texts(inner._get_node(key), change)
 
 
 def _as_text(config: Any, override: str) -> str:
