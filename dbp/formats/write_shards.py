@@ -169,7 +169,10 @@ def _entries(pool: Pool, samples: Located, times: Int[np.ndarray, " m"] | None) 
     again, stems = np.flatnonzero(times > 1), list[pa.Array]()
     for _, own in in_blocks(again, BLOCK):  # as Arrow texts, a third of Python's
         uids, keys = pool.uids(samples.rows[own]), pool.column("key", samples.rows[own]).tolist()
-        either = [uid if can_name(uid) else key for uid, key in zip(uids, keys, strict=True)]
+        either = [
+            uid if can_name(uid) else key if len(key.encode()) <= LONGEST_KEY else f"row-{row}"
+            for uid, key, row in zip(uids, keys, samples.rows[own].tolist(), strict=True)
+        ]
         stems.append(pa.array(either, pa.large_string()))
     whole = pa.concat_arrays(stems) if stems else pa.array([], pa.large_string())
     entries = Entries(sample, copy.astype(np.int32), samples.key_hashes[sample], again, whole)

@@ -443,6 +443,13 @@ def test_a_uid_that_cannot_be_a_file_name_leaves_the_key_to_name_copies(tmp_path
     assert set(contents_of(tmp_path / "out/00000000.tar")) == {"k1-0", "k1-1"}
 
 
+def test_a_key_too_long_for_a_header_leaves_the_row_to_name_copies(tmp_path, open_pool):
+    pool = open_pool(write_tar(tmp_path / "in.tar", [*sample("a"), *sample(LONG, 1)]))
+    write_shards(pool, keep_of(pool, [0, 1]).weighted(np.array([1, 2])), tmp_path / "out")
+    found, source = contents_of(tmp_path / "out/00000000.tar"), contents_of(tmp_path / "in.tar")
+    assert found == {"a": source["a"], "row-1-0": source[LONG], "row-1-1": source[LONG]}
+
+
 def test_weights_that_are_drawn_anew_in_each_epoch_cannot_be_shards(tmp_path, pool):
     keep = keep_of(pool, [0, 1]).weighted(np.array([0.5, 2]))
     with pytest.raises(ConfigError, match="1 fractional weights"):
