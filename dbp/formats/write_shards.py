@@ -31,7 +31,7 @@ from dbp.engine.paths import is_remote
 from dbp.engine.progress import progress
 from dbp.errors import ConfigError, PoolError, WorldError
 from dbp.exact.order import keyed_hash
-from dbp.formats.range_copy import CONTENT, END_OF_TAR, Extents, TarPlan, can_name, locate, write_tar
+from dbp.formats.range_copy import CONTENT, END_OF_TAR, LONGEST_KEY, Extents, TarPlan, can_name, locate, write_tar
 from dbp.formats.shard_folder import alone_in, claim, finish, need_space, tar_name
 from dbp.formats.shard_order import arrange
 from dbp.formats.uid_pairs import UID_DTYPE, Texts, hashes_64, uids_to_pairs
