@@ -188,6 +188,9 @@ def reduced(house: House, command: str) -> list[str]:
             more += TINY_ENCODER
         said = {**dict(word.split("=", 1) for word in more), **said}
         said |= {"model": "glyphs"} if "model" in said else {}
+        if said.get("encoder.cluster") == "precomputed":  # which has no checkpoint
+            own = ("encoder.cluster", "encoder.cluster.images")
+            said = {n: v for n, v in said.items() if n in own or not n.startswith("encoder.cluster")}
     if plain[0] == "sets":
         said |= dict(word.split("=", 1) for word in [*house.pool(), "sets.share=0.5", "sets.labels=format"])
     return [*plain, *(f"{name}={value}" for name, value in said.items())]
