@@ -365,7 +365,7 @@ def test_a_transfer_that_stays_broken_is_named(server: Server, pools: tuple[Pool
 
 
 def test_a_shard_that_was_written_anew_or_cut_is_named(pools: tuple[Pool, Pool], tmp_path: Path) -> None:
-    pool = replace(pools[1], shards=list(pools[1].shards), _handles={})
+    pool = replace(pools[1], shards=list(pools[1].shards))
     other = tmp_path / "other.tar"
     write_shard(other, 99, 2 * ROWS)
     assert what_is_wrong(pool, 2, Path(pools[1].shards[2])) is None
