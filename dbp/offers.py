@@ -73,20 +73,15 @@ class Offers:
                 "the one of score=), and read it by its name, as in select.score=mix."
             )
         if name not in self.made and name.startswith("scores."):
-            named = [n.removeprefix("scores.") for n in self.made if n.startswith("scores.")]
-            own = name.removeprefix("scores.")
-            known = nearest(own, named) if named else "This curation has no named scores."
             raise ConfigError(
-                f"{self.slot}.score={own!r}: there is no score of this name. {known} A score gets a name under "
-                "scores, as in +score@scores.NAME=clip_score; empty is the one of score=."
+                self._unnamed("score", name) + " A score gets a name under scores, as in "
+                "+score@scores.NAME=clip_score; empty is the one of score=."
             )
         if name not in self.made and name.startswith("columns."):
-            named = [n.removeprefix("columns.") for n in self.made if n.startswith("columns.")]
             own = name.removeprefix("columns.")
-            known = nearest(own, named) if named else "This curation has no columns."
             raise ConfigError(
-                f"{self.slot}.column={own!r}: there is no column of this name. {known} A column gets a name under "
-                f"columns, as in +columns.{own}=json:{own}."
+                self._unnamed("column", name)
+                + f" A column gets a name under columns, as in +columns.{own}=json:{own}."
             )
         if name not in self.made:
             raise ConfigError(
@@ -96,6 +91,14 @@ class Offers:
             )
         found = self.made[name]
         return found() if callable(found) else found
+
+    def _unnamed(self, kind: str, name: str) -> str:
+        """That no score or column (`kind`) has this name, with the names there are."""
+        group = f"{kind}s."
+        named = [n.removeprefix(group) for n in self.made if n.startswith(group)]
+        own = name.removeprefix(group)
+        known = nearest(own, named) if named else f"This curation names no {kind}s."
+        return f"{self.slot}.{kind}={own!r}: there is no {kind} of this name. {known}"
 
     def at(self, slot: str, **made: Made) -> "Offers":
         """The same for another slot, with other nodes of some names."""
