@@ -38,7 +38,7 @@ def _log(x):  # type: ignore[no-untyped-def]
 @numba.njit(nogil=True, cache=True)
 @no_type_check
 def _scrambled(key, word):  # type: ignore[no-untyped-def]
-    """A random 64-bit word of a row: the finaliser of splitmix64, twice."""
+    """A random 64-bit word of a row: `order.keyed_hash`, compiled for one row; `word` is the seed's product."""
     state = key ^ word
     for _ in range(2):
         state = state + np.uint64(0x9E3779B97F4A7C15)
