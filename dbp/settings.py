@@ -21,6 +21,11 @@ NO_CAPTIONER = (
     "and captioner=none makes none. Say captioner=paper to train one (captioner=glyphs on the glyphs pool), or "
     "captioner=local captioner.folder=FOLDER."
 )
+PLACES = {  # of a pool
+    "shards": "Name the tars: pool.shards='folder/{00000..00099}.tar'.",
+    "files": "Name the Parquet files: pool.files='folder/*.parquet'.",
+    "folder": "Name the folder of images: pool.folder=FOLDER.",
+}
 WAYS = ("prune_ratio", "keep_fraction", "num_kept")
 
 
@@ -113,11 +118,11 @@ def pool_of(config: Any) -> PoolFormat:
     """
     from omegaconf import OmegaConf
 
-    if OmegaConf.is_missing(config.pool, "shards"):
-        raise ConfigError(
-            "pool.shards is not set. Name the tars: pool.shards='folder/{00000..00099}.tar'. "
-            "To see the tool work without data of your own: pool=glyphs."
-        )
+    for name, way in PLACES.items():
+        if OmegaConf.is_missing(config.pool, name):
+            raise ConfigError(
+                f"pool.{name} is not set. {way} To see the tool work without data of your own: pool=glyphs."
+            )
     return build(config.pool, path="pool")
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageColor, UnidentifiedImageError
 
 # Of several images under one key the first of these counts: in a pool, and in an evaluation set, where
 # CLIP_benchmark reads webp before png before jpg.
-IMAGE_FORMATS = ("jpg", "jpeg", "png", "webp", "gif")
+IMAGE_FORMATS = ("jpg", "jpeg", "png", "webp", "gif", "jfif", "bmp", "tif", "tiff", "avif")
 EVALUATION_FORMATS = ("webp", "png", "jpg", "jpeg", "gif")
 # What a file may be, whatever its extension says. Others that Pillow knows run programs (EPS calls
 # Ghostscript) or are not images of the web.
@@ -25,6 +25,18 @@ DEEP_IMAGES = "deep images, scaled to 8 bits"
 TRANSPARENT_IMAGES = "images with an alpha channel or transparency chunk"
 # Our own cap is checked against the header, before a pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
+
+
+# What a file of each kind begins with.
+SIGNS = (
+    (0, b"\xff\xd8\xff", "jpg"), (0, b"\x89PNG\r\n", "png"), (8, b"WEBP", "webp"), (0, b"GIF8", "gif"),
+    (0, b"BM", "bmp"), (0, b"II*\0", "tif"), (0, b"MM\0*", "tif"), (4, b"ftypavi", "avif"),
+)  # fmt: skip
+
+
+def extension_of(content: bytes) -> str:
+    """The extension for an image's file, by its first bytes; `jpg` for what is of no known kind."""
+    return next((kind for at, sign, kind in SIGNS if content[at : at + len(sign)] == sign), "jpg")
 
 
 class Undecodable(ValueError):

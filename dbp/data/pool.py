@@ -1,5 +1,6 @@
 """The pool: shards and their index, read at any row."""
 
+import glob
 import hashlib
 import json
 import math
@@ -59,12 +60,12 @@ class ShardFolder:
 
     @property
     def pattern(self) -> str:
-        """The wildcard that names the shards."""
-        return f"{self.folder}/shards/*.tar"
+        """The wildcard that names the shards: in one folder, or in those of a stage's parts."""
+        return f"{glob.escape(str(self.folder))}/*/*.tar"
 
     @property
     def shards(self) -> list[str]:
-        return [str(path) for path in sorted((self.folder / "shards").glob("*.tar"))]
+        return [str(path) for path in sorted(self.folder.glob("*/*.tar"))]
 
     @classmethod
     def load(cls, folder: Path) -> "ShardFolder":

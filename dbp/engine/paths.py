@@ -31,8 +31,13 @@ def is_of_macos(path: Path) -> bool:
     return path.name.startswith("._") or path.name == ".DS_Store"
 
 
-def expand_shards(patterns: str | list[str] | tuple[str, ...]) -> list[str]:
-    """The shards that brace ranges, wildcards and plain paths name, in order.
+def expand_shards(
+    patterns: str | list[str] | tuple[str, ...],
+    setting: str = "pool.shards",
+    what: str = "the tars",
+    ending: str = "tar",
+) -> list[str]:
+    """The shards that brace ranges, wildcards and plain paths name, in order; the other arguments are for messages.
 
     The longest leading part of a path that exists as written is taken literally, so that folders
     whose own names hold `{}`, `[]`, commas, spaces or accents arrive unchanged.
@@ -41,28 +46,30 @@ def expand_shards(patterns: str | list[str] | tuple[str, ...]) -> list[str]:
         PoolError: A shard is missing, or a pattern matches nothing; it names the first one.
     """
     shards: list[str] = []
+    braces, wildcard = f"folder/{{00000..00099}}.{ending}", f"folder/*.{ending}"
     for pattern in [patterns] if isinstance(patterns, str) else list(patterns):
         found = listed_shards(pattern)
         if not found:
             raise PoolError(
-                f"no shard matches pool.shards={pattern!r}. Give the tars as a path, a brace range "
-                "such as 'folder/{00000..00099}.tar', or a wildcard such as 'folder/*.tar'."
+                f"no shard matches {setting}={pattern!r}. Give {what} as a path, a brace range such as "
+                f"{braces!r}, or a wildcard such as {wildcard!r}."
             )
         shards += found
     if not shards:
-        raise PoolError("pool.shards is an empty list. Name the tars, such as 'folder/{00000..00099}.tar'.")
+        raise PoolError(f"{setting} is an empty list. Name {what}, such as {braces!r}.")
     if folders := [s for s in shards if not is_remote(s) and os.path.isdir(s)]:
         raise PoolError(
-            f"pool.shards names {folders[0]}, which is a folder. Name the tars in it, such as '{folders[0]}/*.tar'."
+            f"{setting} names {folders[0]}, which is a folder. Name {what} in it, such as "
+            f"'{folders[0]}/*.{ending}'."
         )
     missing = [s for s in shards if not is_remote(s) and not os.path.isfile(s)]
     if missing:
         raise PoolError(
             f"{len(missing):,} of {len(shards):,} shards are missing; the first is {missing[0]}. "
-            "Correct pool.shards (brace ranges include both ends), or fetch the missing shards."
+            f"Correct {setting} (brace ranges include both ends), or fetch the missing shards."
         )
     if twice := next((s for s, count in Counter(shards).items() if count > 1), None):
-        raise PoolError(f"pool.shards names {twice} more than once. Name each shard once.")
+        raise PoolError(f"{setting} names {twice} more than once. Name each shard once.")
     return shards
 
 

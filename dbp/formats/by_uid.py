@@ -149,3 +149,21 @@ def _numbers(column: Any, said: str, name: str) -> Float64[np.ndarray, " b"]:
         return column.cast(pa.float64(), safe=not pa.types.is_integer(column.type)).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ConfigError(f"{said}: column {name!r} holds {column.type}, no numbers ({error}).") from error
+
+
+def values_by_name(file: Path, name: str, column: str, said: str) -> Iterator[tuple[Any, Any]]:
+    """The columns `name` and `column` of a Parquet file, batch by batch.
+
+    Args:
+        said: What messages call the file.
+    """
+    try:
+        held = pq.ParquetFile(file)
+        for wanted in (name, column):
+            if wanted not in held.schema_arrow.names:
+                there = held.schema_arrow.names
+                raise ConfigError(f"{said}: {file} has no column {wanted!r}. {nearest(wanted, there)}")
+        for batch in held.iter_batches(BATCH, columns=[name, column]):
+            yield batch.column(name), batch.column(column)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise WorldError(f"{said}: {file} cannot be read as Parquet: {error}") from error

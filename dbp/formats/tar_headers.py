@@ -21,10 +21,10 @@ WITH_DATA = {kind for kind in range(256) if kind in REGULAR or bytes([kind]) not
 
 # What a file may begin with that is not a tar, and the way out.
 OTHERS = {
-    b"\x1f\x8b": "compressed by gzip; decompress it with gunzip, since samples are read at their place",
+    b"\x1f\x8b": "compressed by gzip; name it NAME.tar.gz to have it unpacked, or decompress it with gunzip",
     b"\x28\xb5\x2f\xfd": "compressed by zstd; decompress it with unzstd, since samples are read at their place",
-    b"\xfd7zXZ": "compressed by xz; decompress it with unxz, since samples are read at their place",
-    b"BZh": "compressed by bzip2; decompress it with bunzip2, since samples are read at their place",
+    b"\xfd7zXZ": "compressed by xz; name it NAME.tar.xz to have it unpacked, or decompress it with unxz",
+    b"BZh": "compressed by bzip2; name it NAME.tar.bz2 to have it unpacked, or decompress it with bunzip2",
     b"version https://git-lfs": "a pointer of Git LFS; fetch the file itself with `git lfs pull`",
     b"<": "an HTML or XML page, such as a server's error message",
 }

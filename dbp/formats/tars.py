@@ -1,8 +1,11 @@
 """Samples inside a tar shard, found in one sequential read; names are data and never become paths."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import io
+import tarfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 from dbp.data.images import IMAGE_FORMATS
@@ -28,6 +31,16 @@ class TarSample:
 
     key: str
     members: dict[str, Member] = field(default_factory=dict)
+
+
+def write_members(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
+    """Write a tar of files, by name and content; its bytes depend on these alone: no time, no owner."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            tar.format = tarfile.USTAR_FORMAT if len(name.encode()) <= 100 else tarfile.GNU_FORMAT
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
 
 
 def image_format(extensions: Collection[str], order: Sequence[str] = IMAGE_FORMATS) -> str:

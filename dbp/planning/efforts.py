@@ -85,6 +85,12 @@ def _index(stage: Any, sizes: Sizes) -> Effort:
     )
 
 
+def _pack(stage: Any, sizes: Sizes) -> Effort:
+    """Every byte is read, and written into tars; compressed tars are taken not to grow."""
+    _, total = stage.size()
+    return Effort(rows=sizes.rows, bytes_read=total, bytes_written=total, memory=float(1 << 28))
+
+
 def _embed(stage: Any, sizes: Sizes) -> Effort:
     """Vectors in fp16 with 16 bytes of row and lengths; the network's time is known from a run alone.
 
@@ -282,6 +288,9 @@ def _chain(stage: Any, sizes: Sizes) -> Effort:
 EFFORTS: dict[str, Callable[[Any, Sizes], Effort]] = {
     "index": _index,
     "column/read": _read_column,
+    "pack/folder": _pack,
+    "pack/parquet": _pack,
+    "pack/tars": _pack,
     "embed": _embed,
     "centroids/kmeans": _fit,
     "cluster/kmeans": lambda s, sizes: of_assignment(sizes, s.threads, s.block, s.runs),

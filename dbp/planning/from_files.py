@@ -46,7 +46,10 @@ def pool_size(node: Node, timed: bool = True) -> tuple[Sizes, str] | None:
             rows = sum(pq.read_metadata(file).num_rows for file in files)
             return _pool(min(rows, stage.max_samples or rows), sum(file.stat().st_size for file in files)), ""
         if "folder" in node.inputs:
-            rows = getattr(getattr(node.inputs["folder"].stage, "plan", None), "num_pairs", None)
+            folder: Any = node.inputs["folder"].stage
+            if hasattr(folder, "size"):
+                return _of_packed(folder, stage.max_samples)
+            rows = getattr(getattr(folder, "plan", None), "num_pairs", None)
             if rows is None:
                 return None
             rows = min(rows, stage.max_samples or rows)
@@ -68,6 +71,14 @@ def pool_size(node: Node, timed: bool = True) -> tuple[Sizes, str] | None:
 
 def _pool(rows: int, size: int) -> Sizes:
     return Sizes(rows, rows, pool_bytes=float(size))
+
+
+def _of_packed(pack: Any, limit: int | None) -> tuple[Sizes, str] | None:
+    rows, total = pack.size()
+    if rows is None:
+        return None
+    kept = min(rows, limit or rows)
+    return _pool(kept, total * kept / max(rows, 1)), ""
 
 
 def _of_tars(stage: Any, timed: bool) -> tuple[Sizes, str] | None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dbp.errors import ConfigError, StoreError
+from dbp.formats.tars import write_members
 from dbp.pools.glyph_fonts import CAPTIONS, Glyph, all_glyphs, base_letter, caption_of, encode, hashed, name_of
-from dbp.pools.glyphs import GlyphPlan, Split, split_glyphs, write_tar
+from dbp.pools.glyphs import GlyphPlan, Split, split_glyphs
 
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
 
@@ -177,7 +178,7 @@ def _write_task(plan: GlyphPlan, task: str, pictures: list[_Picture], folder: Pa
             truth = (f"s{i:07}.cls", str(names.index(answer))) if names else (f"s{i:07}.txt", answer)
             members.append((f"s{i:07}.png", encode(pixels[glyph.picture], plan.image_size)))
             members.append((truth[0], truth[1].encode()))
-        write_tar(folder / "test" / f"{shard}.tar", members)
+        write_members(folder / "test" / f"{shard}.tar", members)
 
 
 def _write_lines(path: Path, lines: tuple[str, ...] | list[str]) -> None:

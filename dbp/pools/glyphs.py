@@ -11,11 +11,9 @@ The bytes also depend on the versions of Pillow (PNG, JPEG, hinting) and of Pyth
 """
 
 import hashlib
-import io
 import json
-import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
@@ -27,6 +25,7 @@ import pyarrow.parquet
 
 from dbp.config import require
 from dbp.errors import ConfigError, StoreError, nearest
+from dbp.formats.tars import write_members
 from dbp.pools.glyph_fonts import Glyph, all_glyphs, base_letter, caption_of, encode, hashed, look_alikes, reencode
 
 # Shares kept for the tests: Latin letters enough for 2,000 pictures, the rest for every script.
@@ -129,7 +128,7 @@ def render_pool(plan: GlyphPlan, folder: Path) -> dict[str, int]:
             for row in range(start, min(start + size, len(rows)))
             for member in _sample(plan, uids[row], rows[row], rows[donors.get(row, row)].glyph)
         )
-        write_tar(shards / f"{start // size:05}.tar", members)
+        write_members(shards / f"{start // size:05}.tar", members)
     _write_truth(plan, Path(folder, "truth.parquet"), rows, uids, donors)
     kinds = Counter(row.kind for row in rows)
     return {
@@ -180,15 +179,6 @@ def _reserved(image_size: int, seed: int) -> frozenset[int]:
         if hashed(seed, "reserved", face, character) < share:
             reserved.add(picture)
     return frozenset(reserved)
-
-
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """Write a tar whose bytes depend on the members alone: no time, no owner."""
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
 
 
 def _plan_rows(plan: GlyphPlan) -> list[_Row]:

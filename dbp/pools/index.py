@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -39,6 +39,7 @@ from dbp.engine.work import Part, Work
 from dbp.errors import PoolError
 from dbp.formats.tars import TarSample, image_format, samples
 from dbp.pools.identity import RULES, joined, uid_by, warn_of_twins
+from dbp.pools.packed import Unpack, is_compressed
 from dbp.pools.whole import (
     check_expected,
     counts_beside,
@@ -84,7 +85,8 @@ class Index(Parted):
     """
 
     name: ClassVar[str] = "index"
-    version: ClassVar[int] = 2  # 2: other captions, deep images; equal digests, and so keys, for other pools
+    # 2: other captions, deep images; 3: jfif, bmp, tif, tiff, avif. Other pools keep their digests, and so keys.
+    version: ClassVar[int] = 3
     needs: ClassVar[tuple[str, ...]] = ("folder",)
     makes: ClassVar[type] = Pool
     content_named: ClassVar[bool] = True
@@ -113,8 +115,12 @@ class Index(Parted):
         require_background(self.background)
 
     def node(self) -> Node:
-        """This index as the pool that a config names."""
-        return self.bind(folder=None)
+        """This index as the pool that a config names; compressed tars are unpacked first."""
+        patterns = [self.shards] if isinstance(self.shards, str) else self.shards
+        if not any(map(is_compressed, patterns)):
+            return self.bind(folder=None)
+        unpacked = Unpack(self.broken_shards, list(patterns)).bind()
+        return replace(self, shards="").bind(folder=unpacked)
 
     @property
     def in_one_piece(self) -> bool:

@@ -24,9 +24,10 @@ from dbp.engine.paths import expand_shards, file_digest, sizes_and_times
 from dbp.engine.stage import Node, runtime
 from dbp.engine.work import Part, Work
 from dbp.errors import ConfigError, PoolError, WorldError, nearest
-from dbp.formats.by_uid import joined
+from dbp.formats.by_uid import joined, values_by_name
 from dbp.formats.tars import samples
 from dbp.formats.uid_pairs import texts_of
+from dbp.pools.packed import Pack
 
 KINDS = ("json", "parquet", "pool", "file")
 MOST_TEXTS = 1 << 24  # different ones; about 100 bytes each while they are counted
@@ -50,6 +51,7 @@ class ReadColumn(Parted):
         uid: Column of the names in a file.
         file: The Parquet file; its content enters the key.
         shards: Of the pool, for columns that are read beside them; their names, sizes and times enter the key.
+        packed: What wrote the pool's tars, where it lies in another layout; what it was read from enters the key.
     """
 
     name: ClassVar[str] = "column"
@@ -62,6 +64,7 @@ class ReadColumn(Parted):
     uid: str = "uid"
     file: str | None = runtime(None)
     shards: str | list[str] = runtime("")
+    packed: Pack | None = runtime(None)
 
     @classmethod
     def of(cls, said: str, setting: str) -> "ReadColumn":
@@ -81,8 +84,10 @@ class ReadColumn(Parted):
         pool = inputs.get("pool")
         if self.kind not in ("json", "parquet") or pool is None:
             return super().bind(**inputs)
-        named = (shards for node in reversed(pool.lineage()) if (shards := getattr(node.stage, "shards", "")))
-        return super(ReadColumn, replace(self, shards=next(named, ""))).bind(**inputs)
+        tars = [node.stage for node in reversed(pool.lineage()) if getattr(node.stage, "shards", "")]
+        shards = getattr(next(iter(tars), None), "shards", "")
+        packed = next((node.stage for node in pool.lineage() if isinstance(node.stage, Pack)), None)
+        return super(ReadColumn, replace(self, shards=shards, packed=packed)).bind(**inputs)
 
     def unread(self) -> set[str]:
         return set() if self.kind == "file" else {"uid"}
@@ -92,6 +97,8 @@ class ReadColumn(Parted):
 
     def source(self) -> dict[str, Any]:
         """Names, sizes and times of what is read: neither json nor Parquet is part of the pool's digest."""
+        if self.packed is not None:
+            return self.packed.source()
         if not self.shards or self.kind not in ("json", "parquet"):
             return {}
         files = expand_shards(self.shards)
@@ -183,7 +190,7 @@ class ReadColumn(Parted):
             return
         places: dict[str, int] = {}
         chunks: list[Any] = []
-        for names, values in _batches(file, "key", self.field, f"columns: parquet:{self.field}"):
+        for names, values in values_by_name(file, "key", self.field, f"columns: parquet:{self.field}"):
             for name in names.to_pylist():
                 places[name] = len(places) if name not in places else places[name]
             chunks.append(values)
@@ -214,7 +221,7 @@ class ReadColumn(Parted):
 
         def batches() -> Iterator[tuple[Any, np.ndarray]]:
             nonlocal unusable
-            for names, values in _batches(Path(str(self.file)), self.uid, self.field, said):
+            for names, values in values_by_name(Path(str(self.file)), self.uid, self.field, said):
                 block = block_of(values, self.field)
                 examples.update(block.examples)
                 unusable += block.unusable
@@ -382,17 +389,3 @@ def type_of(value: Any, field: str) -> str:
 def _beside(shard: str) -> Path:
     """Img2dataset's Parquet of a shard."""
     return Path(shard).with_suffix(".parquet")
-
-
-def _batches(file: Path, name: str, column: str, said: str) -> Iterator[tuple[Any, Any]]:
-    """Names and values of a Parquet file, batch by batch."""
-    try:
-        held = pq.ParquetFile(file)
-        for wanted in (name, column):
-            if wanted not in held.schema_arrow.names:
-                there = held.schema_arrow.names
-                raise ConfigError(f"{said}: {file} has no column {wanted!r}. {nearest(wanted, there)}")
-        for batch in held.iter_batches(BATCH, columns=[name, column]):
-            yield batch.column(name), batch.column(column)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise WorldError(f"{said}: {file} cannot be read as Parquet: {error}") from error

@@ -5,9 +5,7 @@ of shards, of workers, or of the rest of the pool. Images are copied byte for by
 """
 
 import hashlib
-import io
 import multiprocessing
-import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +27,7 @@ from dbp.data.pool import Pool
 from dbp.engine.disk import write_json
 from dbp.errors import ConfigError, PoolError, WorldError, nearest
 from dbp.exact.order import keyed_hash
+from dbp.formats.tars import write_members
 from evaluation.sets.data import NAMES_FILE, TEMPLATES_FILE, TYPE_FILE
 from evaluation.tasks import lines_of
 
@@ -341,11 +340,7 @@ def _write_set(
     for shard, start in enumerate(starts):
         span = slice(start, start + SHARD_SIZE)
         members = _members(pool, rows[span], start, kind, truths[span])
-        with tarfile.open(folder / "test" / f"{shard}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for name, content in members:
-                member = tarfile.TarInfo(name)  # no time and no owner: the bytes depend on the samples alone
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+        write_members(folder / "test" / f"{shard}.tar", members)
     (folder / "test" / "nshards.txt").write_text(str(len(starts)))
     _write_uids(folder / UIDS_FILE, pool.uids(rows))
     return folder

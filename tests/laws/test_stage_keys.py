@@ -35,6 +35,7 @@ from dbp.metadata.sources import WordNet
 from dbp.metadata.wikipedia import Pairs, Titles, Words
 from dbp.pools.glyph_pool import RenderGlyphs, RenderTasks
 from dbp.pools.index import Index
+from dbp.pools.packed import PackFolder, PackParquet, Unpack
 from dbp.pools.values import ReadColumn
 from dbp.scoring.second_moment import TargetMoment
 from dbp.selection.budget import Budget
@@ -100,6 +101,7 @@ TOGETHER = {
     ("Hierarchy", "levels"): {"levels": [400, 40]},
     ("Hierarchy", "nearest"): {"nearest": [9, 5]},
     ("Sets", "root"): None,
+    ("ReadColumn", "packed"): None,  # what it was read from enters through `source`: tests/unit/test_layouts.py
 }
 # A file's content enters the key and its path does not; tested with each stage that reads one.
 READ = {"checkpoint", "config", "images", "texts", "metadata", "folder", "file", "path", "centroids"}
@@ -157,7 +159,7 @@ def stages_of_the_configs() -> list[Stage]:
             found.append(build(node, path="select", **extra))
     found += [Embed(build(node, path="encoder"), "image") for node in presets("encoder")]
     plan = build(preset("pool", "glyphs"), path="pool").plan
-    found += [RenderGlyphs(plan), RenderTasks.of(plan)]
+    found += [RenderGlyphs(plan), RenderTasks.of(plan), PackParquet(), PackFolder(), Unpack()]
     found.append(build(OmegaConf.merge(preset("pool", "webdataset"), {"shards": ""}), path="pool"))
     found += [build(preset("pool", name), path="pool") for name in ("datacomp", "rehearsal")]
     found.append(build(preset("pool", "sorted_clusters"), path="pool"))

@@ -394,7 +394,7 @@ def test_an_empty_tar_is_no_harm_beside_others_and_an_error_alone(store, tmp_pat
 
 
 def test_a_pool_whose_images_are_missing_is_not_told_to_set_its_caption(store, tmp_path):
-    shard = write_tar(tmp_path / "a.tar", [("0.txt", b"a caption"), ("1.txt", b"another"), ("1.tiff", b"II")])
+    shard = write_tar(tmp_path / "a.tar", [("0.txt", b"a caption"), ("1.txt", b"another"), ("1.psd", b"II")])
     with pytest.raises(PoolError, match=r"without image: 2, without caption: 0\).*an image is a member") as refused:
         store.get(index(shard))
     assert "set pool.caption" not in str(refused.value)
