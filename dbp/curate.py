@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dbp.captioning.codes import Encode
-from dbp.clustering.together import assign_together, with_others
+from dbp.clustering.together import assign_together
 from dbp.config import build, require
 from dbp.data.keep_list import KeepList
 from dbp.dedup.borders import BorderLoss
@@ -27,13 +27,10 @@ from dbp.offers import Made, Offers
 from dbp.planning.rate import rate
 from dbp.pools.rates import rates_by_column
 from dbp.pools.valid import ValidRows
+from dbp.selection.base import NoSelection
 from dbp.selection.held_out import HoldOut
 from dbp.settings import NO_CAPTIONER, Curation, read
-
-# Where a curation may stop.
-UNTIL = ("index", "embed", "dedup", "score", "filter", "centroids", "cluster", "borders", "select", "matches")
-UNTIL += ("captioner", "codes", "captions")
-NAMED = ("scores.", "columns.")
+from dbp.wanted import UNTIL, can_stop_at, clusterings, wanted_nodes
 
 
 def recipe(curation: Curation) -> dict[str, Node]:
@@ -66,7 +63,13 @@ def recipe(curation: Curation) -> dict[str, Node]:
     for name, stage in curation.scores.items():
         named[f"scores.{name}"] = Offers(f"scores.{name}", {**there, **vectors(use.score), **named}).bind(stage)
     there |= named
-    deduped, of_dedup = Offers("dedup", {**there, **vectors(use.dedup)}).bound(curation.dedup)
+
+    def filtered_from(rows: Node) -> Node:
+        return Offers("filter", {**there, **vectors(use.score), "rows": rows}).bind(curation.filter)
+
+    filter_at = curation.order.index("filter")  # 0: before dedup; 2: after selection
+    early = filtered_from(valid) if filter_at == 0 else valid
+    deduped, of_dedup = Offers("dedup", {**there, **vectors(use.dedup), "rows": early}).bound(curation.dedup)
     there |= {"rows": deduped, "deduped": deduped}
 
     def clustered(rows: Node) -> tuple[Node, Mapping[str, Node]]:
@@ -77,13 +80,16 @@ def recipe(curation: Curation) -> dict[str, Node]:
     fitted = clustered(before) if before else None
     if fitted:  # a filter may read the clusters, if they are not of its own rows
         there |= {"clusters": fitted[0]}
-    filtered = Offers("filter", {**there, **vectors(use.score)}).bind(curation.filter)
+    filtered = filtered_from(deduped) if filter_at == 1 else deduped
     there |= {"rows": filtered, "filtered": filtered}
     clusters, of_clusters = fitted or clustered(filtered)
     there |= {"clusters": clusters}
 
     base = {"pool": valid, "dedup": deduped, "filtered": filtered}[curation.base]
     keep = Offers("select", {**there, **vectors(use.cluster), "base": base}).bind(curation.select)
+    if filter_at == 2:
+        filtered = filtered_from(keep)
+        keep = NoSelection().bind(rows=filtered)
     captions = curation.refine and Offers("caption", {**there, "rows": keep}).bind(curation.refine)
     optional = {
         "centroids": of_clusters.get("centroids"), "borders": of_dedup.get("borders"),
@@ -96,7 +102,7 @@ def recipe(curation: Curation) -> dict[str, Node]:
         **columns,
         "score": scores,
         **named,
-        "filter": filtered,
+        "filter": early if filter_at == 0 else filtered,
         **{name: node for name, node in optional.items() if node},
         "cluster": clusters,
         "select": keep,
@@ -107,40 +113,10 @@ def _no_codes() -> Node:
     raise ConfigError(f"select=tldr clusters codes, {NO_CAPTIONER}")
 
 
-def wanted_nodes(nodes: dict[str, Node], until: str) -> list[Node]:
-    """The nodes that `until` names; for `embed` every encoding that the keep list rests on.
-
-    Raises:
-        ConfigError: This recipe makes no such artifact.
-    """
-    if until == "embed":
-        every = [*nodes["select"].lineage(), *nodes["cluster"].lineage()]
-        return list(dict.fromkeys(node for node in every if isinstance(node.stage, Embed)))
-    if until == "matches" and until in nodes["select"].inputs:
-        return [nodes["select"].inputs[until]]
-    if until.startswith(NAMED) and until not in nodes:
-        there = ", ".join(name for name in nodes if name.startswith(NAMED)) or "none"
-        raise ConfigError(f"until={until}: this recipe makes nothing of this name; it has {there}.")
-    if until not in nodes:
-        raise ConfigError(
-            f"until={until}: this recipe makes none. centroids need cluster=kmeans, borders dedup=semdedup, "
-            "codes captioner=paper, captions caption=refined beside, matches select=metaclip with a budget."
-        )
-    return [nodes[until]]
-
-
 def open_store(config: Any, say: Any = print) -> Store:
     """The store that a config names."""
     runner = build(config.parts, PartsSettings, "parts").build() if "parts" in config else None
     return Store(config.paths.store, config.paths.runs, say, runner, rate)
-
-
-def _clusterings(nodes: dict[str, Node], until: str) -> list[Node]:
-    """The coarse clustering and those that `cluster.also` asks for; none where it asks for none."""
-    others = getattr(nodes["cluster"].stage, "also", ())
-    if not others or until not in ("cluster", "select"):
-        return []
-    return with_others(nodes["cluster"], others, nodes["centroids"])
 
 
 def run(config: Any) -> KeepList | None:
@@ -148,23 +124,24 @@ def run(config: Any) -> KeepList | None:
     from dbp.planning import preflight
     from dbp.planning.plan import check_budget, print_plan, require_upstream
 
-    is_known = config.until in UNTIL or str(config.until).startswith(NAMED)
-    require(is_known, "until", config.until, f"one of {', '.join(UNTIL)}, scores.NAME or columns.NAME")
+    require(
+        can_stop_at(config.until), "until", config.until, f"one of {', '.join(UNTIL)}, scores.NAME or columns.NAME"
+    )
     require(config.upstream in ("build", "require"), "upstream", config.upstream, "build or require")
     nodes = recipe(read(config))
     store = open_store(config)
     *before, wanted = wanted_nodes(nodes, config.until)
     if config.dry_run:
-        print_plan(store, *before, *_clusterings(nodes, config.until), wanted)
+        print_plan(store, *before, *clusterings(nodes, config.until), wanted)
         return None
     if config.upstream == "require":
         require_upstream(store, wanted)
-    preflight.require(store, [*before, *_clusterings(nodes, config.until), wanted])
+    preflight.require(store, [*before, *clusterings(nodes, config.until), wanted])
     if config.until == "select":
         check_budget(store, nodes)
     for node in before:
         store.get(node)
-    assign_together(store, _clusterings(nodes, config.until))
+    assign_together(store, clusterings(nodes, config.until))
     result = store.get(wanted)
     where = store.folder(wanted)
     if isinstance(result, BorderLoss):

@@ -1,7 +1,7 @@
 """What curation reads of a composed config, built and checked before any work."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -26,6 +26,7 @@ PLACES = {  # of a pool
     "files": "Name the Parquet files: pool.files='folder/*.parquet'.",
     "folder": "Name the folder of images: pool.folder=FOLDER.",
 }
+ORDERS = (("dedup", "filter", "select"), ("filter", "dedup", "select"), ("dedup", "select", "filter"))
 WAYS = ("prune_ratio", "keep_fraction", "num_kept")
 
 
@@ -66,6 +67,7 @@ class Curation:
     refine: Stage | None = None  # writes captions with it
     device: str = "auto"
     hold_out: str | None = None  # a list of uids that no arm may have
+    order: tuple[str, ...] = ORDERS[0]  # of the stages that remove rows
 
 
 def read(config: Any) -> Curation:
@@ -107,6 +109,7 @@ def read(config: Any) -> Curation:
         refine=refine,
         device=parts.device,
         hold_out=_list_of(config.get("hold_out")),
+        order=_order(config.get("order") or ORDERS[0]),
     )
 
 
@@ -124,6 +127,17 @@ def pool_of(config: Any) -> PoolFormat:
                 f"pool.{name} is not set. {way} To see the tool work without data of your own: pool=glyphs."
             )
     return build(config.pool, path="pool")
+
+
+def _order(said: Sequence[Any]) -> tuple[str, ...]:
+    """The stages that remove rows, in their order.
+
+    Raises:
+        ConfigError: It is no order that a curation can have.
+    """
+    order = tuple(map(str, said)) if not isinstance(said, str) else (said,)
+    require(order in ORDERS, "order", list(order), " or ".join(f"[{','.join(one)}]" for one in ORDERS))
+    return order
 
 
 def _list_of(said: Any) -> str | None:
