@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dbp.captioning.codes import Encode
-from dbp.clustering.together import assign_together
+from dbp.clustering.together import assign_together, with_others
 from dbp.config import build, require
 from dbp.data.keep_list import KeepList
 from dbp.dedup.borders import BorderLoss
@@ -30,7 +30,6 @@ from dbp.pools.valid import ValidRows
 from dbp.selection.base import NoSelection
 from dbp.selection.held_out import HoldOut
 from dbp.settings import NO_CAPTIONER, Curation, read
-from dbp.wanted import UNTIL, can_stop_at, clusterings, wanted_nodes
 
 
 def recipe(curation: Curation) -> dict[str, Node]:
@@ -119,10 +118,19 @@ def open_store(config: Any, say: Any = print) -> Store:
     return Store(config.paths.store, config.paths.runs, say, runner, rate)
 
 
+def _clusterings(nodes: dict[str, Node], until: str) -> list[Node]:
+    """The coarse clustering and those that `cluster.also` asks for; none where it asks for none."""
+    others = getattr(nodes["cluster"].stage, "also", ())
+    if not others or until not in ("cluster", "select"):
+        return []
+    return with_others(nodes["cluster"], others, nodes["centroids"])
+
+
 def run(config: Any) -> KeepList | None:
     """Do what `dbp curate` does with a composed config."""
     from dbp.planning import preflight
     from dbp.planning.plan import check_budget, print_plan, require_upstream
+    from dbp.planning.wanted import UNTIL, can_stop_at, wanted_nodes
 
     require(
         can_stop_at(config.until), "until", config.until, f"one of {', '.join(UNTIL)}, scores.NAME or columns.NAME"
@@ -132,16 +140,16 @@ def run(config: Any) -> KeepList | None:
     store = open_store(config)
     *before, wanted = wanted_nodes(nodes, config.until)
     if config.dry_run:
-        print_plan(store, *before, *clusterings(nodes, config.until), wanted)
+        print_plan(store, *before, *_clusterings(nodes, config.until), wanted)
         return None
     if config.upstream == "require":
         require_upstream(store, wanted)
-    preflight.require(store, [*before, *clusterings(nodes, config.until), wanted])
+    preflight.require(store, [*before, *_clusterings(nodes, config.until), wanted])
     if config.until == "select":
         check_budget(store, nodes)
     for node in before:
         store.get(node)
-    assign_together(store, clusterings(nodes, config.until))
+    assign_together(store, _clusterings(nodes, config.until))
     result = store.get(wanted)
     where = store.folder(wanted)
     if isinstance(result, BorderLoss):

@@ -28,7 +28,8 @@ OWN = ("stage", "index", "of")
 def main(keys: list[str], folders: list[str], print_only: bool) -> int:
     """Run `dbp parts`."""
     from dbp.config import compose
-    from dbp.curate import UNTIL, open_store, recipe
+    from dbp.curate import open_store, recipe
+    from dbp.planning.wanted import UNTIL
     from dbp.settings import read
     from dbp.verbs.command_line import overrides
 

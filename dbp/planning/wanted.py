@@ -1,7 +1,5 @@
 """Where a curation may stop, and which stages that asks for."""
 
-from dbp.clustering.together import with_others
-from dbp.encoders.embed import Embed
 from dbp.engine.stage import Node
 from dbp.errors import ConfigError
 
@@ -23,7 +21,7 @@ def wanted_nodes(nodes: dict[str, Node], until: str) -> list[Node]:
     """
     if until == "embed":
         every = [*nodes["select"].lineage(), *nodes["cluster"].lineage()]
-        return list(dict.fromkeys(node for node in every if isinstance(node.stage, Embed)))
+        return list(dict.fromkeys(node for node in every if node.stage.name == "embed"))
     if until == "matches" and until in nodes["select"].inputs:
         return [nodes["select"].inputs[until]]
     if until.startswith(NAMED) and until not in nodes:
@@ -35,11 +33,3 @@ def wanted_nodes(nodes: dict[str, Node], until: str) -> list[Node]:
             "codes captioner=paper, captions caption=refined beside, matches select=metaclip with a budget."
         )
     return [nodes[until]]
-
-
-def clusterings(nodes: dict[str, Node], until: str) -> list[Node]:
-    """The coarse clustering and those that `cluster.also` asks for; none where it asks for none."""
-    others = getattr(nodes["cluster"].stage, "also", ())
-    if not others or until not in ("cluster", "select"):
-        return []
-    return with_others(nodes["cluster"], others, nodes["centroids"])
