@@ -41,6 +41,7 @@ WORD = "caption is the word nan, none or null"
 REASONS = (NO_CAPTION, EMPTY, UNDECODABLE, NUMBER, NOT_FINITE, TRUTH, WORD)
 READ_AS = "captions read as "  # begins the note of one that is not UTF-8
 HALF = "captions with half a surrogate pair, read as ?"
+SEVERAL = "several captions, the first is used"
 
 # Beside spaces, controls and formats (Unicode's Z, Cc, Cf): letters and signs that show nothing.
 BLANK_SIGNS = frozenset("\u115f\u1160\u3164\uffa0\u2800\u034f")
@@ -69,7 +70,7 @@ class Caption(NamedTuple):
 
 
 def read_caption(content: bytes, field: str) -> Caption:
-    """The caption in a `txt` member, or in a `json:FIELD`.
+    """The caption in a `txt` member, or in a `json:FIELD`; of a list of texts the first that is a caption.
 
     Only text is a caption: a number, NaN, `true`, and the words of `NOTHING` alone, which data frames write for
     missing values, are none. Neither is text without a visible sign. A byte-order mark in front is not part of it.
@@ -77,6 +78,12 @@ def read_caption(content: bytes, field: str) -> Caption:
     if not field.startswith("json:"):
         return _judged(*decode_text(content))
     value, note = json_field(content, field)
+    if isinstance(value, list):
+        said = [_judged(text, note) for text in value if isinstance(text, str)]
+        usable = [caption for caption in said if not caption.reason]
+        if len(usable) > 1:
+            return usable[0]._replace(note=note or SEVERAL)
+        return next(iter(usable or said), Caption(None, NO_CAPTION))
     if isinstance(value, bool):
         return Caption(str(value), TRUTH, note)
     if isinstance(value, int | float):
@@ -84,7 +91,18 @@ def read_caption(content: bytes, field: str) -> Caption:
         return Caption(str(value), NUMBER if is_finite else NOT_FINITE, note)
     if isinstance(value, str):
         return _judged(value, note)
-    return Caption(None, UNDECODABLE if note == UNDECODABLE else NO_CAPTION)  # a list or a mapping is no caption
+    return Caption(None, UNDECODABLE if note == UNDECODABLE else NO_CAPTION)  # a mapping is no caption
+
+
+def texts_of_value(value: Any) -> tuple[list[str], int]:
+    """The captions that a value of JSON or Parquet holds, a text or a list of texts, and how many entries are none.
+
+    Half a surrogate pair is read as ?. A value that is missing has no entries.
+    """
+    entries = value if isinstance(value, list) else [] if value is None else [value]
+    texts = [text.encode("utf-8", "replace").decode() for text in entries if isinstance(text, str)]
+    found = [text for text in texts if not _judged(text, "").reason]
+    return found, len(entries) - len(found)
 
 
 def caption_from(content: bytes, field: str) -> str:
@@ -95,11 +113,35 @@ def caption_from(content: bytes, field: str) -> str:
 
 
 def json_field(content: bytes, field: str) -> tuple[Any, str]:
-    """The value of `json:FIELD` in a json member, and how it was read; None where there is no such field."""
+    """The value of `json:FIELD` in a json member, and how it was read; None where there is no such field.
+
+    A nested field is named by its path (`exif.make`). A path through a list gives the list of what it leads to:
+    `sentences.raw` of COCO's layout.
+    """
     whole, note = read_json(content)
     if not isinstance(whole, dict):
         return None, note
-    value = whole.get(field.removeprefix("json:"))
+    value = at_path(whole, field.removeprefix("json:"))
+    if isinstance(value, list):
+        both = [_readable(entry, note) for entry in value]
+        notes = [said for entry, said in both if said and entry is not None]
+        return [entry for entry, _ in both], next(iter(notes), "")
+    return _readable(value, note)
+
+
+def at_path(whole: Any, path: str) -> Any:
+    """The value of a field, or of a nested one, of a json; None where there is none."""
+    if isinstance(whole, dict) and path in whole:
+        return whole[path]
+    name, _, rest = path.partition(".")
+    if isinstance(whole, list):
+        found = [at_path(one, path) for one in whole]
+        return [one for own in found for one in (own if isinstance(own, list) else [own])]
+    return at_path(whole[name], rest) if rest and isinstance(whole, dict) and name in whole else None
+
+
+def _readable(value: Any, note: str) -> tuple[Any, str]:
+    """A value of a json, and how it was read: None where it is no certain text."""
     if note == UNDECODABLE:
         note = ""
         if isinstance(value, str) and re.search("[\udc80-\udcff]", value):  # this field has such bytes

@@ -19,7 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dbp.config import require
-from dbp.data.caption_text import HALF, NO_CAPTION, READ_AS, REASONS, UNDECODABLE, Caption, read_caption
+from dbp.data.caption_text import (
+    HALF,
+    NO_CAPTION,
+    READ_AS,
+    REASONS,
+    SEVERAL,
+    UNDECODABLE,
+    Caption,
+    read_caption,
+)
 from dbp.data.images import (
     DEEP_IMAGES,
     DROP,
@@ -61,6 +70,7 @@ NOT_LOST = (
     DEEP_IMAGES,
     TRANSPARENT_IMAGES,
     HALF,
+    SEVERAL,
 )
 MOST_LINES = 20  # warnings of one kind
 
@@ -74,7 +84,7 @@ class Index(Parted):
         uid: What names a sample at the border: `key` (the tar's), `json:FIELD`, or where keys repeat `hash` (of
             the shard's file name and the key), `path` (of the shard's path below the folder that all shards
             have in common, and the key), `content` (of key, image and caption).
-        caption: `txt`, or `json:FIELD`.
+        caption: `txt`, or `json:FIELD`, of a nested field its path; of a list of texts the first that is a caption.
         max_pixels: Pictures with more pixels are invalid; a small file can expand to gigabytes.
         max_samples: Use only so many samples, from the front; null for all.
         broken_shards: `error`, or `keep_readable` to use a damaged shard's samples before the damage
@@ -113,6 +123,10 @@ class Index(Parted):
         at_least = self.max_samples is None or self.max_samples > 0
         require(at_least, "max_samples", self.max_samples, "above 0, or null for all")
         require_background(self.background)
+
+    def identity(self) -> dict[str, Any]:
+        """Lists and nested fields were no captions once; indexes of before stay valid where captions are a txt."""
+        return {"lists": "first"} if self.caption.startswith("json:") else {}
 
     def node(self) -> Node:
         """This index as the pool that a config names; compressed tars are unpacked first."""

@@ -112,7 +112,7 @@ def rewritten(store: Store, entry: Entry, pool: Pool, pictures: Pictures) -> dic
     if not made or getattr(type(rebuild(made)), "makes", None) is not Captions:
         return None
     captions: Captions = store.open(entry.key)
-    refined = np.flatnonzero(np.diff(np.asarray(captions.ends), prepend=0) > 0)
+    refined = captions.refined
     if not len(refined):
         return None
     rows = refined[np.linspace(0, len(refined) - 1, min(NUM_CAPTIONS, len(refined))).astype(int)]
