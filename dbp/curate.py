@@ -89,7 +89,9 @@ def recipe(curation: Curation) -> dict[str, Node]:
     if filter_at == 2:
         filtered = filtered_from(keep)
         keep = NoSelection().bind(rows=filtered)
-    captions = curation.refine and Offers("caption", {**there, "rows": keep}).bind(curation.refine)
+    captions = curation.refine and Offers("caption", {**there, **vectors(use.score), "rows": keep}).bind(
+        curation.refine
+    )
     optional = {
         "centroids": of_clusters.get("centroids"), "borders": of_dedup.get("borders"),
         "captioner": captioner, "codes": codes, "captions": captions,

@@ -9,6 +9,8 @@ PLACES = {
     "caption/network": "dbp.captioning.network.Network",
     "captioner/local": "dbp.captioning.captioner.LocalCaptioner",
     "captioner/train": "training.captioner.TrainCaptioner",
+    "captions/best": "dbp.captioning.best.BestText",
+    "captions/column": "dbp.captioning.texts.ReadTexts",
     "captions/refine": "dbp.captioning.refine.Refine",
     "centroids/kmeans": "dbp.clustering.kmeans.FitCentroids",
     "cluster/imported": "dbp.clustering.imported.Imported",

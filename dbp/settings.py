@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from dbp.captioning.best import BestText
+from dbp.captioning.texts import ReadTexts
 from dbp.config import build, locate, require
 from dbp.data.clusters import Clusters
 from dbp.data.scores import Scores
@@ -12,7 +14,7 @@ from dbp.encoders.base import Encoder
 from dbp.engine.paths import file_digest
 from dbp.engine.runners import PartsSettings
 from dbp.engine.stage import Node, Stage
-from dbp.errors import ConfigError
+from dbp.errors import ConfigError, nearest
 from dbp.narrowing import Narrowing
 from dbp.pools.values import ReadColumn
 from dbp.selection.base import NoSelection
@@ -27,6 +29,10 @@ PLACES = {  # of a pool
     "folder": "Name the folder of images: pool.folder=FOLDER.",
 }
 ORDERS = (("dedup", "filter", "select"), ("filter", "dedup", "select"), ("dedup", "select", "filter"))
+COLUMN = (
+    "the captions' column: json:FIELD, parquet:FIELD, pool:NAME, file:PATH:COLUMN (a Parquet file of uids), or a "
+    "name under columns"
+)
 WAYS = ("prune_ratio", "keep_fraction", "num_kept")
 
 
@@ -64,7 +70,7 @@ class Curation:
     columns: Mapping[str, Stage] = field(default_factory=dict)
     rows_per_part: int = 32_768
     captioner: Stage | None = None  # makes one
-    refine: Stage | None = None  # writes captions with it
+    refine: Stage | None = None  # writes captions with it, or reads them from a column
     device: str = "auto"
     hold_out: str | None = None  # a list of uids that no arm may have
     order: tuple[str, ...] = ORDERS[0]  # of the stages that remove rows
@@ -90,6 +96,7 @@ def read(config: Any) -> Curation:
     pool = pool_of(config)
     parts = build(config.parts, PartsSettings, "parts")
     captioner, refine = _captioning(config)
+    texts, caption = _caption_column(config)
     encoders = {use: build(node, path=f"encoder.{use}") for use, node in config.encoder.items()}
     return Curation(
         pool=pool,
@@ -101,12 +108,10 @@ def read(config: Any) -> Curation:
         cluster=_component(config.cluster, "cluster", Clusters),
         select=select or _component(config.select, "select", Narrowing, **({"budget": budget} if budget else {})),
         base=base,
-        columns={
-            str(n): ReadColumn.of(str(one), f"columns.{n}") for n, one in (config.get("columns") or {}).items()
-        },
+        columns={name: stage for name, stage in _columns(config).items() if name != caption},
         rows_per_part=parts.rows_per_part,
         captioner=captioner,
-        refine=refine,
+        refine=texts or refine,
         device=parts.device,
         hold_out=_list_of(config.get("hold_out")),
         order=_order(config.get("order") or ORDERS[0]),
@@ -175,6 +180,30 @@ def takes_budget(select: Any) -> bool:
     """Whether the class of a selection has a budget; what others keep is said otherwise."""
     made = locate(select.get("_target_", ""), "select")
     return any(field.name == "budget" for field in dataclasses.fields(made))
+
+
+def _caption_column(config: Any) -> tuple[Stage | None, str]:
+    """What reads training's captions from a column of the pool, and its name under `columns`, where it has one.
+
+    Raises:
+        ConfigError: There is no such column.
+    """
+    from omegaconf import OmegaConf
+
+    caption = config.get("caption")
+    if caption is None or caption.rule == "original" or caption.get("refine") is not None:
+        return None, ""
+    if OmegaConf.is_missing(caption, "file") or caption.get("file") is not None:
+        return None, ""
+    if OmegaConf.is_missing(caption, "column"):
+        raise ConfigError(f"caption.column is not set. Name {COLUMN}.")
+    said, columns = str(caption.column), {str(n): str(one) for n, one in (config.get("columns") or {}).items()}
+    name = said if ":" not in said else ""
+    if name and name not in columns:
+        known = nearest(name, columns) if columns else "This config names no columns."
+        raise ConfigError(f"caption.column={name!r}: there is no column of this name. {known} Name {COLUMN}.")
+    read = ReadTexts.of(columns.get(name, said), f"columns.{name}" if name else "caption.column")
+    return BestText(read) if caption.get("pick") == "best" else read, name
 
 
 def _captioning(config: Any) -> tuple[Stage | None, Stage | None]:

@@ -12,6 +12,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
+from dbp.captioning.texts import WITHOUT
 from dbp.data.captions import Captions
 from dbp.device import pick_device
 from dbp.encoders.openclip import LoadedClip
@@ -193,7 +194,12 @@ def train(
         resume, done = ranks.gather(checkpoints.latest() if ranks.is_first else None)[0]
         if done and ranks.is_first:
             log.info("train: going on after step %s of %s", f"{done:,}", f"{horizon.steps:,}")
-        loader = run.loader(run.pairs(work.shared, refined), done)
+        pairs = run.pairs(work.shared, refined)
+        loader = run.loader(pairs, done)
+        about = pairs.captions.about(run.subset.rows) if pairs.captions and ranks.is_first else {}
+        if alone := about.get(WITHOUT):
+            total = f"{alone:,} of {len(run.subset):,}"
+            log.info("captions: %s kept rows have no other caption and keep their original", total)
         named = parameters(settings) if ranks.is_first and settings.loggers else {}
         recorder, validation = stack.enter_context(recording(run, settings, work, named, done * horizon.batch_size))
         guard = Guard(
@@ -219,6 +225,7 @@ def train(
         "device": run.device,
         "held_out": run.held_out,
         **run.order.about(),
+        **about,
         **recorder.counts(),
     }
 

@@ -37,7 +37,7 @@ UNUSABLE = "entries that are not captions"
 
 @dataclass(frozen=True)
 class Captions:
-    """Other captions of the rows of one pool: of each row one, several or none. The originals stay with the pool."""
+    """Other captions of the rows of one pool: of each row one, several or none. The originals stay in the pool."""
 
     folder: Path  # where the files lie; a pickle holds nothing else
     pool_digest: str  # of the pool whose rows these are
@@ -59,6 +59,11 @@ class Captions:
     def num_refined(self) -> int:
         """Rows that have a text."""
         return len(self.refined)
+
+    @cached_property
+    def num_several(self) -> int:
+        """Rows that have several texts."""
+        return 0 if self.rows is None else int(np.count_nonzero(np.diff(self.rows, prepend=0) > 1))
 
     def places(self, rows: Int[np.ndarray, " m"]) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
         """The number of each row's first text among all, and how many it has. An empty text is none."""
@@ -262,8 +267,8 @@ def _holds_lists(file: str, column: str) -> bool:
         kind = kind.value_type
     if not is_text_type(kind):
         raise ConfigError(
-            f"captions file {file}: column {column!r} holds {kind}, and a caption is a text. Name a column of texts, "
-            "or of lists of texts."
+            f"captions file {file}: column {column!r} holds {kind}, and a caption is a text. Name a column of "
+            "texts, or of lists of texts."
         )
     return is_list
 
@@ -280,7 +285,7 @@ def is_text_type(kind: pa.DataType) -> bool:
 
 
 def plain_values(values: Any) -> list[Any]:
-    """The values of a column of texts, or of lists of them; bytes that are not UTF-8 become replacement characters."""
+    """The values of a column of texts, or of lists of them; of bytes that are not UTF-8 replacement characters."""
     try:
         return values.to_pylist()
     except UnicodeDecodeError:  # Parquet does not check its texts

@@ -1,15 +1,17 @@
 """The stage that embeds a pool, a part for each shard, resumable after each."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from jaxtyping import Int64
 from PIL import ImageOps
 
 from dbp.data.caption_text import caption_from
+from dbp.data.captions import Captions
 from dbp.data.embeddings import Embeddings, save_part
 from dbp.data.images import Undecodable
 from dbp.data.pool import Pool
@@ -27,6 +29,9 @@ from dbp.pools.index import part_name
 class Embed(Parted):
     """Encode the images or the captions of all valid rows.
 
+    Given texts (`dbp.captioning.texts`), those of valid rows that have several are encoded in place of captions;
+    "rows" of the embeddings are then the numbers of texts.
+
     Args:
         encoder: The network.
         side: Which of its towers.
@@ -37,6 +42,7 @@ class Embed(Parted):
     name: ClassVar[str] = "embed"
     version: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("pool",)
+    takes: ClassVar[tuple[str, ...]] = ("texts",)
     makes: ClassVar[type] = Embeddings
     keeps_parts: ClassVar[bool] = True
 
@@ -45,11 +51,13 @@ class Embed(Parted):
     rows_per_part: int = runtime(32_768)
     mirrored: bool = False
 
-    def parts(self, pool: Pool) -> list[Part]:
+    def parts(self, pool: Pool, texts: Captions | None = None) -> list[Part]:
         """Runs of shards with at least `rows_per_part` rows: tens of megabytes of vectors each."""
         return parts_of(pool, self.rows_per_part)
 
-    def make(self, part: Part, folder: Path, pool: Pool) -> dict[str, Any]:  # type: ignore[override]
+    def make(  # type: ignore[override]
+        self, part: Part, folder: Path, pool: Pool, texts: Captions | None = None
+    ) -> dict[str, Any]:
         starts = pool.index.starts
         stop = end_of(part, self.parts(pool), pool)
         rows: list[np.ndarray] = [np.zeros(0, np.int64)]
@@ -58,7 +66,13 @@ class Embed(Parted):
         for shard in range(part.number, stop):
             span = slice(starts[shard], starts[shard + 1])
             valid = np.flatnonzero(pool.is_valid[span]) + span.start
-            if self.encoder.reads:
+            if texts is not None:
+                first, counts = texts.places(valid)
+                valid = numbers_of(first[counts > 1], counts[counts > 1])
+                contents = zip(valid.tolist(), texts.at(valid), strict=True)
+                valid, found, broken = self._encode(_tower(self.encoder), pool, contents)
+                failed |= broken
+            elif self.encoder.reads:
                 assert not self.mirrored, "vectors that are read have no mirrored images"
                 found = np.asarray(self.encoder.read_part(self.side, pool, shard, valid))
                 if (reason := self.encoder.lacks) is not None:
@@ -66,14 +80,17 @@ class Embed(Parted):
                     failed |= dict.fromkeys(valid[absent].tolist(), reason)
                     valid, found = valid[~absent], found[~absent]
             else:
-                valid, found, broken = self._encode(_tower(self.encoder), pool, shard, valid)
+                contents = contents_of(pool, shard, valid, self.side)
+                valid, found, broken = self._encode(_tower(self.encoder), pool, contents)
                 failed |= broken
             rows.append(valid)
             vectors.append(found)
         filled = [found for found in vectors if len(found)] or vectors[:1]
         return save_part(folder, np.concatenate(rows), np.concatenate(filled), failed)
 
-    def finish(self, work: Work, counts: Mapping[str, dict[str, Any]], pool: Pool) -> dict[str, Any]:
+    def finish(
+        self, work: Work, counts: Mapping[str, dict[str, Any]], pool: Pool, texts: Captions | None = None
+    ) -> dict[str, Any]:
         totals: Counter[str] = Counter()
         for found in counts.values():
             totals.update(found)
@@ -81,7 +98,7 @@ class Embed(Parted):
         return {"rows": totals.pop("rows", 0), **totals}
 
     def _encode(
-        self, tower: Tower, pool: Pool, shard: int, rows: np.ndarray
+        self, tower: Tower, pool: Pool, contents: Iterable[tuple[int, bytes | str]]
     ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         batch_size: int = self.encoder.batch_size  # type: ignore[attr-defined]
         encode = tower.encode_images if self.side == "image" else tower.encode_texts
@@ -101,7 +118,7 @@ class Embed(Parted):
                 vectors.append(encode(_batch([item for _, item in waiting], self.side)))
                 waiting.clear()
 
-        for row, content in contents_of(pool, shard, rows, self.side):
+        for row, content in contents:
             if isinstance(content, str):
                 item: Any = content
             elif self.side == "image":
@@ -129,6 +146,11 @@ def _tower(encoder: Encoder) -> Tower:
     if not _LOADED or _LOADED[0][0] != encoder:
         _LOADED[:] = [(encoder, encoder.load())]
     return _LOADED[0][1]
+
+
+def numbers_of(first: Int64[np.ndarray, " m"], counts: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " t"]:
+    """The numbers from each first on, one row after another."""
+    return np.repeat(first - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
 
 
 def parts_of(pool: Pool, rows_per_part: int) -> list[Part]:

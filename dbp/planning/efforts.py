@@ -291,6 +291,8 @@ EFFORTS: dict[str, Callable[[Any, Sizes], Effort]] = {
     "pack/folder": _pack,
     "pack/parquet": _pack,
     "pack/tars": _pack,
+    "captions/column": _read_column,
+    "captions/best": lambda s, sizes: over_captions(sizes),
     "embed": _embed,
     "centroids/kmeans": _fit,
     "cluster/kmeans": lambda s, sizes: of_assignment(sizes, s.threads, s.block, s.runs),

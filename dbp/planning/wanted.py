@@ -30,6 +30,7 @@ def wanted_nodes(nodes: dict[str, Node], until: str) -> list[Node]:
     if until not in nodes:
         raise ConfigError(
             f"until={until}: this recipe makes none. centroids need cluster=kmeans, borders dedup=semdedup, "
-            "codes captioner=paper, captions caption=refined beside, matches select=metaclip with a budget."
+            "codes captioner=paper, captions caption=refined beside or caption=column, "
+            "matches select=metaclip with a budget."
         )
     return [nodes[until]]

@@ -19,16 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dbp.config import require
-from dbp.data.caption_text import (
-    HALF,
-    NO_CAPTION,
-    READ_AS,
-    REASONS,
-    SEVERAL,
-    UNDECODABLE,
-    Caption,
-    read_caption,
-)
+from dbp.data.caption_text import HALF, NO_CAPTION, READ_AS, REASONS, SEVERAL, UNDECODABLE, Caption, read_caption
 from dbp.data.images import (
     DEEP_IMAGES,
     DROP,

@@ -28,7 +28,14 @@ from dbp.pools.index import DOTTED
 from dbp.pools.whole import counts_beside, disagreements, gaps
 
 PATIENCE = 15.0  # seconds that reading may take
-FIELDS = ("caption", "text", "alt", "title", "description", "captions")  # of a json, in this order, else the longest
+FIELDS = (
+    "caption",
+    "text",
+    "alt",
+    "title",
+    "description",
+    "captions",
+)  # of a json, in this order, else the longest
 MAX_PIXELS = 178_956_970
 NONE = Caption(None, NO_CAPTION)
 RECORD = 512  # bytes that a tar's size is a multiple of
@@ -244,7 +251,9 @@ def _image(found: Look, kind: str, content: bytes) -> str:
 def _text_fields(content: bytes) -> list[str]:
     """The names of a json's fields that hold a text, or a list that begins with one."""
     value, _ = read_json(content)
-    firsts = {k: v[0] if isinstance(v, list) and v else v for k, v in value.items()} if isinstance(value, dict) else {}
+    firsts = (
+        {k: v[0] if isinstance(v, list) and v else v for k, v in value.items()} if isinstance(value, dict) else {}
+    )
     return [k for k, v in firsts.items() if isinstance(v, str)]
 
 

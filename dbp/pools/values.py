@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ from dbp.formats.tars import samples
 from dbp.formats.uid_pairs import texts_of
 from dbp.pools.packed import Pack
 
+C = TypeVar("C", bound="ReadColumn")
 KINDS = ("json", "parquet", "pool", "file")
 MOST_TEXTS = 1 << 24  # different ones; about 100 bytes each while they are counted
 BATCH = 1 << 16  # rows at once
@@ -67,7 +68,7 @@ class ReadColumn(Parted):
     packed: Pack | None = runtime(None)
 
     @classmethod
-    def of(cls, said: str, setting: str) -> "ReadColumn":
+    def of(cls: type[C], said: str, setting: str) -> C:
         """What a setting says: json:FIELD, parquet:FIELD, pool:NAME, or file:PATH:COLUMN.
 
         Raises:
@@ -166,20 +167,28 @@ class ReadColumn(Parted):
             if sample.key != key:
                 break
             member = sample.members.get("json")
-            whole = None if member is None else read_json(member.content)[0]
-            for name in self.field.split("."):
-                whole = whole.get(name) if isinstance(whole, dict) else None
             num_found += 1
-            found.append(whole)
+            found.append(None if member is None else self._value(member.content))
             if len(found) == BATCH:
-                yield block_of(found, self.field)
+                yield self._block(found)
                 found = []
         if num_found != len(keys):
             raise PoolError(
                 f"shard {pool.shards[number]} has other samples than when it was indexed: sample {num_found:,} is "
                 f"not {keys[num_found]!r}. Restore it, or run again to index it anew."
             )
-        yield block_of(found, self.field)
+        yield self._block(found)
+
+    def _value(self, content: bytes) -> Any:
+        """The field's value in a json member."""
+        whole = read_json(content)[0]
+        for name in self.field.split("."):
+            whole = whole.get(name) if isinstance(whole, dict) else None
+        return whole
+
+    def _block(self, values: Any) -> "Block":
+        """A block of the field's values in JSON, or of a column of Arrow."""
+        return block_of(values, self.field)
 
     def _parquet(self, pool: Pool, number: int) -> "Iterator[Block]":
         first, last = pool.index.starts[number : number + 2].tolist()
@@ -199,7 +208,7 @@ class ReadColumn(Parted):
         whole = pa.chunked_array(chunks, chunks[0].type) if chunks else pa.chunked_array([pa.nulls(0)])
         for start in range(0, len(keys), BATCH):
             at = [places.get(key) for key in keys[start : start + BATCH].tolist()]
-            yield block_of(whole.take(pa.array(at, pa.int64())), self.field)
+            yield self._block(whole.take(pa.array(at, pa.int64())))
 
     def _index(self, pool: Pool, number: int) -> "Iterator[Block]":
         if self.field not in pool.index.names:
@@ -210,7 +219,7 @@ class ReadColumn(Parted):
             )
         for start in range(0, pool.num_rows, BATCH):
             rows = np.arange(start, min(start + BATCH, pool.num_rows))
-            yield block_of(pool.index.at(self.field, rows), self.field)
+            yield self._block(pool.index.at(self.field, rows))
 
     def _joined(self, pool: Pool, number: int) -> "Iterator[Block]":
         """Values by uid: numbers, or the number of each different text."""

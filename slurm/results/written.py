@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dbp.captioning.refine import Refine
 from dbp.data.captions import Captions
 from dbp.data.pool import Pool
 from dbp.engine.store import Store
@@ -22,7 +23,7 @@ def written_report(
     """
     for point in points:
         node = point.nodes["train"].inputs.get("refined")
-        if node is None or store.entry(node) is None:
+        if node is None or not isinstance(node.stage, Refine) or store.entry(node) is None:
             continue
         captions: Captions = store.get(node)
         if captions.pool_digest != pool.digest:

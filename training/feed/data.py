@@ -64,8 +64,8 @@ class Pairs(Dataset):
             )
         if cache and captions is not None and not captions.rule.is_fixed:
             raise ConfigError(
-                f"train.cache=true: caption.rule={captions.rule.rule} draws a caption anew in "
-                "each epoch, so there is nothing to keep. Set train.cache=false, or another rule."
+                f"train.cache=true: with {captions.rule.draws} a row's caption is another one in "
+                "each epoch, so there is nothing to keep. Set train.cache=false, or another rule or pick."
             )
         pool, kept = self.subset.pool, self.subset.rows
         kinds: tuple[What, ...] = ("image",) if pool.has_texts else ("image", "caption")
