@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from dbp.captioning.best import BestText
 from dbp.captioning.texts import ReadTexts
 from dbp.config import build, locate, require
+from dbp.data.captions import holds_lists
 from dbp.data.clusters import Clusters
 from dbp.data.scores import Scores
 from dbp.encoders.base import Encoder
@@ -203,6 +204,8 @@ def _caption_column(config: Any) -> tuple[Stage | None, str]:
         known = nearest(name, columns) if columns else "This config names no columns."
         raise ConfigError(f"caption.column={name!r}: there is no column of this name. {known} Name {COLUMN}.")
     read = ReadTexts.of(columns.get(name, said), f"columns.{name}" if name else "caption.column")
+    if read.file is not None:
+        holds_lists(read.file, read.field)  # refuses what is not there before any work
     return BestText(read) if caption.get("pick") == "best" else read, name
 
 

@@ -51,9 +51,9 @@ class BestText(Parted):
         assert isinstance(embed, Embed)
         if embed.encoder.reads:
             raise ConfigError(
-                f"caption.pick=best embeds captions with encoder.score, and {type(embed.encoder).__name__} "
-                "reads its vectors and computes none. Name a network for encoder.score, or caption.pick=first, random "
-                "or in_turn."
+                f"caption.pick=best embeds captions with encoder.score, and {type(embed.encoder).__name__} reads "
+                "its vectors and computes none. Name a network for encoder.score, or set caption.pick=first, "
+                "random or in_turn."
             )
         texts = offers.bind(self.read)
         return {"texts": texts, "vectors": embed.bind(pool=offers["pool"], texts=texts)}

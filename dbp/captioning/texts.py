@@ -37,8 +37,8 @@ class ReadTexts(ReadColumn):
     """The captions that a column holds: a text of each row, a list of texts, or nothing.
 
     A caption is what would be one as the pool's own: text that is neither blank nor the word nan, none or null.
-    Other entries are counted. A path through a list of a json gives a list (`sentences.raw`). Rows without a caption
-    keep their original in training. Memory: a batch of rows, and 8 bytes a text and a row.
+    Other entries are counted. A path through a list of a json gives a list (`sentences.raw`). Rows without a
+    caption keep their original in training. Memory: a batch of rows, and 8 bytes a text and a row.
     """
 
     name: ClassVar[str] = "captions"

@@ -164,7 +164,7 @@ def import_captions(
     hashes = pool.uid_hashes
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
-    lists = _holds_lists(file, column) or judge
+    lists = holds_lists(file, column) or judge
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray, Texts, Any]]:
         """For each sample that a block names: its row, its place in the block; uids and texts."""
@@ -256,11 +256,12 @@ def _opened(file: str, column: str) -> pq.ParquetFile:
     return source
 
 
-def _holds_lists(file: str, column: str) -> bool:
+def holds_lists(file: str, column: str) -> bool:
     """Whether a column holds lists of texts.
 
     Raises:
-        ConfigError: It holds neither texts nor lists of them.
+        ConfigError: It is not there, or holds neither texts nor lists of them.
+        WorldError: The file cannot be read.
     """
     kind = _opened(file, column).schema_arrow.field(column).type
     if is_list := is_list_type(kind):
