@@ -173,6 +173,8 @@ def shared_nodes(nodes: dict[str, Node]) -> list[Node]:
     """What a point's keep list rests on, and what its captions are written with."""
     captions = nodes["train"].inputs.get("refined")
     writes = [up for up in captions.inputs.values() if up is not nodes["select"]] if captions else []
+    if captions and nodes["select"] not in captions.lineage():
+        writes.append(captions)  # of a column: the same for all arms
     return [*nodes["select"].inputs.values(), *writes]
 
 

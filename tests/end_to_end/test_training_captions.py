@@ -35,6 +35,8 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(pool: Path, home: Path, *more: str, pick: str = "random") -> list[str]:
     mixed = ["caption=column", f"caption.column=file:{pool}/texts.parquet:texts", f"caption.pick={pick}"]
     mixed += ["caption.rule=alternate", "caption.ratio=0.8", "watch=held_out", "train.held_out=0.1"]
+    held_out = "{_target_: training.watching.watch.HeldOut, batch_size: 8, num_samples: 16, num_workers: 0}"
+    mixed += [f"watch.evaluators=[{held_out}]", "watch.every_samples=240"]
     return runs.arguments(pool, home, *mixed, "train.samples_seen=720", *more)
 
 

@@ -19,8 +19,10 @@ import pytest
 from omegaconf import OmegaConf
 
 import dbp
+from dbp.captioning.best import BestText
 from dbp.captioning.codes import CodeVectors, Encode
 from dbp.captioning.refine import Refine
+from dbp.captioning.texts import ReadTexts
 from dbp.config import build, groups
 from dbp.curate import ValidRows
 from dbp.dedup.borders import Borders
@@ -171,6 +173,7 @@ def stages_of_the_configs() -> list[Stage]:
     for name in ("paper", "glyphs", "smoke"):
         found.append(build(preset("captioner", name), path="captioner"))
     found += [Encode(), CodeVectors("histogram"), Refine(0.5, 0.9, 0)]
+    found += [ReadTexts("json", "x"), BestText(ReadTexts("json", "x"))]
     for name in ("comparison", "clustering", "fitting", "matching", "hierarchy"):  # stages that stages stand on
         found += [getattr(stage, name)() for stage in found if hasattr(stage, name)]
     found += [stage.metadata for stage in found if isinstance(stage, Balancing)]

@@ -194,7 +194,6 @@ def test_only_what_decides_the_text_enters_the_key(tmp_path: Path, file: str) ->
         ({"rule": "replace", "ratio": 0.5}, r"ratio=0\.5: it must be null for rule=replace"),
         ({"rule": "concatenate"}, r"separator=None: it must be text for rule=concatenate"),
         ({"rule": "replace", "separator": " "}, r"separator=' ': it must be null"),
-        ({"rule": "replace", "file": None}, r"file=None: it must be a Parquet file of uids"),
         ({"rule": "replaced"}, r"caption\.rule='replaced': Did you mean 'replace'\?"),
     ],
 )
