@@ -33,7 +33,7 @@ class BestText(Parted):
         read: What reads the captions. What it makes enters the key as an input.
     """
 
-    name: ClassVar[str] = "captions"
+    name: ClassVar[str] = "best_captions"
     needs: ClassVar[tuple[str, ...]] = ("pool", "texts", "image", "vectors")
     makes: ClassVar[type] = Captions
 

@@ -25,7 +25,8 @@ from dbp.data.pool import Pool
 from dbp.engine.progress import log
 from dbp.engine.work import Part, Work
 from dbp.errors import ConfigError
-from dbp.pools.values import Block, ReadColumn
+from dbp.pools.blocks import Block
+from dbp.pools.values import ReadColumn
 
 SCHEMA = pa.schema([("texts", pa.large_list(pa.large_string()))])
 FILE = "texts.parquet"

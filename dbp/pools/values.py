@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -17,7 +16,6 @@ from jaxtyping import Int32
 from dbp.config import require
 from dbp.data.caption_text import read_json
 from dbp.data.column import Column
-from dbp.data.columns import one_chunk
 from dbp.data.pool import Pool
 from dbp.engine.parts import Parted
 from dbp.engine.paths import expand_shards, file_digest, sizes_and_times
@@ -28,12 +26,12 @@ from dbp.formats.by_uid import joined, values_by_name
 from dbp.formats.tars import samples
 from dbp.formats.uid_pairs import texts_of
 from dbp.pools.packed import Pack
+from dbp.pools.blocks import TYPES, Block, block_of
 
 C = TypeVar("C", bound="ReadColumn")
 KINDS = ("json", "parquet", "pool", "file")
 MOST_TEXTS = 1 << 24  # different ones; about 100 bytes each while they are counted
 BATCH = 1 << 16  # rows at once
-TYPES = {"number": pa.float64(), "text": pa.large_string()}
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ class ReadColumn(Parted):
     def _where(self, pool: Pool, number: int) -> str:
         return f"shard {pool.shards[number]}" if self.kind in ("json", "parquet") else str(self.file or "the index")
 
-    def _json(self, pool: Pool, number: int) -> "Iterator[Block]":
+    def _json(self, pool: Pool, number: int) -> Iterator[Block]:
         """The field of each sample of a shard, in the order of its rows."""
         first, last = pool.index.starts[number : number + 2].tolist()
         keys = pool.column("key", np.arange(first, last)).tolist()
@@ -186,11 +184,11 @@ class ReadColumn(Parted):
             whole = whole.get(name) if isinstance(whole, dict) else None
         return whole
 
-    def _block(self, values: Any) -> "Block":
+    def _block(self, values: Any) -> Block:
         """A block of the field's values in JSON, or of a column of Arrow."""
         return block_of(values, self.field)
 
-    def _parquet(self, pool: Pool, number: int) -> "Iterator[Block]":
+    def _parquet(self, pool: Pool, number: int) -> Iterator[Block]:
         first, last = pool.index.starts[number : number + 2].tolist()
         keys = pool.column("key", np.arange(first, last))
         file = _beside(pool.shards[number])
@@ -210,7 +208,7 @@ class ReadColumn(Parted):
             at = [places.get(key) for key in keys[start : start + BATCH].tolist()]
             yield self._block(whole.take(pa.array(at, pa.int64())))
 
-    def _index(self, pool: Pool, number: int) -> "Iterator[Block]":
+    def _index(self, pool: Pool, number: int) -> Iterator[Block]:
         if self.field not in pool.index.names:
             raise ConfigError(
                 f"columns: pool:{self.field}: the index has no such column. "
@@ -221,7 +219,7 @@ class ReadColumn(Parted):
             rows = np.arange(start, min(start + BATCH, pool.num_rows))
             yield self._block(pool.index.at(self.field, rows))
 
-    def _joined(self, pool: Pool, number: int) -> "Iterator[Block]":
+    def _joined(self, pool: Pool, number: int) -> Iterator[Block]:
         """Values by uid: numbers, or the number of each different text."""
         said = f"columns: file:{self.file}:{self.field}"
         seen: dict[str, int] = {}
@@ -292,71 +290,6 @@ class ReadColumn(Parted):
         return Column(codes=found, texts=tuple(seen)) if is_text else Column(numbers=found)
 
 
-@dataclass(frozen=True)
-class Block:
-    """Values of neighbouring rows: float64 or texts, null where there is none.
-
-    Args:
-        values: Of one kind, unless `examples` hold two.
-        examples: A value of each kind that occurs, `number` or `text`.
-        unusable: Values that cannot be held: whole numbers beyond float64, texts that are not Unicode.
-    """
-
-    values: Any
-    examples: Mapping[str, Any] = field(default_factory=dict)
-    unusable: int = 0
-
-
-def block_of(values: Any, name: str) -> Block:
-    """A block of JSON's values, or of a column of Arrow.
-
-    Raises:
-        ConfigError: It holds lists, mappings, or others that are neither numbers nor texts.
-    """
-    if not isinstance(values, list):
-        values = one_chunk(values) if isinstance(values, pa.ChunkedArray) else values
-        kind = values.type
-        if pa.types.is_dictionary(kind):
-            values = values.cast(kind.value_type)
-            kind = values.type
-        if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            return _numbers(values.cast(pa.float64(), safe=False))
-        try:
-            values = values.to_pylist()
-        except UnicodeDecodeError:  # Parquet does not check its texts
-            values = [_decoded(value) for value in values.cast(pa.large_binary()).to_pylist()]
-    examples: dict[str, Any] = {}
-    found: list[Any] = []
-    unusable = 0
-    for value in values:
-        usable = None if is_none(value) else _usable(value, type_of(value, name))
-        unusable += usable is None and not is_none(value)
-        found.append(usable)
-        if usable is not None:
-            examples.setdefault(type_of(value, name), value)
-    kind = TYPES[next(iter(examples))] if len(examples) == 1 else pa.null()
-    return Block(pa.nulls(len(found)) if len(examples) != 1 else pa.array(found, kind), examples, unusable)
-
-
-def _numbers(values: Any) -> Block:
-    own = values.to_numpy(zero_copy_only=False)
-    missing = np.isnan(own)
-    there = np.flatnonzero(~missing)
-    return Block(pa.array(own, mask=missing), {"number": float(own[there[0]])} if len(there) else {})
-
-
-def _usable(value: Any, kind: str) -> Any:
-    """A value as it is held; none for a whole number beyond float64, and for half a surrogate pair."""
-    try:
-        return float(value) if kind == "number" else value.encode().decode()
-    except (OverflowError, UnicodeEncodeError):
-        return None
-
-
-def _decoded(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("utf-8", "surrogateescape")
-
-
 def coded(texts: Any, seen: dict[str, int], said: str) -> Int32[np.ndarray, " b"]:
     """The place of each text among the different ones, which new ones are added to; -1 for none.
 
@@ -372,27 +305,6 @@ def coded(texts: Any, seen: dict[str, int], said: str) -> Int32[np.ndarray, " b"
             "the file with file:PATH:COLUMN."
         )
     return np.array([*own, -1], np.int32)[encoded.indices.fill_null(len(own)).to_numpy(zero_copy_only=False)]
-
-
-def is_none(value: Any) -> bool:
-    """Whether a value is none: null, NaN, or an empty text."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-
-
-def type_of(value: Any, field: str) -> str:
-    """`number` or `text`.
-
-    Raises:
-        ConfigError: It is a list or a mapping.
-    """
-    if isinstance(value, bool | int | float):
-        return "number"
-    if isinstance(value, str):
-        return "text"
-    raise ConfigError(
-        f"columns: {field} holds {type(value).__name__} values, such as {str(value)[:60]!r}. Name a field of "
-        "numbers or texts; of a nested one, the path (exif.make)."
-    )
 
 
 def _beside(shard: str) -> Path:

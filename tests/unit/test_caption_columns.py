@@ -36,6 +36,7 @@ from dbp.offers import Offers
 from dbp.pools.index import Index
 from dbp.settings import read
 from dbp.verbs.command_line import overrides
+from slurm.task import shared_nodes
 from training.feed.captions import CaptionMix, MixedCaptions
 from training.feed.data import Pairs, read_pairs
 from training.feed.order import copy_keys
@@ -485,6 +486,11 @@ def test_a_run_names_its_column_by_what_it_says_or_by_its_name(here: Path) -> No
         other, _ = trained("caption=column", "caption.column=json:texts", f"caption.pick={pick}")
         assert store.key(other) != store.key(spec)
         assert store.key(other.inputs["refined"]) == store.key(spec.inputs["refined"])  # read once for all
+    assert spec.inputs["refined"] in shared_nodes(trained_nodes(spec))
+
+
+def trained_nodes(train: Node) -> dict[str, Node]:
+    return {"train": train, "select": train.inputs["keep"]}
 
 
 def test_the_best_needs_a_network_and_reuses_the_images_of_encoder_score(here: Path) -> None:

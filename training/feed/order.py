@@ -18,7 +18,7 @@ from training.account.horizon import Horizon
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 ORDER, AUGMENTATION, MODEL = 0, 1, 2  # what a stream of random words is for
 HELD_OUT, MIXTURE, CAPTION, SHARDS = 3, 4, 5, 6
-PICK = 7  # of several captions
+PICK = 8  # of several captions
 
 
 def mix(words: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
