@@ -25,8 +25,8 @@ from dbp.errors import ConfigError, PoolError, WorldError, nearest
 from dbp.formats.by_uid import joined, values_by_name
 from dbp.formats.tars import samples
 from dbp.formats.uid_pairs import texts_of
-from dbp.pools.packed import Pack
 from dbp.pools.blocks import TYPES, Block, block_of
+from dbp.pools.packed import Pack
 
 C = TypeVar("C", bound="ReadColumn")
 KINDS = ("json", "parquet", "pool", "file")
