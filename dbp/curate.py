@@ -71,7 +71,7 @@ def recipe(curation: Curation) -> dict[str, Node]:
     deduped, of_dedup = Offers("dedup", {**there, **vectors(use.dedup), "rows": early}).bound(curation.dedup)
     there |= {"rows": deduped, "deduped": deduped}
 
-    def clustered(rows: Node) -> tuple[Node, Mapping[str, Node]]:
+    def clustered(rows: Node) -> tuple[Node, Mapping[str, Node | None]]:
         have = {**there, **vectors(use.cluster), "rows": rows}
         return Offers("cluster", have).bound(curation.cluster)
 

@@ -92,11 +92,13 @@ class Offers:
         found = self.made[name]
         return found() if callable(found) else found
 
+    def named(self, group: str) -> list[str]:
+        """The names that the user gave to `columns`, or to `scores`."""
+        return [name.removeprefix(f"{group}.") for name in self.made if name.startswith(f"{group}.")]
+
     def _unnamed(self, kind: str, name: str) -> str:
         """That no score or column (`kind`) has this name, with the names there are."""
-        group = f"{kind}s."
-        named = [n.removeprefix(group) for n in self.made if n.startswith(group)]
-        own = name.removeprefix(group)
+        named, own = self.named(f"{kind}s"), name.removeprefix(f"{kind}s.")
         known = nearest(own, named) if named else f"This curation names no {kind}s."
         return f"{self.slot}.{kind}={own!r}: there is no {kind} of this name. {known}"
 
@@ -108,7 +110,7 @@ class Offers:
         """The same with other nodes of some names."""
         return self.at(self.slot, **made)
 
-    def bound(self, stage: Stage) -> tuple[Node, Mapping[str, Node]]:
+    def bound(self, stage: Stage) -> tuple[Node, Mapping[str, Node | None]]:
         """A component bound to what it needs, and what it makes for itself.
 
         Raises:

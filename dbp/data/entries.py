@@ -1,7 +1,8 @@
 """MetaCLIP's metadata: the texts that captions are balanced over, in a fixed order.
 
 Kept as `metadata.json`, a JSON list of texts, which is MetaCLIP's own format: an entry's number is its
-place in the list.
+place in the list. Lists of several languages stand there one after another; `languages.json` says where each begins
+and ends.
 """
 
 import hashlib
@@ -9,22 +10,30 @@ import json
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from dbp.errors import StoreError
 
 FILE = "metadata.json"
+LISTS = "languages.json"
 BLANK, MARK, DUPLICATE = "blank", "one punctuation mark", "duplicate"
 
 
 @dataclass(frozen=True)
 class Entries:
-    """Distinct texts; none is blank, none is a single punctuation mark."""
+    """Texts, distinct within a language; none is blank, none is a single punctuation mark.
+
+    Args:
+        texts: Of all lists.
+        lists: The places of each language's texts, from the first to the one behind the last, without a gap;
+            empty where one list serves all captions.
+    """
 
     texts: list[str]
+    lists: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -32,10 +41,13 @@ class Entries:
     @cached_property
     def digest(self) -> str:
         """Content identity: of the texts and their order."""
-        return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()[:24]
+        lists = json.dumps(self.lists) if self.lists else ""
+        return hashlib.sha256((json.dumps(self.texts) + lists).encode()).hexdigest()[:24]
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(self.texts, ensure_ascii=False) + "\n")
+        if self.lists:
+            (folder / LISTS).write_text(json.dumps(self.lists, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "Entries":
@@ -45,7 +57,9 @@ class Entries:
             StoreError: It is missing or damaged.
         """
         try:
-            return cls(json.loads((folder / FILE).read_text()))
+            file = folder / LISTS
+            lists = {name: (a, b) for name, (a, b) in json.loads(file.read_text()).items()} if file.exists() else {}
+            return cls(json.loads((folder / FILE).read_text()), lists)
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"{folder} holds no whole list of entries: {error}. Remove the folder; it is built again."

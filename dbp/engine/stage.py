@@ -33,6 +33,8 @@ class Offered(Protocol):
 
     def __getitem__(self, name: str) -> "Node | None": ...
 
+    def named(self, group: str) -> list[str]: ...
+
     def beside(self, **made: Any) -> "Offered": ...
 
     def bind(self, stage: "Stage") -> "Node": ...
@@ -78,7 +80,7 @@ class Stage:
         """What a curation calls what this stage needs as `need`: the same, unless a setting says another."""
         return need
 
-    def upstream(self, offers: "Offered") -> "Mapping[str, Node]":
+    def upstream(self, offers: "Offered") -> "Mapping[str, Node | None]":
         """What this stage has made for itself, by name: some of `needs`, and what else a user may ask for."""
         return {}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 @numba.njit(nogil=True, cache=True)
 @no_type_check
-def keep_probabilities(ends, numbers, language, counts, thresholds, is_sum, found):  # type: ignore[no-untyped-def]
+def keep_probabilities(ends, numbers, language, counts, first, thresholds, is_sum, found):  # type: ignore[no-untyped-def]
     """The probability with which each row is kept.
 
     No sum or product is reordered, and nothing is subtracted from 1 that is near it, so that the result has
@@ -17,17 +17,18 @@ def keep_probabilities(ends, numbers, language, counts, thresholds, is_sum, foun
     Args:
         ends, numbers: The entries of each row.
         language: Of each row.
-        counts: (languages, entries).
+        counts: Captions that hold each entry, by language.
+        first: Of each language, what is added to an entry's number to find it there.
         thresholds: Of each language.
         is_sum: Add the entries' probabilities up to 1, instead of 1 - prod(1 - p).
         found: float64 (rows,), filled; 0 where no entry matches.
     """
     for i in range(found.shape[0]):
-        own = counts[language[i]]
+        start = first[language[i]]
         t = thresholds[language[i]]
         kept = 0.0
         for at in range(ends[i], ends[i + 1]):
-            c = own[numbers[at]]
+            c = counts[start + numbers[at]]
             if c <= t:
                 kept = 1.0
                 break
@@ -38,13 +39,13 @@ def keep_probabilities(ends, numbers, language, counts, thresholds, is_sum, foun
 
 @numba.njit(nogil=True, cache=True)
 @no_type_check
-def count_matches(ends, numbers, language, mask, counts):  # type: ignore[no-untyped-def]
+def count_matches(ends, numbers, language, mask, first, counts):  # type: ignore[no-untyped-def]
     """Add the entries of the rows of a mask to the counts of their language."""
     for i in range(mask.shape[0]):
         if mask[i]:
-            own = counts[language[i]]
+            start = first[language[i]]
             for at in range(ends[i], ends[i + 1]):
-                own[numbers[at]] += 1
+                counts[start + numbers[at]] += 1
 
 
 @numba.njit(nogil=True, cache=True)

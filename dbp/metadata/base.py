@@ -18,6 +18,7 @@ class EntrySource(Stage):
 
     name: ClassVar[str] = "entries"
     makes: ClassVar[type] = Entries
+    by_language: ClassVar[bool] = False  # whether it makes a list for each language
 
     @abstractmethod
     def texts(self, **inputs: Any) -> Iterable[str]:

@@ -1,6 +1,5 @@
 """What balancing did to each entry: its captions before and after."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,30 +8,33 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64
 
 from dbp.data.entries import Entries
+from dbp.selection.balance import Languages
 
 FILE = "entries.parquet"
 
 
 def write_entry_table(
     folder: Path,
-    languages: Sequence[str],
+    languages: Languages,
     entries: Entries,
-    counts: Int64[np.ndarray, "l e"],
+    counts: Int64[np.ndarray, " c"],
     thresholds: Float64[np.ndarray, " l"],
-    kept: Int64[np.ndarray, "l e"],
+    kept: Int64[np.ndarray, " c"],
 ) -> None:
     """Write `entries.parquet`: language, entry, count, probability and kept.
 
     For all entries; of several languages, for those with a match in the language.
     """
     tables = []
-    for name, own, threshold, left in zip(languages, counts, thresholds, kept, strict=True):
-        at = np.flatnonzero(own) if len(languages) > 1 else np.arange(len(own))
+    places, first = languages.places(entries), languages.first(entries).tolist()
+    for name, place, start, threshold in zip(languages.names, places, first, thresholds, strict=True):
+        own, left, texts = counts[place], kept[place], entries.texts[place.start - start : place.stop - start]
+        at = np.flatnonzero(own) if len(languages.names) > 1 else np.arange(len(own))
         tables.append(
             pa.table(
                 {
                     "language": pa.array([name] * len(at), pa.string()),
-                    "entry": pa.array([entries.texts[n] for n in at.tolist()], pa.string()),
+                    "entry": pa.array([texts[n] for n in at.tolist()], pa.string()),
                     "count": own[at],
                     "probability": threshold / np.maximum(own[at], threshold),
                     "kept": left[at],

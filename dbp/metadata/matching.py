@@ -5,24 +5,27 @@ there are. 500,000 entries take about 200 MB and 2 seconds to build, once in eac
 """
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Int64
 
+from dbp.data.column import Column
 from dbp.data.entries import Entries
 from dbp.data.keep_list import KeepList
 from dbp.data.matches import Matches
 from dbp.data.pool import Pool
 from dbp.engine.parts import Parted
 from dbp.engine.work import Part, Work
-from dbp.errors import WorldError
+from dbp.errors import ConfigError, WorldError
 from dbp.metadata.rules import Rule, caption_text, entry_text
 
 ROWS = 65_536  # rows of a part: seconds of work, a few MB
 CAPTIONS = 4096  # captions held at once
+OTHER = "other"  # the list for captions of languages that have none, and of no language
 
 
 class Finder:
@@ -32,15 +35,10 @@ class Finder:
         import ahocorasick
 
         self.rule: Rule = rule
-        self.num_impossible = self.num_equal = 0
         self._automaton: Any = ahocorasick.Automaton(ahocorasick.STORE_INTS)
         for number, entry in enumerate(entries.texts):
             text = entry_text(entry, rule)
-            if text is None:
-                self.num_impossible += 1
-            elif text in self._automaton:  # the first of entries that are equal when folded
-                self.num_equal += 1
-            else:
+            if text is not None and text not in self._automaton:  # the first of entries that are equal when folded
                 self._automaton.add_word(text, number)
         self._is_empty = len(self._automaton) == 0
         self._automaton.make_automaton()
@@ -53,15 +51,60 @@ class Finder:
         return sorted({number for _, number in found})
 
 
-_FINDER: dict[tuple[str, Rule], Finder] = {}  # the last one that this process used
+def lists_of(language: Column, lists: Sequence[str]) -> Int64[np.ndarray, " n"]:
+    """The list of each row, by its place; -1 where none is of its language, and there is no list `other`.
+
+    Raises:
+        ConfigError: The column holds numbers.
+    """
+    if language.codes is None:
+        raise ConfigError("select.language is a column of numbers, and languages are texts. Name one of texts.")
+    places = {name: place for place, name in enumerate(lists)}
+    other = places.get(OTHER, -1)
+    found = [places.get(text, other) for text in language.texts]
+    return np.array([*found, other], np.int64)[language.codes]  # the last is for rows without a value
 
 
-def finder(entries: Entries, rule: Rule) -> Finder:
-    """The automaton of some entries, built once in a process."""
-    if (entries.digest, rule) not in _FINDER:
-        _FINDER.clear()
-        _FINDER[entries.digest, rule] = Finder(entries, rule)
-    return _FINDER[entries.digest, rule]
+class Finders:
+    """The automata of some entries: one, or one for each language, built when a caption of it comes."""
+
+    _last: ClassVar[tuple[tuple[str, Rule], "Finders"] | None] = None  # what this process used last
+
+    def __init__(self, entries: Entries, rule: Rule) -> None:
+        self._entries = entries
+        self._rule: Rule = rule
+        self._places = list(entries.lists.values()) or [(0, len(entries))]
+        self._made: dict[int, Finder] = {}
+
+    @classmethod
+    def of(cls, entries: Entries, rule: Rule) -> "Finders":
+        """Those of some entries, built once in a process."""
+        key = (entries.digest, rule)
+        if cls._last is None or cls._last[0] != key:
+            cls._last = (key, cls(entries, rule))
+        return cls._last[1]
+
+    def find(self, caption: str, number: int) -> list[int]:
+        """The entries of a list that a caption holds, ascending, each once; none where there is no list (-1)."""
+        if number < 0:
+            return []
+        start = self._places[number][0]
+        return [start + found for found in self._of(number).find(caption)]
+
+    def about(self) -> tuple[int, int]:
+        """Entries that no caption can hold, and entries that are equal to an earlier one of their list."""
+        num_impossible = num_equal = 0
+        for start, stop in self._places:
+            texts = [entry_text(entry, self._rule) for entry in self._entries.texts[start:stop]]
+            num_impossible += (impossible := texts.count(None))
+            num_equal += len(texts) - impossible - len({*texts} - {None})
+        return num_impossible, num_equal
+
+    def _of(self, number: int) -> Finder:
+        if number not in self._made:
+            start, stop = self._places[number]
+            self._made[number] = Finder(Entries(self._entries.texts[start:stop]), self._rule)
+        return self._made[number]
 
 
 @dataclass(frozen=True)
@@ -73,18 +116,24 @@ class Matching(Parted):
             an entry's end that is of a script without blanks, or a mark, may lie within a run of letters;
             `folded`: letters in any case, marks do not keep a word from being found.
 
-    Source: Xu et al. 2024, section 3.2; for `unspaced` the code of MetaCLIP 2. Departure: one list of entries for
-        captions of all languages, where theirs asks a model of languages for the list of each caption.
+        by_language: Look for the entries of the list of each caption's language, which a column names.
+
+    Source: Xu et al. 2024, section 3.2; for `unspaced` and `by_language` the code of MetaCLIP 2, which asks a model
+        for the language of a caption.
     """
 
     name: ClassVar[str] = "match"
     version: ClassVar[int] = 1
-    needs: ClassVar[tuple[str, ...]] = ("rows", "pool", "entries")
+    needs: ClassVar[tuple[str, ...]] = ("rows", "pool", "entries", "language")
     makes: ClassVar[type] = Matches
     unit: ClassVar[str] = "blocks of captions"
     keeps_parts: ClassVar[bool] = True
 
     rule: Rule
+    by_language: bool = False
+
+    def unneeded(self) -> set[str]:
+        return set() if self.by_language else {"language"}
 
     def parts(self, pool: Pool, **inputs: Any) -> list[Part]:
         """Runs of rows."""
@@ -92,16 +141,26 @@ class Matching(Parted):
         return [Part(f"part-{number:07d}", number) for number in range(count)]
 
     def make(  # type: ignore[override]
-        self, part: Part, folder: Path, /, rows: KeepList, pool: Pool, entries: Entries
+        self,
+        part: Part,
+        folder: Path,
+        /,
+        rows: KeepList,
+        pool: Pool,
+        entries: Entries,
+        language: Column | None = None,
     ) -> dict[str, Any]:
         start, stop = part.number * ROWS, min((part.number + 1) * ROWS, pool.num_rows)
         own = start + np.flatnonzero(rows.mask[start:stop])
         sizes = np.zeros(stop - start, np.int64)
-        find, numbers = finder(entries, self.rule).find, array("I")
+        numbers = array("I")
+        names = list(entries.lists)
+        lists = np.zeros(stop - start, np.int64) if language is None else lists_of(language, names)[start:stop]
+        finders = Finders.of(entries, self.rule)
         for first in range(0, len(own), CAPTIONS):
             block = own[first : first + CAPTIONS]
             for row, caption in zip(block - start, pool.captions(block), strict=True):
-                found = find(caption)
+                found = finders.find(caption, int(lists[row]))
                 numbers.extend(found)
                 sizes[row] = len(found)
         np.save(folder / "ends.npy", np.concatenate([[0], np.cumsum(sizes)]))
@@ -109,7 +168,13 @@ class Matching(Parted):
         return {"rows": len(own), "matched": int(np.count_nonzero(sizes)), "matches": len(numbers)}
 
     def finish(  # type: ignore[override]
-        self, work: Work, counts: Mapping[str, dict[str, Any]], rows: KeepList, pool: Pool, entries: Entries
+        self,
+        work: Work,
+        counts: Mapping[str, dict[str, Any]],
+        rows: KeepList,
+        pool: Pool,
+        entries: Entries,
+        language: Column | None = None,
     ) -> dict[str, Any]:
         totals = np.zeros(len(entries), np.int64)
         for name in counts:
@@ -125,7 +190,11 @@ class Matching(Parted):
                 "(select.metadata), set select.rule=folded, or take them from the captions "
                 "(select=metaclip_glyphs)."
             )
-        about = finder(entries, self.rule)
+        about = Finders.of(entries, self.rule).about()
+        without = {}
+        if language is not None:
+            has_list = lists_of(language, list(entries.lists)) >= 0
+            without = {"no list of their language": int(np.count_nonzero(rows.mask & ~has_list))}
         return {
             "rows": rows.num_kept,
             "matched": matched,
@@ -133,6 +202,7 @@ class Matching(Parted):
             "matches": int(totals.sum()),
             "entries": len(entries),
             "entries without a match": int(np.count_nonzero(totals == 0)),
-            "entries that no caption can hold": about.num_impossible,
-            "entries equal when folded": about.num_equal,
+            "entries that no caption can hold": about[0],
+            "entries equal when folded": about[1],
+            **without,
         }

@@ -1,6 +1,7 @@
 """Where entries come from: a given list, the pool's captions, WordNet, and MetaCLIP's own mixture."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from dbp.config import require
+from dbp.data.entries import Entries, cleaned
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.engine.paths import file_digest
 from dbp.engine.progress import progress
 from dbp.engine.stage import runtime
+from dbp.engine.work import Work
 from dbp.errors import ConfigError, WorldError
 from dbp.exact.order import first, keyed_hash
 from dbp.metadata.base import EntrySource, Joined, Numbers
@@ -47,6 +50,65 @@ class Given(EntrySource):
         if self.file.endswith(".json"):
             return read_json(self.file)
         return read_lines(self.file)
+
+
+@dataclass(frozen=True)
+class ByLanguage(EntrySource):
+    """A list for each language: the files of a folder, each named by its language as the column writes it.
+
+    The list `other` is for captions of languages that have none, and of no language; without it they hold no entry.
+
+    Args:
+        folder: With `en.json`, `de.txt` and so on, each as `Given` reads it; their content enters the key.
+
+    Source: MetaCLIP 2 (arXiv 2507.22062) and its code, whose metadata is one such folder.
+    """
+
+    by_language: ClassVar[bool] = True
+
+    folder: str = runtime("")
+
+    def files(self) -> dict[str, Path]:
+        """The file of each language, in the order of their names.
+
+        Raises:
+            ConfigError: There is none, or there are two of one language.
+        """
+        found: dict[str, Path] = {}
+        for file in sorted(Path(self.folder).glob("*")) if self.folder else ():
+            if not file.is_file() or file.name.startswith("."):
+                continue
+            if file.stem in found:
+                raise ConfigError(
+                    f"select.metadata.folder={self.folder}: {found[file.stem].name} and {file.name} are both of "
+                    f"language {file.stem!r}. Keep one."
+                )
+            found[file.stem] = file
+        must = "a folder with a list for each language, such as en.json or en.txt"
+        require(bool(found), "select.metadata.folder", self.folder, must)
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        lists = {name: file_digest(str(file), "select.metadata.folder") for name, file in self.files().items()}
+        return {"lists": {name: [Path(file).suffix == ".json", lists[name]] for name, file in self.files().items()}}
+
+    def texts(self, **inputs: Any) -> Iterable[str]:
+        for file in self.files().values():
+            yield from Given(str(file)).texts()
+
+    def run(self, work: Work, **inputs: Any) -> dict[str, Any]:
+        texts: list[str] = []
+        lists: dict[str, tuple[int, int]] = {}
+        gone: Counter[str] = Counter()
+        for language, file in self.files().items():
+            own, went = cleaned(Given(str(file)).texts())
+            if not own:
+                raise WorldError(f"select.metadata.folder: {file} holds no usable entry. Fill it, or remove it.")
+            lists[language] = (len(texts), len(texts) + len(own))
+            texts += own
+            gone.update(went)
+        Entries(texts, lists).save(work.folder)
+        return {"entries": len(texts), "languages": len(lists), **gone}
 
 
 def read_json(path: str) -> list[str]:

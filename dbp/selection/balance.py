@@ -10,20 +10,25 @@ given instead keeps the same rows.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, UInt8, UInt64
+from jaxtyping import Bool, Float64, Int64, UInt16, UInt64
 
+from dbp.data.column import Column
+from dbp.data.entries import Entries
 from dbp.data.keep_list import KeepList
 from dbp.data.matches import MatchedRows, Matches
 from dbp.data.pool import Pool
 from dbp.errors import ConfigError, nearest
+from dbp.metadata.matching import lists_of
 
 NO_LANGUAGE = "(none)"  # of rows without a value in the column
+NO_LIST = "(no list)"  # of rows whose language has no list of entries
+MOST_LANGUAGES = 1024  # that share one list; 8 bytes an entry and language stay in memory
 FEW = 1 << 18  # undecided rows that are held in memory
 Combine = Literal["independent", "sum"]
 
@@ -32,41 +37,100 @@ Combine = Literal["independent", "sum"]
 class Languages:
     """The language of each row, as numbers, and their names."""
 
-    of_row: UInt8[np.ndarray, " n"]
+    of_row: UInt16[np.ndarray, " n"]
     names: tuple[str, ...]
     reference: int = 0
 
     @classmethod
-    def of(cls, pool: Pool, num_rows: int, column: str | None, reference: str) -> "Languages":
-        """The languages that a column of the pool names; one for all rows where no column is asked for.
+    def of(
+        cls,
+        pool: Pool,
+        num_rows: int,
+        name: str | None,
+        column: Column | None,
+        reference: str,
+        lists: Sequence[str],
+    ) -> "Languages":
+        """The languages that a column names; one for all rows where no column is asked for.
+
+        Args:
+            name: What `select.language` says.
+            column: The column of this name; none for one that the pool's index holds.
+            lists: The languages that have a list of entries; none where one list serves all.
 
         Raises:
-            ConfigError: The pool has no such column, or no row in the reference language.
+            ConfigError: There is no such column, it holds numbers or too many texts, or no row is in the reference
+                language.
         """
-        if column is None:
-            return cls(np.zeros(num_rows, np.uint8), ("",))
-        if column not in pool.index.names:
+        if name is None:
+            return cls(np.zeros(num_rows, np.uint16), ("",))
+        column = column or _of_index(pool, name)
+        at = lists_of(column, lists)
+        if lists:
+            names = (*lists, NO_LIST) if (at < 0).any() else tuple(lists)
+            at[at < 0] = len(lists)
+        else:
+            assert column.codes is not None, "a column of texts"
+            has_value = column.has_value
+            names = column.texts if has_value.all() else (*column.texts, NO_LANGUAGE)
+            at = np.where(has_value, column.codes, len(column.texts))
+        if len(names) > MOST_LANGUAGES:
             raise ConfigError(
-                f"select.language={column}: the pool has no such column. {nearest(column, pool.index.names)} "
-                f"Of a DataComp pool, pool.columns=[{column}] carries it."
+                f"select.language={name}: the column has {len(names):,} different values, such as {names[0]!r}, "
+                f"and languages are {MOST_LANGUAGES:,} at most. Name a column of the captions' languages."
             )
-        codes, names = pool.index.codes(column)
-        texts = tuple(name or NO_LANGUAGE for name in names)
-        if reference not in texts:
+        if reference not in names:
             raise ConfigError(
-                f"select.reference_language={reference}: no row of the pool is in it. {nearest(reference, texts)}"
+                f"select.reference_language={reference}: no row of the pool is in it. {nearest(reference, names)}"
             )
-        return cls(codes, texts, texts.index(reference))
+        return cls(at.astype(np.uint16), names, names.index(reference))
+
+    def places(self, entries: Entries) -> list[slice]:
+        """Where the counts of each language's entries stand among those of all."""
+        if entries.lists:
+            return [slice(*entries.lists.get(name, (0, 0))) for name in self.names]
+        return [slice(n * len(entries), (n + 1) * len(entries)) for n in range(len(self.names))]
+
+    def first(self, entries: Entries) -> Int64[np.ndarray, " l"]:
+        """What is added to the number of an entry, for the place of its count in a language."""
+        return np.arange(len(self.names), dtype=np.int64) * (0 if entries.lists else len(entries))
+
+
+def _of_index(pool: Pool, name: str) -> Column:
+    """A column of the pool's index."""
+    if name not in pool.index.names:
+        raise no_column(name, pool.index.names)
+    try:
+        codes, texts = pool.index.codes(name)
+    except (OverflowError, AssertionError, ValueError, TypeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"select.language={name}: this column of the index holds no texts, or more than 256 different ones. "
+            f"Name it under columns, as in +columns.{name}=pool:{name}."
+        ) from error
+    known = [text for text in texts if text]
+    table = np.array([known.index(text) if text else -1 for text in texts] or [-1], np.int32)
+    return Column(codes=table[codes], texts=tuple(known))
+
+
+def no_column(name: str, known: Sequence[str]) -> ConfigError:
+    """The refusal of a language column that is not there."""
+    near = f" {nearest(name, known)}" if known else ""
+    return ConfigError(
+        f"select.language={name}: the pool has no such column.{near} A column gets a name under "
+        f"columns, as in +columns.{name}=json:{name}; of a DataComp pool, pool.columns=[{name}] carries it."
+    )
 
 
 @dataclass(frozen=True)
 class Balance:
-    """What balancing knows of a pool; 10 bytes a row and 16 an entry and language stay in memory.
+    """What balancing knows of a pool; 11 bytes a row and 16 an entry and language stay in memory.
+
+    Where each language has a list of its own, an entry is of one language.
 
     Args:
         matches: The entries of each row.
         mask: Rows that may be kept.
-        counts: Captions of each language that hold each entry.
+        counts: Captions of each language that hold each entry, by `languages.places`.
         languages: Of the rows.
         hashes: Of the rows' uids.
         seed: Of the random numbers.
@@ -75,7 +139,7 @@ class Balance:
 
     matches: Matches
     mask: Bool[np.ndarray, " n"]
-    counts: Int64[np.ndarray, "l e"]
+    counts: Int64[np.ndarray, " c"]
     languages: Languages
     hashes: UInt64[np.ndarray, " n"]
     seed: int
@@ -97,12 +161,12 @@ class Balance:
         Raises:
             ConfigError: No row in the reference language holds an entry.
         """
-        counts = matches.counts[None]
-        if of == "rows" or len(languages.names) > 1:
+        counts = matches.counts
+        if of == "rows" or (len(languages.names) > 1 and not matches.entries.lists):
             # A row that is not valid has no match, so that all rows stand for the valid ones.
             among = rows.mask if of == "rows" else np.ones_like(rows.mask)
             counts = counted(matches, among, languages)
-        if not counts[languages.reference].any():
+        if not counts[languages.places(matches.entries)[languages.reference]].any():
             name = languages.names[languages.reference]
             raise ConfigError(
                 f"no row{f' in the reference language {name}' if name else ''} at hand holds one of the "
@@ -111,13 +175,18 @@ class Balance:
             )
         return cls(matches, rows.mask, counts, languages, pool.uid_hashes, seed, combine)
 
+    @property
+    def by_language(self) -> list[Int64[np.ndarray, " e"]]:
+        """The counts of each language."""
+        return [self.counts[place] for place in self.languages.places(self.matches.entries)]
+
     # thresholds
 
     @cached_property
     def _tails(self) -> list[tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, " d"]]]:
         """For each language the distinct counts, and the share of matches of entries with at most that."""
         found = []
-        for own in self.counts:
+        for own in self.by_language:
             distinct, times = np.unique(own[own > 0], return_counts=True)
             mass = np.cumsum(distinct * times, dtype=np.float64)
             share = mass / mass[-1] if len(mass) else mass
@@ -131,8 +200,8 @@ class Balance:
 
         Source: MetaCLIP's second version, which takes the count whose share is nearest.
         """
-        found = np.full(len(self.counts), float(threshold))
-        if len(self.counts) > 1:
+        found = np.full(len(self.languages.names), float(threshold))
+        if len(found) > 1:
             at, shares = self._tails[self.languages.reference]
             share = np.interp(threshold, at, shares)
             for number, (own, own_shares) in enumerate(self._tails):
@@ -142,7 +211,7 @@ class Balance:
 
     def tail_share(self, threshold: float) -> float:
         """The share of the reference language's matches on entries that are kept whole: c_e <= t."""
-        own = self.counts[self.languages.reference]
+        own = self.by_language[self.languages.reference]
         return float(own[own <= threshold].sum() / max(int(own.sum()), 1))
 
     # rows
@@ -152,10 +221,11 @@ class Balance:
         from dbp.exact.balancing import keep_probabilities
 
         thresholds, is_sum = self.thresholds(threshold), self.combine == "sum"
+        first = self.languages.first(self.matches.entries)
         for block in self.matches.blocks():
             found = np.empty(block.num_rows)
             language = self.languages.of_row[block.rows]
-            keep_probabilities(block.ends, block.numbers, language, self.counts, thresholds, is_sum, found)
+            keep_probabilities(block.ends, block.numbers, language, self.counts, first, thresholds, is_sum, found)
             yield block, found
 
     def lots(self, threshold: float) -> Iterator[tuple[slice, Float64[np.ndarray, " r"]]]:
@@ -222,7 +292,7 @@ class Balance:
     @property
     def _largest(self) -> float:
         """The least threshold that keeps every entry whole."""
-        return float(max(int(self.counts[self.languages.reference].max()), 1))
+        return float(max(int(self.by_language[self.languages.reference].max()), 1))
 
     def _undecided(self, low: float, high: float) -> "Balance":
         """The rows that a threshold keeps and a lower one does not, in memory."""
@@ -255,12 +325,13 @@ def _between(low: float, high: float) -> float:
     return math.sqrt(least * high) if high > 4 * least else (low + high) / 2
 
 
-def counted(matches: Matches, mask: Bool[np.ndarray, " n"], languages: Languages) -> Int64[np.ndarray, "l e"]:
+def counted(matches: Matches, mask: Bool[np.ndarray, " n"], languages: Languages) -> Int64[np.ndarray, " c"]:
     """How many rows of a mask hold each entry, by language."""
     from dbp.exact.balancing import count_matches
 
-    counts = np.zeros((len(languages.names), len(matches.counts)), np.int64)
+    first = languages.first(matches.entries)
+    counts = np.zeros(int(first[-1]) + len(matches.entries), np.int64)
     for block in matches.blocks():
         language, own = languages.of_row[block.rows], mask[block.rows]
-        count_matches(block.ends, block.numbers, language, own, counts)
+        count_matches(block.ends, block.numbers, language, own, first, counts)
     return counts

@@ -119,8 +119,8 @@ def balance(num_rows: int, num_entries: int) -> None:
         before = held()
         size = counts.sum() * 4 + num_rows * 8
         print(f"{num_rows:,} rows, {counts.sum():,} matches, {size / 1e9:.1f} GB of files")
-        languages = Languages(np.zeros(num_rows, np.uint8), ("",))
-        own = Balance(matches, mask, counts[None], languages, hashes, 0, "independent")
+        languages = Languages(np.zeros(num_rows, np.uint16), ("",))
+        own = Balance(matches, mask, counts, languages, hashes, 0, "independent")
         passes = [0]
         plain = Balance.lots
 

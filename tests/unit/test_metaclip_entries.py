@@ -27,7 +27,7 @@ from dbp.engine.work import Work
 from dbp.errors import ConfigError, WorldError
 from dbp.metadata import matching, ngrams
 from dbp.metadata.base import Combined, EntrySource, Numbers
-from dbp.metadata.matching import Finder, Matching
+from dbp.metadata.matching import Finder, Finders, Matching
 from dbp.metadata.rules import entry_text, folded, spaced
 from dbp.metadata.sources import FromCaptions, Given, Published, WordNet
 from dbp.metadata.wikipedia import Pairs, Titles, Words
@@ -153,8 +153,8 @@ def test_the_automaton_finds_what_a_scan_over_all_entries_finds() -> None:
         alike = {entry for entry in by_number if entry in own_text} - {"  "}
         assert {by_number[n] for n in by_folding.find(text)} == alike
     assert found > 500
-    assert reference.num_impossible > 10
-    assert by_folding.num_equal > 10
+    assert Finders(Entries(entries), "reference").about()[0] > 10
+    assert Finders(Entries(entries), "folded").about()[1] > 10
 
 
 def test_spacing_is_the_published_one() -> None:
@@ -175,7 +175,7 @@ def test_an_entry_that_is_nothing_when_folded_matches_nothing() -> None:
 def test_entries_are_numbered_by_the_first_of_those_that_are_equal_when_folded() -> None:
     finder = Finder(Entries(["cat", "Dog", "dog", "DOG"]), "folded")
     assert finder.find("a dog") == [1]
-    assert finder.num_equal == 2
+    assert Finders(Entries(["cat", "Dog", "dog", "DOG"]), "folded").about() == (0, 2)
 
 
 # clean lists
