@@ -137,14 +137,17 @@ def run(config: Any, what: str, steps: int = 20) -> LoaderTimes | TrainTimes:
     from training.resume.workers import loading
     from training.run import prepare
     from training.timing import loader_rate, part_times, step_times
-    from training.train import stage_of
+    from training.train import node_of
 
-    stage, nodes = stage_of(config), recipe(read(config))
+    nodes = recipe(read(config))
+    node = node_of(config, nodes)
+    stage: Any = node.stage
     store = open_store(config)
     if config.upstream == "require":
         require_upstream(store, nodes["select"])
     check_budget(store, nodes)
-    subset = Subset.of(store.get(nodes["index"]), store.get(nodes["select"]))
+    made = {name: store.get(one) for name, one in node.inputs.items() if name != "refined"}
+    subset = Subset.of(made["pool"], made["keep"], made.get("column"))
     stage = replace(stage, samples_seen=steps * stage.batch_size, epochs=None)
     prepared = prepare(stage, subset, Ranks())
     with tempfile.TemporaryDirectory() as folder:

@@ -54,7 +54,8 @@ def follow(ranks: Ranks) -> None:
     while job := ranks.hear()["train"]:
         stage, work, inputs = open_job(Path(job))
         assert isinstance(stage, TrainSettings)
-        train(stage, work, Subset.of(inputs["pool"], inputs["keep"]), ranks, inputs.get("refined"))
+        subset = Subset.of(inputs["pool"], inputs["keep"], inputs.get("column"))
+        train(stage, work, subset, ranks, inputs.get("refined"))
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def lay_out(objective: Objective, budget: Budget, subset: Subset) -> tuple[Subse
         subset = subset.within(streaming.open(subset.pool, subset.rows))
     weights = subset.weights
     if mixture is not None:
-        own = mixture.weights(subset.pool, subset.rows)
+        own = mixture.weights(subset.pool, subset.rows, subset.column)
         weights = own if weights is None else own * weights
     if weights is None:
         return subset, Order(subset.keys, objective.seed, windows), budget.horizon(len(subset))

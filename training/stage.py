@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dbp.data.captions import Captions
+from dbp.data.column import Column
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.engine.part_jobs import write_job
@@ -23,17 +24,19 @@ class Train(TrainSettings, Stage):
     name: ClassVar[str] = "train"
     version: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("pool", "keep")
-    takes: ClassVar[tuple[str, ...]] = ("refined",)
+    takes: ClassVar[tuple[str, ...]] = ("refined", "column")
     makes: ClassVar[type] = Checkpoint
     home: ClassVar[str] = "runs"
 
     def identity(self) -> dict[str, Any]:
         return {"precision": resolve_precision(self.precision, self.device)}
 
-    def run(self, work: Work, pool: Pool, keep: KeepList, refined: Captions | None = None) -> dict[str, Any]:
+    def run(
+        self, work: Work, pool: Pool, keep: KeepList, refined: Captions | None = None, column: Column | None = None
+    ) -> dict[str, Any]:
         from training.run import train
 
         ranks = here()
         if ranks.size > 1:
             ranks.say({"train": str(write_job(work))})
-        return train(self, work, Subset.of(pool, keep), ranks, refined)
+        return train(self, work, Subset.of(pool, keep, column), ranks, refined)

@@ -15,6 +15,7 @@ from typing import Any
 from dbp.config import build
 from dbp.curate import open_store, read, recipe
 from dbp.engine.stage import Node
+from dbp.offers import Offers, ReadsColumn
 from dbp.planning import preflight
 from dbp.planning.plan import check_budget, print_plan, require_upstream
 from training.config import Model
@@ -43,9 +44,16 @@ def stage_of(config: Any) -> Train:
 
 
 def node_of(config: Any, nodes: dict[str, Node]) -> Node:
-    """The training run bound to what curation makes: pool, keep list and, where they are written, captions."""
+    """The training run bound to what curation makes: pool, keep list and, where they are, captions and a column.
+
+    Raises:
+        ConfigError: As of `stage_of`; or a mixture names a column that is not there.
+    """
+    stage = stage_of(config)
     own = {"pool": nodes["index"], "keep": nodes["select"], "refined": nodes.get("captions")}
-    return stage_of(config).bind(**own)
+    if isinstance(stage.mixture, ReadsColumn):
+        own["column"] = Offers("mixture", nodes)[stage.mixture.offered_as("columns")]
+    return stage.bind(**own)
 
 
 def run(config: Any) -> Checkpoint | None:

@@ -18,7 +18,7 @@ from dbp.errors import ConfigError, StoreError
 from dbp.formats.exchange import read_texts
 from dbp.formats.uid_pairs import Names
 from dbp.lineage import open_keep_list, open_pool_of
-from evaluation.checks.near_copies import find_run, trained_rows
+from evaluation.checks.near_copies import column_of, find_run, trained_rows
 from evaluation.sets.drawn import UIDS_FILE
 from evaluation.sets.folders import find_set
 from evaluation.sets.tar_index import EvaluationDataError
@@ -79,10 +79,10 @@ def warnings(store: Store, named: Sequence[str], tasks: Sequence[Task], root: Pa
         try:
             run = find_run(store, name)
             _, keep = open_keep_list(store, run.manifest["inputs"]["keep"]["key"])
-            pool = open_pool_of(store, run)
+            pool, column = open_pool_of(store, run), column_of(store, run)
         except (ConfigError, StoreError):
             continue
-        trained = trained_rows(rebuild(run.manifest["made_by"]), pool, keep)
+        trained = trained_rows(rebuild(run.manifest["made_by"]), pool, keep, column)
         for key, file in files.items():
             if count := len(rows_of(pool, file, trained)):
                 lines.append(

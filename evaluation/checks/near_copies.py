@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from dbp.config import require
+from dbp.data.column import Column
 from dbp.data.embeddings import Embeddings
 from dbp.data.images import background_key
 from dbp.data.keep_list import KeepList
@@ -108,11 +109,17 @@ def find_trained(store: Store, named: str) -> Trained:
             f"{embeddings.key}, so test pictures would not be encoded as the pool's were. Put those weights "
             "back where they were."
         )
-    rows = trained_rows(stage, pool, keep)
+    rows = trained_rows(stage, pool, keep, column_of(store, run))
     return Trained(run, pool, rows, store.open(embeddings.key), embeddings, encoder)
 
 
-def trained_rows(stage: Any, pool: Pool, keep: KeepList) -> Bool[np.ndarray, " n"]:
+def column_of(store: Store, run: Entry) -> Column | None:
+    """The column that a run's mixture read; none where it read none."""
+    made = run.manifest["inputs"].get("column")
+    return None if made is None else store.open(made["key"])
+
+
+def trained_rows(stage: Any, pool: Pool, keep: KeepList, column: Column | None = None) -> Bool[np.ndarray, " n"]:
     """The kept rows that a run's `Train` draws from: without those held out, and those of no weight."""
     from training.feed.subset import is_held_out
 
@@ -120,7 +127,7 @@ def trained_rows(stage: Any, pool: Pool, keep: KeepList) -> Bool[np.ndarray, " n
     if stage.held_out:
         rows = rows[~is_held_out(pool.uid_hashes[rows], stage.held_out)]
     if stage.mixture is not None:
-        rows = rows[stage.mixture.weights(pool, rows) > 0]
+        rows = rows[stage.mixture.weights(pool, rows, column) > 0]
     found = np.zeros(pool.num_rows, bool)
     found[rows] = True
     return found

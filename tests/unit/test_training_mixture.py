@@ -10,22 +10,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dbp.config import build
+from dbp.config import build, compose
+from dbp.curate import recipe
+from dbp.data.column import Column
 from dbp.data.columns import Columns
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool, hash_64
 from dbp.data.scores import Scores
-from dbp.engine.stage import parameters
+from dbp.engine.stage import Node, parameters
 from dbp.errors import ConfigError, WorldError
+from dbp.settings import read
 from training.account.horizon import Budget, Horizon
 from training.config import Model, Optimiser
 from training.feed.augmentation import Shift
 from training.feed.mixture import MixedOrder, check_weights, mixed_horizon
 from training.feed.order import Batches, Order, copy_keys, draws, sample_keys
 from training.feed.subset import Subset
-from training.feed.weights import ByScore, BySource, ByUid, Mixture
+from training.feed.weights import ByColumn, ByScore, BySource, ByUid, Mixture
 from training.run import lay_out
 from training.settings import Objective
+from training.train import node_of
 
 ASKED = Objective(
     model=Model(name="ViT-B-32"),
@@ -287,6 +291,64 @@ def test_a_source_gives_all_its_samples_one_weight(pool: Pool) -> None:
         BySource({"cc3m/*": 0.5}, 1.0).weights(pool, ROWS)
     with pytest.raises(ConfigError, match=r"decides for none"):  # what stands before it takes all
         BySource({"*": 0.5, "cc12m/*": 2.0}, 1.0).weights(pool, ROWS)
+
+
+LANGUAGES = Column(codes=np.array([0, 1, 2, 1, -1, 0], np.int32), texts=("en", "de", "no"))
+
+
+def test_a_value_of_a_column_gives_its_rows_one_weight(pool: Pool) -> None:
+    mixture = ByColumn("language", {"en": 0.5, "no": 3}, otherwise=1.0, without_value=0.25)
+    assert mixture.weights(pool, ROWS, LANGUAGES).tolist() == [0.5, 3, 0.25, 0.5]
+    assert mixture.weights(pool, np.array([1, 3]), LANGUAGES).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "otherwise", "without", "facts"),
+    [
+        ({"en": 1, "nö": 1}, 1.0, 1.0, ["'nö'", "language", "de, en, no"]),
+        ({"en": 1}, None, 1.0, ["1 of 4 kept samples", "'no'", "'c'", "mixture.otherwise"]),
+        ({"en": 1}, 1.0, None, ["1 of 4 kept samples", "no value", "'e'", "mixture.without_value"]),
+    ],
+)
+def test_a_row_that_no_weight_is_for_is_refused(
+    pool: Pool, values: Any, otherwise: float | None, without: float | None, facts: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ByColumn("language", values, otherwise, without).weights(pool, ROWS, LANGUAGES)
+    assert all(fact in str(caught.value) for fact in facts), caught.value
+
+
+def test_a_column_of_numbers_and_a_sum_of_zero_have_a_way_out(pool: Pool) -> None:
+    mixture = ByColumn("width", {}, 1.0, 1.0)
+    with pytest.raises(ConfigError, match=r"width is a column of numbers.*by_score"):
+        mixture.weights(pool, ROWS, Column(numbers=np.zeros(6)))
+    nothing = ByColumn("language", {"en": 0}, 0.0, 0.0)
+    keep = KeepList(pool.digest, np.ones(pool.num_rows, bool))
+    with pytest.raises(ConfigError, match=r"sum to 0, so an epoch would be empty"):
+        lay_out(replace(ASKED, mixture=nothing), Budget(batch_size=2, epochs=1.0), Subset.of(pool, keep, LANGUAGES))
+
+
+@pytest.mark.parametrize("name", [False, True, 1])
+def test_a_name_that_yaml_read_as_something_else_is_refused(name: Any) -> None:
+    by_column = {"column": "language", "values": {name: 1.0}, "otherwise": None, "without_value": None}
+    by_source = {"sources": {name: 1.0}, "otherwise": None}
+    for kind, given in (("ByColumn", by_column), ("BySource", by_source)):
+        with pytest.raises(ConfigError, match=rf"mixture\.(values|sources)={name}: .*in quotes"):
+            build({"_target_": f"training.feed.weights.{kind}", **given}, Mixture, "mixture")
+
+
+def bound(*words: str) -> Node:
+    config = compose("train", ["pool.shards=x.tar", "dedup=none", "select=none", "model=glyphs", *words])
+    return node_of(config, recipe(read(config)))
+
+
+def test_a_run_reads_the_column_that_its_mixture_names(tmp_path: Path) -> None:
+    mixture = ["mixture=by_column", "mixture.column=lang", "mixture.values={en: 0.5}", "mixture.otherwise=1"]
+    node = bound("+columns.lang=json:lang", "+columns.other=json:other", *mixture)
+    assert node.inputs["column"].stage.field == "lang"  # type: ignore[attr-defined]
+    assert "column" not in bound("+columns.lang=json:lang").inputs
+    with pytest.raises(ConfigError, match=r"mixture\.column='lang': .*'lag'.*\+columns\.lang=json:lang"):
+        bound("+columns.lag=json:lang", *mixture)
 
 
 def test_a_score_gives_a_weight_on_a_line(pool: Pool, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt64
 
+from dbp.data.column import Column
 from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.errors import ConfigError
@@ -19,9 +20,10 @@ class Subset:
     pool: Pool
     rows: Int64[np.ndarray, " m"]
     weights: Float32[np.ndarray, " m"] | None = None  # how often each stands in an epoch; None is once
+    column: Column | None = None  # that a mixture reads
 
     @classmethod
-    def of(cls, pool: Pool, keep: KeepList) -> "Subset":
+    def of(cls, pool: Pool, keep: KeepList, column: Column | None = None) -> "Subset":
         """What a keep list keeps.
 
         Raises:
@@ -33,7 +35,7 @@ class Subset:
                 f"{keep.pool_digest[:12]}, and this pool has {pool.digest[:12]}; their rows are not the same "
                 "samples. Curate this pool, or carry the list over by uids (dbp export, dbp import)."
             )
-        return cls(pool, np.asarray(keep.rows, np.int64), keep.weights)
+        return cls(pool, np.asarray(keep.rows, np.int64), keep.weights, column)
 
     def split(self, share: float) -> tuple["Subset", "Subset"]:
         """What is trained on, and what is held out of it by uid: an expected share of the pool's uids."""
@@ -43,12 +45,13 @@ class Subset:
         return self._where(~is_out), self._where(is_out)
 
     def _where(self, mask: Bool[np.ndarray, " m"]) -> "Subset":
-        return Subset(self.pool, self.rows[mask], None if self.weights is None else self.weights[mask])
+        weights = None if self.weights is None else self.weights[mask]
+        return Subset(self.pool, self.rows[mask], weights, self.column)
 
     def within(self, pool: Pool) -> "Subset":
         """The same rows of the same pool, read in another way."""
         assert pool.digest == self.pool.digest, "the same samples"
-        return Subset(pool, self.rows, self.weights)
+        return Subset(pool, self.rows, self.weights, self.column)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,6 +1,7 @@
-"""Where the weights of a mixture come from: the source of a sample, its score, or a list of uids."""
+"""Where the weights of a mixture come from: the source of a sample, a column, a score, or a list of uids."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -10,12 +11,14 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from dbp.config import require
+from dbp.data.column import Column
 from dbp.data.pool import Pool
 from dbp.data.scores import Scores
 from dbp.engine.paths import file_digest
 from dbp.engine.stage import runtime
-from dbp.errors import ConfigError, WorldError
+from dbp.errors import ConfigError, WorldError, nearest
 from dbp.formats.by_uid import joined, parquet_batches
+from dbp.offers import ReadsColumn
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,10 @@ class Mixture(ABC):
     """How often each kept sample stands in an epoch: its weight, from 0 to 65,535."""
 
     @abstractmethod
-    def weights(self, pool: Pool, rows: Int[np.ndarray, " m"]) -> Float32[np.ndarray, " m"]:
-        """The weights of kept rows."""
+    def weights(
+        self, pool: Pool, rows: Int[np.ndarray, " m"], column: Column | None = None
+    ) -> Float32[np.ndarray, " m"]:
+        """The weights of kept rows; `column` is the one that a `ByColumn` names."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +42,15 @@ class BySource(Mixture):
         otherwise: Weight where none fits; null refuses such a shard.
     """
 
-    sources: dict[str, Any]
+    sources: dict[Any, Any]
     otherwise: float | None
 
     def __post_init__(self) -> None:
-        for pattern, weight in self.sources.items():
-            ok = isinstance(weight, int | float) and not isinstance(weight, bool)
-            require(ok, f"sources[{pattern}]", weight, "a number from 0 to 65,535")
+        require_weights("sources", self.sources)
 
-    def weights(self, pool: Pool, rows: Int[np.ndarray, " m"]) -> Float32[np.ndarray, " m"]:
+    def weights(
+        self, pool: Pool, rows: Int[np.ndarray, " m"], column: Column | None = None
+    ) -> Float32[np.ndarray, " m"]:
         """The weights of kept rows.
 
         Raises:
@@ -64,6 +69,75 @@ class BySource(Mixture):
             )
         of_shard = [self.otherwise if pattern is None else self.sources[pattern] for pattern in patterns]
         return np.array(of_shard, np.float32)[pool.column("shard")[rows]]
+
+
+def require_weights(setting: str, weights: Mapping[Any, Any]) -> None:
+    """Refuse weights that are not numbers, and names that YAML took for something else."""
+    for name, weight in weights.items():
+        must = "named by texts; put this name in quotes: YAML reads no, on and 01 as something else"
+        require(isinstance(name, str), setting, name, must)
+        ok = isinstance(weight, int | float) and not isinstance(weight, bool)
+        require(ok, f"{setting}[{name}]", weight, "a number from 0 to 65,535")
+
+
+@dataclass(frozen=True)
+class ByColumn(ReadsColumn, Mixture):
+    """One weight for each text of a column of the pool, such as a language.
+
+    Args:
+        column: Its name, of `columns`.
+        values: From a text to a weight.
+        otherwise: Weight of a text that is not named; null refuses such a row.
+        without_value: Weight of a row without a value; null refuses such a row.
+    """
+
+    column: str
+    values: dict[Any, Any]
+    otherwise: float | None
+    without_value: float | None
+
+    def __post_init__(self) -> None:
+        require(bool(self.column), "column", self.column, "a name of columns")
+        require_weights("values", self.values)
+
+    def weights(
+        self, pool: Pool, rows: Int[np.ndarray, " m"], column: Column | None = None
+    ) -> Float32[np.ndarray, " m"]:
+        """The weights of kept rows.
+
+        Raises:
+            ConfigError: The column is one of numbers, no row has a text that is named, or a kept row has no weight.
+        """
+        assert column is not None, "bound with its column"
+        if column.codes is None:
+            raise ConfigError(
+                f"mixture.column={self.column} is a column of numbers, and mixture=by_column weighs texts. Make "
+                "it a score (score=from_column) and take mixture=by_score."
+            )
+        known = frozenset(column.texts)
+        if unknown := next((text for text in self.values if text not in known), None):
+            raise ConfigError(
+                f"mixture.values: no row has {unknown!r} in column {self.column}. {nearest(unknown, column.texts)}"
+            )
+        codes = np.asarray(column.codes)[rows]
+        own = np.array([self.values.get(text, np.nan) for text in column.texts] + [np.nan])
+        is_named = np.array([text in self.values for text in column.texts] + [False])
+        cases = (
+            (codes < 0, self.without_value, "no value", "without_value"),
+            ((codes >= 0) & ~is_named[codes], self.otherwise, "another value", "otherwise"),
+        )
+        found = own[codes]
+        for mask, weight, what, setting in cases:
+            if mask.any() and weight is None:
+                row = rows[mask][:1]
+                such = "" if setting == "without_value" else f" {column.texts[codes[mask][0]]!r}"
+                raise ConfigError(
+                    f"mixture.values: {int(mask.sum()):,} of {len(rows):,} kept samples have {what}{such} in "
+                    f"column {self.column}, such as {pool.uids(row)[0]!r}. Give their weight as mixture.{setting}; "
+                    "0 leaves them out."
+                )
+            found[mask] = 0 if weight is None else weight
+        return found.astype(np.float32)
 
 
 def _fits(shard: str, pattern: str) -> bool:
@@ -85,7 +159,9 @@ class ByScore(Mixture):
         require(file.is_file(), "mixture.scores", self.scores, must)
         return {"scores": file_digest(file, "mixture.scores")}
 
-    def weights(self, pool: Pool, rows: Int[np.ndarray, " m"]) -> Float32[np.ndarray, " m"]:
+    def weights(
+        self, pool: Pool, rows: Int[np.ndarray, " m"], column: Column | None = None
+    ) -> Float32[np.ndarray, " m"]:
         """The weights of kept rows.
 
         Raises:
@@ -114,7 +190,9 @@ class ByUid(Mixture):
         require(Path(self.file).is_file(), "mixture.file", self.file, "a Parquet file that is there")
         return {"file": file_digest(self.file, "mixture.file")}
 
-    def weights(self, pool: Pool, rows: Int[np.ndarray, " m"]) -> Float32[np.ndarray, " m"]:
+    def weights(
+        self, pool: Pool, rows: Int[np.ndarray, " m"], column: Column | None = None
+    ) -> Float32[np.ndarray, " m"]:
         """The weights of kept rows; samples that share a uid share its weight.
 
         Raises:
