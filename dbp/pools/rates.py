@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int
@@ -31,10 +32,33 @@ class Rate:
     high: float
     ratio: float  # of draws to those of all rows: to what a uniform choice of equal size takes of each value
 
+    def against(self, overall: float) -> str:
+        """`over` or `under`, where the interval leaves out what a uniform choice keeps; else empty."""
+        return "over" if self.low > overall else "under" if self.high < overall else ""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The kept rates of a column's values, of the surest difference first.
+
+    Args:
+        told: A line each.
+        others: Values that are not told, together; none where all are.
+        num_others: How many they are.
+        overall: The share of all rows that is kept: what a uniform choice of equal size keeps of each value.
+        draws: Of a row of all, in an epoch; the same where each row is taken once.
+    """
+
+    told: list[Rate]
+    others: Rate | None
+    num_others: int
+    overall: float
+    draws: float
+
 
 def kept_rates(
     column: Column, valid: Bool[np.ndarray, " n"], weights: np.ndarray, most: int | None = MOST_SHOWN
-) -> list[Rate]:
+) -> Rates:
     """The kept rate of each value, the over- and under-represented first, by draws of a row.
 
     Args:
@@ -48,17 +72,28 @@ def kept_rates(
     rows = np.bincount(groups[valid], minlength=len(names))
     kept = np.bincount(groups[valid], weights=(weights[valid] > 0).astype(np.float64), minlength=len(names))
     draws = np.bincount(groups[valid], weights=weights[valid], minlength=len(names))
-    overall = draws.sum() / max(rows.sum(), 1)
-    found = []
-    for at in np.flatnonzero(rows):
-        n, share = int(rows[at]), kept[at] / rows[at]
+    num_rows = max(int(rows.sum()), 1)
+    overall, per_row = float(kept.sum() / num_rows), float(draws.sum() / num_rows)
+    there = np.flatnonzero(rows)
+    sureness = np.abs(draws[there] / rows[there] - per_row) * np.sqrt(rows[there])
+    told = there
+    if most is not None and most < len(there):
+        least = np.partition(sureness, -most)[-most] if most else np.inf
+        told = there[sureness >= least]
+    by_place = dict(zip(there.tolist(), sureness.tolist(), strict=True))
+    order = sorted(told.tolist(), key=lambda at: (-by_place[at], names[at]))[:most]
+    left = np.setdiff1d(there, np.array(order, np.int64))
+
+    def rate(name: str, at: Any) -> Rate:
+        n, of_rows, of_draws = int(rows[at].sum()), float(kept[at].sum()), float(draws[at].sum())
+        share = of_rows / n
         centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-        half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-        mean = float(draws[at] / n)
-        ratio = float(mean / overall) if overall else 0.0
-        found.append(Rate(names[at], n, float(draws[at]), float(share), mean, centre - half, centre + half, ratio))
-    found.sort(key=lambda one: (-abs(one.draws - overall) * np.sqrt(one.rows), one.value))
-    return found if most is None else found[:most]
+        half = Z / (1 + Z**2 / n) * float(np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2)))
+        ratio = of_draws / n / per_row if per_row else 0.0
+        return Rate(name, n, of_draws, share, of_draws / n, centre - half, centre + half, ratio)
+
+    others = rate(f"({len(left):,} other values)", left) if len(left) else None
+    return Rates([rate(names[at], [at]) for at in order], others, len(left), overall, per_row)
 
 
 def _groups(column: Column, valid: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -117,13 +152,15 @@ def lines_of(name: str, rates: Sequence[Rate], overall: float, draws: float | No
     return lines
 
 
+def weights_over(keep: KeepList) -> Float64[np.ndarray, " n"]:
+    """How often each row of the pool is taken."""
+    return keep.over(np.ones(keep.num_kept) if keep.weights is None else keep.weights.astype(np.float64), 0)
+
+
 def rates_by_column(store: Store, nodes: Mapping[str, Node], keep: KeepList) -> Iterator[str]:
     """Who is pruned: a table of kept rates for each column that the recipe names."""
     for name, node in nodes.items():
         if name.startswith("columns."):
-            valid = store.get(nodes["valid"]).mask
-            weights = keep.over(np.ones(keep.num_kept) if keep.weights is None else keep.weights, 0)
-            rates = kept_rates(store.get(node), valid, weights)
-            num_valid = max(int(np.count_nonzero(valid)), 1)
-            draws = None if keep.weights is None else keep.num_draws / num_valid
-            yield from lines_of(name.removeprefix("columns."), rates, keep.num_kept / num_valid, draws)
+            rates = kept_rates(store.get(node), store.get(nodes["valid"]).mask, weights_over(keep))
+            draws = None if keep.weights is None else rates.draws
+            yield from lines_of(name.removeprefix("columns."), rates.told, rates.overall, draws)

@@ -59,6 +59,8 @@ def main(verb: str, arguments: list[str]) -> int:
     made = write_report(report, out, with_figures=settings["figures"] == "true")
     for problem in report.data["problems"]:
         print(f"note: {problem}")
+    for line in report.rates.printed() if report.rates else ():
+        print(line)
     arms = report.data["arms"]
     idle = sum(arm["state"] != "finished" for arm in arms)
     size = made.stat().st_size / 1e6

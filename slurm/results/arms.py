@@ -38,9 +38,15 @@ def write_arms(
             )
             for label in plan.labels
         ]
+        columns = {
+            key: name.removeprefix("columns.")
+            for point in plan.points
+            for name, node in point.nodes.items()
+            if name.startswith("columns.") and (key := store.key(node))
+        }
     said = settings.notes if notes is None else notes
     out.mkdir(parents=True, exist_ok=True)
-    Roster(settings.name, tuple(arms), tuple(said), encoder_keys(encoders or {})).save(out)
+    Roster(settings.name, tuple(arms), tuple(said), encoder_keys(encoders or {}), columns).save(out)
 
 
 def _run(point: Point, store: Store, failures: Mapping[str, str]) -> NamedRun:

@@ -57,6 +57,21 @@ def synthetic(num_arms: int, num_clusters: int, each: int, seed: int = 0) -> dic
         }
         for name, method, k in zip(names, methods, kept, strict=True)
     ]  # fmt: skip
+
+    def shares(spread: float) -> list[dict[str, Any]]:
+        made = []
+        for value, pool, ratio in (("en", 6000, 1 + spread), (RIGHT_TO_LEFT, 300, 1 - spread), (EVIL, 40, 1.0)):
+            rate = 0.3 * ratio
+            against = "" if ratio == 1 else "over" if ratio > 1 else "under"
+            made.append(
+                {
+                    "value": value, "pool": pool, "share_of_pool": pool / 6340, "kept": round(pool * rate),
+                    "share_of_kept": pool * ratio / 6340, "draws": None, "kept_rate": rate, "low": rate - 0.01,
+                    "high": rate + 0.01, "uniform_rate": 0.3, "against_uniform": against, "ratio": ratio,
+                }
+            )  # fmt: skip
+        return made
+
     return {
         "title": "synthetic", "made": "2024-01-01T00:00:00+00:00", "version": "0", "commit": None,
         "command": "dbp report", "store": "store", "notes": [], "problems": [], "arms": arms,
@@ -81,6 +96,16 @@ def synthetic(num_arms: int, num_clusters: int, each: int, seed: int = 0) -> dic
         "overlaps": [
             {"pool": "p", "rows": rows, "names": names, "kept": [int(k.sum()) for k in kept],
              "jaccard": np.round(draw.uniform(0, 1, (num_arms, num_arms)), 4).tolist()}
+        ],
+        "kept_by": [
+            {
+                "name": "language", "field": "json:lang", "key": "l" * 24, "rows": 6340,
+                "arms": [
+                    {"arms": [name], "kept": 1900, "uniform_rate": 0.3, "draws": None, "others": 7,
+                     "values": shares(0.1 * at)}
+                    for at, name in enumerate(names[:8])
+                ],
+            }
         ],
         "clusterings": [
             {

@@ -279,7 +279,7 @@ def test_kept_rates_are_those_of_counting_with_wilson_s_interval() -> None:
     codes = rng.integers(-1, 4, 2000).astype(np.int32)
     valid = rng.random(2000) < 0.9
     kept = valid & (rng.random(2000) < np.array([0.5, 0.5, 0.1, 0.9, 0.5])[codes])
-    rates = kept_rates(Column(codes=codes, texts=("a", "b", "c", "d")), valid, kept.astype(float), None)
+    rates = kept_rates(Column(codes=codes, texts=("a", "b", "c", "d")), valid, kept.astype(float), None).told
     assert {rate.value for rate in rates} == {"a", "b", "c", "d", "(no value)"}
     for rate in rates:
         own = valid & (
@@ -295,7 +295,7 @@ def test_kept_rates_are_those_of_counting_with_wilson_s_interval() -> None:
 def test_draws_count_in_the_ratio_and_numbers_are_cut_into_fifths() -> None:
     column = Column(numbers=np.r_[np.arange(100.0), np.nan])
     weights = np.r_[np.zeros(80), np.full(20, 3.0), 0.0]
-    rates = {rate.value: rate for rate in kept_rates(column, np.ones(101, bool), weights, None)}
+    rates = {rate.value: rate for rate in kept_rates(column, np.ones(101, bool), weights, None).told}
     assert len(rates) == 6
     last = next(rate for rate in rates.values() if rate.kept)
     assert (last.kept, last.rate) == (60, 1.0)
@@ -307,7 +307,7 @@ def test_draws_count_in_the_ratio_and_numbers_are_cut_into_fifths() -> None:
 def test_each_of_few_numbers_is_a_value(distinct: list[float]) -> None:
     numbers = np.repeat(np.array(distinct, float), np.arange(len(distinct)) + 1)
     kept = numbers == distinct[0]
-    rates = kept_rates(Column(numbers=numbers), np.ones(len(numbers), bool), kept.astype(float), None)
+    rates = kept_rates(Column(numbers=numbers), np.ones(len(numbers), bool), kept.astype(float), None).told
     assert {(rate.rows, rate.rate) for rate in rates} == {(n + 1, float(n == 0)) for n in range(len(distinct))}
     assert len({rate.value for rate in rates}) == len(distinct)
 
@@ -315,7 +315,7 @@ def test_each_of_few_numbers_is_a_value(distinct: list[float]) -> None:
 @pytest.mark.parametrize("frequent", [0.0, 50.5, 200.0])
 def test_a_frequent_number_among_many_is_a_group_of_its_own(frequent: float) -> None:
     numbers = np.r_[np.full(900, frequent), np.arange(1.0, 101)]
-    rates = kept_rates(Column(numbers=numbers), np.ones(1000, bool), (numbers == frequent).astype(float), None)
+    rates = kept_rates(Column(numbers=numbers), np.ones(1000, bool), (numbers == frequent).astype(float), None).told
     assert {rate.rows: rate.rate for rate in rates} == {900: 1.0, 25: 0.0}
     assert next(rate.value for rate in rates if rate.rows == 900) == f"{frequent:g}"
     assert len(rates) == 5
@@ -324,7 +324,7 @@ def test_a_frequent_number_among_many_is_a_group_of_its_own(frequent: float) -> 
 def test_with_weights_values_are_ranked_by_draws_and_the_table_shows_them() -> None:
     column = Column(codes=np.repeat(np.arange(3, dtype=np.int32), [100, 100, 100]), texts=("a", "b", "c"))
     weights = np.repeat([0.5, 2.0, 0.75], 100)  # every row is kept
-    rates = kept_rates(column, np.ones(300, bool), weights, 2)
+    rates = kept_rates(column, np.ones(300, bool), weights, 2).told
     assert [(rate.value, rate.draws, rate.rate) for rate in rates] == [("b", 2.0, 1.0), ("a", 0.5, 1.0)]
     first, *lines = lines_of("lang", rates, 1.0, 325 / 300)
     assert "1.083 draws a row" in first

@@ -21,7 +21,7 @@ from dbp.engine.stage import rebuild
 from dbp.engine.store import Entry, Store
 from dbp.errors import DbpError, StoreError
 from dbp.selection.density import Density
-from evaluation.report.page import concepts, provenance
+from evaluation.report.page import concepts, kept_by, provenance
 from evaluation.report.page.curation import Overlaps, fates, funnel
 from evaluation.report.page.pairs import gather_pairs
 from evaluation.report.page.pictures import CELL, COLUMNS, ON_A_SHEET, Pictures
@@ -42,6 +42,7 @@ class Report:
     data: dict[str, Any]  # JSON-able; the page's
     groups: list[Group]  # the same results with their outcomes' intervals, for tables and figures
     sheets: list[str] = field(default_factory=list)  # pictures as base64 of WebP
+    rates: kept_by.Tables | None = None  # kept rates by the pool's columns, where it has some
 
 
 @dataclass
@@ -87,7 +88,8 @@ def gather(store: Store, roster: Roster, most_pictures: int) -> Report:
         )
     kept = _first_keep_lists(measured, found)
     entries = _entries_of(roster, found)
-    funnels, overlaps, clusterings = _curation(work, kept)
+    rates = kept_by.Tables(store, roster.columns or kept_by.columns_of(found), found)
+    funnels, overlaps, clusterings = _curation(work, kept, rates)
     # Other seeds' pairs are of the same kind: one run of each arm is enough to look at.
     shown = _entries_of(roster, found, first_only=True)
     pairs = gather_pairs(store, shown, work.pool_of, work.pictures, work.problems)
@@ -107,6 +109,7 @@ def gather(store: Store, roster: Roster, most_pictures: int) -> Report:
         "groups": [_group(one) for one in groups],
         "funnels": funnels,
         "overlaps": overlaps,
+        "kept_by": rates.data(),
         "clusterings": clusterings,
         "pairs": pairs,
         "provenance": provenance.artifacts(entries.values()),
@@ -117,7 +120,7 @@ def gather(store: Store, roster: Roster, most_pictures: int) -> Report:
         },
         "problems": list(dict.fromkeys(work.problems)),
     }  # fmt: skip
-    return Report(plain(without_nan(data)), groups, sheets)
+    return Report(plain(without_nan(data)), groups, sheets, rates)
 
 
 def _first_keep_lists(measured: list[Measured], found: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -157,8 +160,10 @@ class _Clustering:
     said: dict[str, Any]
 
 
-def _curation(work: _Gathering, kept: Mapping[str, Entry]) -> tuple[list[Any], list[Any], list[Any]]:
-    """Funnels, overlaps and clusterings, with each keep list loaded once for all three."""
+def _curation(
+    work: _Gathering, kept: Mapping[str, Entry], rates: kept_by.Tables
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Funnels, overlaps and clusterings, with each keep list loaded once for all three, and for the kept rates."""
     clusterings = _clusterings(work, kept)
     funnels: dict[str, dict[str, Any]] = {}
     overlaps: dict[str, Overlaps] = {}
@@ -171,6 +176,7 @@ def _curation(work: _Gathering, kept: Mapping[str, Entry]) -> tuple[list[Any], l
             funnels[entry.key] = {"arms": [], **about, "steps": funnel(keep), "pool": pool}
         funnels[entry.key]["arms"].append(name)
         overlaps.setdefault(keep.pool_digest, Overlaps(keep.num_pool_rows)).add(name, keep)
+        work.attempt(f"kept rates of {name}", rates.add, name, entry.key, keep)
         for one in (one for one in clusterings if one.said["pool"] == pool):
             reasons, numbers = fates(keep, one.rows)
             sizes = concepts.kept_sizes(one.clusters, keep)

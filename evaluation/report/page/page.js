@@ -5,6 +5,7 @@ showFunnel();
 showResults();
 showCurves();
 showOverlap();
+showKeptBy();
 showClusters();
 showPairs();
 showProvenance();

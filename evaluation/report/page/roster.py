@@ -57,6 +57,9 @@ class Roster:
     arms: tuple[NamedArm, ...]  # in the order that they are shown
     notes: tuple[str, ...] = ()  # what a reader must know first
     encoders: tuple[str, ...] = ()  # keys of the runs whose checkpoints curation used, if a sweep trained them
+    columns: Mapping[str, str] = field(
+        default_factory=dict
+    )  # keys of the pool's columns -> their names; of a sweep
 
     def save(self, folder: Path) -> None:
         """Write it in place of what is there."""
@@ -79,7 +82,7 @@ class Roster:
             ]
             one = said.get("encoder")  # of a file from before there were several
             encoders = tuple(said.get("encoders", [one] if one else []))
-            return cls(said["title"], tuple(arms), tuple(said["notes"]), encoders)
+            return cls(said["title"], tuple(arms), tuple(said["notes"]), encoders, said.get("columns", {}))
         except FileNotFoundError:
             raise WorldError(
                 f"{folder} holds neither {FILE} nor results.jsonl, so its arms are not known. Run "
@@ -106,7 +109,8 @@ def joined(rosters: Sequence[Roster]) -> Roster:
         arms += [replace(arm, name=new[arm.name], control=new.get(arm.control or "")) for arm in roster.arms]
     notes = dict.fromkeys(note for roster in rosters for note in roster.notes)
     encoders = dict.fromkeys(key for roster in rosters for key in roster.encoders)
-    return Roster(" + ".join(r.title for r in rosters), tuple(arms), tuple(notes), tuple(encoders))
+    columns = {key: name for roster in rosters for key, name in roster.columns.items()}
+    return Roster(" + ".join(r.title for r in rosters), tuple(arms), tuple(notes), tuple(encoders), columns)
 
 
 def _from_results(file: Path) -> list[NamedArm]:

@@ -11,12 +11,12 @@ from string import Template
 from typing import Any
 
 from dbp.errors import WorldError
-from evaluation.report.page import tables
+from evaluation.report.page import kept_by, tables
 from evaluation.report.page.gather import Report
 from evaluation.report.plots import draw_once
 from evaluation.report.table import Table, csv_text, json_lines, latex, markdown, write
 
-SCRIPTS = ("parts.js", "results.js", "charts.js", "clusters.js", "rest.js", "page.js")
+SCRIPTS = ("parts.js", "results.js", "charts.js", "kept_by.js", "clusters.js", "rest.js", "page.js")
 NAME = "report.html"
 
 
@@ -31,10 +31,13 @@ def write_report(report: Report, out: Path, *, with_figures: bool) -> Path:
         write(out / NAME, page(report.data, report.sheets))
         shown = [tables.table_of(group) for group in report.groups]
         head = Table(report.data["title"], notes=[*report.data["notes"], *report.data["problems"]])
-        write(out / "table.md", markdown([head, *shown]))
+        rates = [] if report.rates is None else list(report.rates.tables())
+        write(out / "table.md", markdown([head, *shown, *rates]))
         write(out / "table.tex", latex(shown))
         write(out / "table.csv", csv_text(tables.LONG, tables.long_rows(report.groups)))
         write(out / "table.jsonl", json_lines(tables.long_rows(report.groups)))
+        if report.rates is not None and rates:
+            write(out / kept_by.FILE, csv_text(kept_by.LONG, report.rates.long_rows()))
         if with_figures:
             from evaluation.report.page import figures
 
