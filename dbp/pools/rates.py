@@ -142,7 +142,7 @@ def lines_of(name: str, rates: Sequence[Rate], overall: float, draws: float | No
     """
     width = max([len(rate.value) for rate in rates] + [len(name)])
     mean = "" if draws is None else f", {draws:.4g} draws a row"
-    lines = [f"kept by {name} (of all {overall:.1%}{mean}; 95 % interval; ratio to a uniform choice):"]
+    lines = [f"kept by {name} (of all {overall:.1%}{mean}; 95 % interval; ratio to the random baseline):"]
     for one in rates:
         mean = "" if draws is None else f"  {one.draws:>8.4g} draws a row"
         lines.append(

@@ -67,7 +67,7 @@ def synthetic(num_arms: int, num_clusters: int, each: int, seed: int = 0) -> dic
                 {
                     "value": value, "pool": pool, "share_of_pool": pool / 6340, "kept": round(pool * rate),
                     "share_of_kept": pool * ratio / 6340, "draws": None, "kept_rate": rate, "low": rate - 0.01,
-                    "high": rate + 0.01, "uniform_rate": 0.3, "against_uniform": against, "ratio": ratio,
+                    "high": rate + 0.01, "baseline_rate": 0.3, "against_baseline": against, "ratio": ratio,
                 }
             )  # fmt: skip
         return made
@@ -101,7 +101,7 @@ def synthetic(num_arms: int, num_clusters: int, each: int, seed: int = 0) -> dic
             {
                 "name": "language", "field": "json:lang", "key": "l" * 24, "rows": 6340,
                 "arms": [
-                    {"arms": [name], "kept": 1900, "uniform_rate": 0.3, "draws": None, "others": 7,
+                    {"arms": [name], "kept": 1900, "baseline_rate": 0.3, "draws": None, "others": 7,
                      "values": shares(0.1 * at)}
                     for at, name in enumerate(names[:8])
                 ],

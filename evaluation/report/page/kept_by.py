@@ -19,11 +19,11 @@ LINES = 60  # lines in all, on the terminal
 FILE = "kept_by.csv"
 LONG = (
     "column", "arm", "value", "pool", "share_of_pool", "kept", "share_of_kept", "draws", "kept_rate", "low", "high",
-    "uniform_rate", "against_uniform", "ratio",
+    "baseline_rate", "against_baseline", "ratio",
 )  # fmt: skip
 NOTE = (
     "Shares are of the valid rows. In brackets the 95 % Wilson interval of the kept rate, of each value alone; over and "
-    "under: it leaves out the rate of a uniform choice of equal size. Ratio: the share of what is kept over the share of "
+    "under: it leaves out the rate of the size-matched random baseline. Ratio: the share of what is kept over the share of "
     f"the pool. The surest differences first, at most {SHOWN} values; {FILE} holds the others."
 )
 
@@ -62,8 +62,8 @@ class KeptBy:
                     "kept_rate": rate.rate,
                     "low": rate.low,
                     "high": rate.high,
-                    "uniform_rate": self.rates.overall,
-                    "against_uniform": rate.against(self.rates.overall),
+                    "baseline_rate": self.rates.overall,
+                    "against_baseline": rate.against(self.rates.overall),
                     "ratio": rate.ratio,
                 },
             )
@@ -118,7 +118,7 @@ class Tables:
             said["arms"].append(
                 {
                     "arms": one.arms, "kept": round(one.rates.overall * one.num_rows),
-                    "uniform_rate": one.rates.overall, "draws": one.told_draws,
+                    "baseline_rate": one.rates.overall, "draws": one.told_draws,
                     "values": [line for _, line in one.lines(SHOWN)], "others": behind,
                 }
             )  # fmt: skip
@@ -127,12 +127,12 @@ class Tables:
     def tables(self) -> Iterator[Table]:
         """A table for each column and keep list."""
         for one in self.in_order:
-            heading = ["value", "pool", "of the pool", "kept", "of the kept", "kept rate", "uniform", "ratio", ""]
+            heading = ["value", "pool", "of the pool", "kept", "of the kept", "kept rate", "baseline", "ratio", ""]
             rows = [
                 [
                     line["value"], f"{line['pool']:,}", f"{line['share_of_pool']:.1%}", f"{line['kept']:,}",
                     f"{line['share_of_kept']:.1%}", f"{rate.rate:.1%} [{rate.low:.1%}, {rate.high:.1%}]",
-                    f"{one.rates.overall:.1%}", f"{rate.ratio:.2f}", line["against_uniform"],
+                    f"{one.rates.overall:.1%}", f"{rate.ratio:.2f}", line["against_baseline"],
                 ]
                 for rate, line in one.lines(SHOWN)
             ]  # fmt: skip
