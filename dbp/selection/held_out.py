@@ -13,6 +13,8 @@ from dbp.errors import WorldError
 from dbp.narrowing import Narrowing
 from dbp.selection.imported import ImportedList
 
+LAYER = "held out"  # the stage that keep lists name
+
 
 @dataclass(frozen=True)
 class HoldOut(Narrowing):
@@ -43,5 +45,5 @@ class HoldOut(Narrowing):
                 f"{pool.uids(np.arange(1))[0]!r}, so nothing would be held out. Give the list of this pool, with "
                 "pool.uid as it was then, or hold_out=null."
             )
-        kept = rows.within("held out", times == 0, "sample of an evaluation set", "not held out")
+        kept = rows.within(LAYER, times == 0, "sample of an evaluation set", "not held out")
         return kept, {"held out": rows.num_kept - kept.num_kept, "listed, not in the pool": num_names - num_found}

@@ -40,6 +40,7 @@ ONLY_COMPOSED = {
     "sweep experiment=glyphs": "test_sweep.py runs this experiment at reduced size",
     "parts=slurm": "test_slurm_parts.py runs it on a real SLURM",
     "parts run": "test_slurm_parts.py and test_parts.py run it",
+    "+columns.": "fields that the reader's pool has; test_columns_of_pools.py runs them on one that has them",
     "torchrun": "test_training_ranks.py runs several processes",
     "srun": "test_slurm_training.py runs it on a real SLURM",
     "bench ": "it measures; test_bench_verb.py runs it",

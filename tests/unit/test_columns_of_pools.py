@@ -2,6 +2,8 @@
 
 import io
 import json
+import shlex
+import shutil
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -18,6 +20,7 @@ from test_write_shards import png
 from dbp.__main__ import main
 from dbp.data.column import Column
 from dbp.data.columns import Columns
+from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.engine.store import Store
 from dbp.engine.work import Part
@@ -335,3 +338,55 @@ def test_with_weights_values_are_ranked_by_draws_and_the_table_shows_them() -> N
 def test_a_pool_of_made_up_rows_has_no_tars_to_read_from() -> None:
     with pytest.raises(ConfigError, match="pool:NAME"):
         ReadColumn.of("json:x", "columns.x").parts(pool=pool_of(["a", "b"]))
+
+
+# what the documentation shows, as it stands there
+
+
+WIDTHS = [800, 150, 400, 900, None, 300, 640, 640]  # pairs of equal vectors: rows 0 and 1, 2 and 3, …
+
+
+@pytest.fixture
+def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Eight images of equal size with the sizes of their originals; each two neighbours have equal vectors."""
+    contents = [{"original_width": w, "original_height": 199 if w == 900 else 600} for w in WIDTHS]
+    write(tmp_path / "00000.tar", [{**one, "language": "en"} for one in contents])
+    vectors = np.repeat(np.eye(4, 6, dtype=np.float32), 2, axis=0)
+    np.save(tmp_path / "v.npy", vectors)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def shown(part: str) -> list[str]:
+    """The settings of the command of the documentation that holds some words."""
+    text = (Path(__file__).parents[2] / "docs/curation.md").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("    dbp curate … ") and part in line]
+    return shlex.split(line)[3:]
+
+
+def kept_by(words: list[str]) -> list[int]:
+    vectors = [f"encoder.{use}.images=v.npy" for use in ("dedup", "cluster", "score")]
+    few = ["encoder=precomputed", *vectors, "dedup.num_clusters=1"] if "dedup=semdedup" in words else ["dedup=none"]
+    assert main(["curate", "pool.shards=*.tar", "select=none", *few, *words]) == 0
+    (folder,) = Path("store/select").glob("*")
+    return KeepList.load(folder).rows.tolist()
+
+
+def test_the_smaller_side_of_the_original_filters_as_the_documentation_says(originals: Path) -> None:
+    assert kept_by(shown("filter=original_size")) == [0, 2, 5, 6, 7]
+
+
+def test_any_column_chooses_which_of_near_duplicates_stays(originals: Path) -> None:
+    assert kept_by(shown("dedup.keep=score")) == [0, 3, 5, 6]  # no width loses to one, and ties go to the lower row
+    shutil.rmtree("store")
+    narrow = [*shown("dedup.keep=score"), "scores.wide.higher_is_better=false"]
+    assert kept_by(narrow) == [1, 2, 5, 6]
+
+
+def test_without_the_column_the_size_filter_says_what_to_name(
+    originals: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in shown("filter=original_size") if "columns.height" not in word]
+    assert main(["curate", *POOL, *words]) == 1
+    said = capsys.readouterr().err
+    assert all(fact in said for fact in ("'height'", "It can be: width", "+columns.height=json:height")), said

@@ -10,6 +10,7 @@ import numpy as np
 from dbp.data.keep_list import KeepList
 from dbp.engine.store import Entry, Store
 from dbp.pools.rates import Rate, Rates, kept_rates, lines_of, weights_over
+from dbp.selection.held_out import LAYER
 from evaluation.report.table import Table
 
 SHOWN = 30  # values of an arm on the page and in its tables
@@ -22,9 +23,9 @@ LONG = (
     "baseline_rate", "against_baseline", "ratio",
 )  # fmt: skip
 NOTE = (
-    "Shares are of the valid rows. In brackets the 95 % Wilson interval of the kept rate, of each value alone; over and "
-    "under: it leaves out the rate of the size-matched random baseline. Ratio: the share of what is kept over the share of "
-    f"the pool. The surest differences first, at most {SHOWN} values; {FILE} holds the others."
+    "Shares are of the valid rows. In brackets the 95 % Wilson interval of the kept rate, of each value alone; over "
+    "and under: it leaves out the rate of the size-matched random baseline. Ratio: the share of what is kept over the "
+    f"share of the pool. The surest differences first, at most {SHOWN} values; {FILE} holds the others."
 )
 
 
@@ -88,7 +89,7 @@ class Tables:
         """Note an arm's keep list."""
         valid = np.ones(keep.num_pool_rows, bool)
         for layer in keep.layers:  # what could have been kept: neither invalid nor held out
-            if layer.stage in ("pool", "hold_out"):
+            if layer.stage in ("pool", LAYER):
                 valid &= layer.codes <= 1
         weights = None
         for column, name in self.named.items():
