@@ -25,7 +25,7 @@ from dbp.engine.store import Store
 from dbp.errors import ConfigError
 from dbp.offers import Made, Offers
 from dbp.planning.rate import rate
-from dbp.pools.rates import rates_by_column
+from dbp.pools.rates import column_nodes, rates_by_column
 from dbp.pools.valid import ValidRows
 from dbp.selection.base import NoSelection
 from dbp.selection.held_out import HoldOut
@@ -141,6 +141,8 @@ def run(config: Any) -> KeepList | None:
     nodes = recipe(read(config))
     store = open_store(config)
     *before, wanted = wanted_nodes(nodes, config.until)
+    if config.until == "select":  # kept rates are told by columns; one that cannot be read is known first of all
+        before += column_nodes(nodes).values()
     if config.dry_run:
         print_plan(store, *before, *_clusterings(nodes, config.until), wanted)
         return None

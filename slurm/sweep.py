@@ -23,6 +23,7 @@ from dbp.config import build, compose
 from dbp.curate import open_store
 from dbp.errors import ConfigError, DbpError, nearest
 from dbp.names import word_of
+from dbp.pools.rates import column_nodes
 from dbp.verbs.command_line import USES
 from dbp.verbs.command_line import overrides as spelled_out
 from slurm.cluster.jobs import Sweep
@@ -80,6 +81,8 @@ def main(arguments: list[str], config_dirs: list[str], print_only: bool = False)
     def check(points: list[Point]) -> None:
         for point in points:
             store.get(point.nodes["index"])
+            for column in column_nodes(point.nodes).values():
+                store.get(column)
         require_unseen(points, store)
 
     checked = None if verb == "prepare" else asked.checked()  # what a job submits was checked before

@@ -39,6 +39,11 @@ class ByColumn(ReadsColumn, Narrowing):
         has_limit = self.minimum is not None or self.maximum is not None
         must = "null beside minimum or maximum, which are for numbers"
         require(self.values is None or not has_limit, "values", self.values, must)
+        must = "one text or more; null beside minimum and maximum keeps every row that has a value"
+        require(self.values is None or len(self.values) > 0, "values", self.values, must)
+        if self.minimum is not None and self.maximum is not None:
+            must = f"at least minimum={self.minimum:g}: no number is between them"
+            require(self.maximum >= self.minimum, "maximum", self.maximum, must)
 
     def decide(self, rows: KeepList, columns: Column) -> tuple[KeepList, dict[str, Any]]:  # type: ignore[override]
         is_text = columns.codes is not None

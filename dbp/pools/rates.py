@@ -157,10 +157,14 @@ def weights_over(keep: KeepList) -> Float64[np.ndarray, " n"]:
     return keep.over(np.ones(keep.num_kept) if keep.weights is None else keep.weights.astype(np.float64), 0)
 
 
+def column_nodes(nodes: Mapping[str, Node]) -> dict[str, Node]:
+    """The columns that a recipe names."""
+    group = "columns."
+    return {name.removeprefix(group): node for name, node in nodes.items() if name.startswith(group)}
+
+
 def rates_by_column(store: Store, nodes: Mapping[str, Node], keep: KeepList) -> Iterator[str]:
     """Who is pruned: a table of kept rates for each column that the recipe names."""
-    for name, node in nodes.items():
-        if name.startswith("columns."):
-            rates = kept_rates(store.get(node), store.get(nodes["valid"]).mask, weights_over(keep))
-            draws = None if keep.weights is None else rates.draws
-            yield from lines_of(name.removeprefix("columns."), rates.told, rates.overall, draws)
+    for name, node in column_nodes(nodes).items():
+        rates = kept_rates(store.get(node), store.get(nodes["valid"]).mask, weights_over(keep))
+        yield from lines_of(name, rates.told, rates.overall, None if keep.weights is None else rates.draws)

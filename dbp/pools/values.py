@@ -262,8 +262,10 @@ class ReadColumn(Parted):
             )
         missing = sum(found["missing"] for found in counts.values())
         if not kinds:
+            fields = _fields(pool.shards[0]) if self.kind == "json" else []
+            near = nearest(self.field, fields) if fields else "Correct it."
             raise ConfigError(
-                f"columns: {self.kind}:{self.field} has no value in any of {pool.num_rows:,} rows. Correct it."
+                f"columns: {self.kind}:{self.field} has no value in any of {pool.num_rows:,} rows. {near}"
             )
         files = [work.shared / name / "value.parquet" for name in counts]
         column = self._column(files, pool.num_rows, is_text="text" in kinds)
@@ -305,6 +307,21 @@ def coded(texts: Any, seen: dict[str, int], said: str) -> Int32[np.ndarray, " b"
             "the file with file:PATH:COLUMN."
         )
     return np.array([*own, -1], np.int32)[encoded.indices.fill_null(len(own)).to_numpy(zero_copy_only=False)]
+
+
+def _fields(shard: str) -> list[str]:
+    """The fields of the first json of a shard, nested ones by their paths."""
+
+    def paths(whole: Any, before: str) -> Iterator[str]:
+        for name, value in whole.items():
+            yield from paths(value, f"{before}{name}.") if isinstance(value, dict) else [f"{before}{name}"]
+
+    for sample in samples(shard, lambda _: None):
+        member = sample.members.get("json")
+        found = None if member is None else read_json(member.content)[0]
+        if isinstance(found, dict):
+            return list(paths(found, ""))
+    return []
 
 
 def _beside(shard: str) -> Path:

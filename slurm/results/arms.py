@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dbp.engine.store import Store
+from dbp.pools.rates import column_nodes
 from evaluation.report.page.roster import NamedArm, NamedRun, Roster
 from slurm.encoder import encoder_keys
 from slurm.plan import Plan, Point
@@ -39,10 +40,10 @@ def write_arms(
             for label in plan.labels
         ]
         columns = {
-            key: name.removeprefix("columns.")
+            key: name
             for point in plan.points
-            for name, node in point.nodes.items()
-            if name.startswith("columns.") and (key := store.key(node))
+            for name, node in column_nodes(point.nodes).items()
+            if (key := store.key(node))
         }
     said = settings.notes if notes is None else notes
     out.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.engine.stage import Node
 from dbp.engine.store import Store
+from dbp.errors import DbpError
 from dbp.lineage import lineage
 from dbp.names import name_of
 from dbp.pools.glyph_pool import RenderGlyphs
@@ -152,7 +153,12 @@ def who_is_pruned(plan: Plan, store: Store) -> list[str]:
     lines: list[str] = []
     for label in plan.labels:
         nodes = next((p.nodes for p in plan.points if p.label == label and store.entry(p.nodes["select"])), {})
-        found = list(rates_by_column(store, nodes, store.get(nodes["select"]))) if nodes else []
+        try:
+            found = list(rates_by_column(store, nodes, store.get(nodes["select"]))) if nodes else []
+        except (
+            DbpError
+        ) as error:  # of a column that changed since the sweep began; the table is printed all the same
+            found = [f"kept rates cannot be shown: {error}"]
         lines += [f"{label}: {found[0]}", *found[1:]] if found else []
     return [*lines, ""] if lines else []
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shlex
 import shutil
 import tarfile
@@ -390,3 +391,53 @@ def test_without_the_column_the_size_filter_says_what_to_name(
     assert main(["curate", *POOL, *words]) == 1
     said = capsys.readouterr().err
     assert all(fact in said for fact in ("'height'", "It can be: width", "+columns.height=json:height")), said
+
+
+# what is wrong is said before any work
+
+
+@pytest.mark.parametrize(
+    ("said", "facts"),
+    [
+        ("json:langg", ["json:langg", "16 rows", "Did you mean 'lang'?"]),
+        ("json:size.widht", ["json:size.widht", "Did you mean 'size.width'?"]),
+        ("json:mixed", ["numbers", "texts"]),
+        ("parquet:similarty", ["Did you mean 'similarity'?"]),
+        ("file:gone.parquet:topic", ["gone.parquet", "no such file"]),
+        ("pool:widht", ["Did you mean 'width'?"]),
+    ],
+)
+def test_a_column_that_cannot_be_read_stops_a_curation_before_it_chooses(
+    here: Path, capsys: pytest.CaptureFixture[str], said: str, facts: list[str]
+) -> None:
+    assert main(["curate", *POOL, f"+columns.x={said}"]) == 1
+    message = capsys.readouterr().err
+    assert all(fact in message for fact in facts), message
+    assert not (here / "store/select").exists()
+
+
+def test_a_shard_without_the_field_is_counted_and_not_an_error(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(here / "00001.tar", [{"other": 1}] * 8, 8)
+    assert main(["curate", *POOL, "+columns.lang=json:lang"]) == 0
+    said = capsys.readouterr().out
+    assert "rows 7, without value 9, values 2" in said
+    assert re.search(r"\(no value\) +9 rows", said)
+
+
+@pytest.mark.parametrize(
+    ("words", "facts"),
+    [
+        (["filter.column=lang", "filter.values=[]"], ["filter.values=[]", "null"]),
+        (["filter.column=lang", "filter.minimum=5", "filter.maximum=2"], ["filter.maximum=2", "minimum=5"]),
+        ([], ["filter.column is not set"]),
+    ],
+)
+def test_limits_that_nothing_can_meet_are_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], facts: list[str]
+) -> None:
+    assert main(["curate", *POOL, "+columns.lang=json:lang", "filter=column", *words]) == 1
+    said = capsys.readouterr().err
+    assert all(fact in said for fact in facts), said
+    assert not (here / "store").exists()

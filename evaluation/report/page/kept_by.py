@@ -23,9 +23,9 @@ LONG = (
     "baseline_rate", "against_baseline", "ratio",
 )  # fmt: skip
 NOTE = (
-    "Shares are of the valid rows. In brackets the 95 % Wilson interval of the kept rate, of each value alone; over "
-    "and under: it leaves out the rate of the size-matched random baseline. Ratio: the share of what is kept over the "
-    f"share of the pool. The surest differences first, at most {SHOWN} values; {FILE} holds the others."
+    "Shares are of the valid rows. In brackets the 95 % Wilson interval of the kept rate, of each value alone; "
+    "over and under: it leaves out the rate of the size-matched random baseline. Ratio: the share of what is kept "
+    f"over the share of the pool. The surest differences first, at most {SHOWN} values; {FILE} holds the others."
 )
 
 
