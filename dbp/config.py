@@ -58,8 +58,6 @@ def build(node: Any, as_type: type[T] | None = None, path: str = "", **extra: An
                 f"{_join(path, name)}={values[name]!r} is not a setting of {cls.__name__}. "
                 + (nearest(name, known) if known else f"{cls.__name__} has no settings.")
             )
-    if unset := next((name for name, value in values.items() if value == "???" and name not in extra), None):
-        raise ConfigError(f"{_join(path, unset)} is not set, and {cls.__name__} needs it")
     hints = typing.get_type_hints(cls)
     made = {n: _cast(v, hints[n], _join(path, n)) for n, v in values.items() if n not in extra}
     made |= {name: value for name, value in extra.items() if name in fields}

@@ -78,7 +78,7 @@ class Offers:
                 "+score@scores.NAME=clip_score; empty is the one of score=."
             )
         if name not in self.made and name.startswith("columns."):
-            own = name.removeprefix("columns.")
+            own = name.removeprefix("columns.").replace("???", "NAME")
             raise ConfigError(
                 self._unnamed("column", name)
                 + f" A column gets a name under columns, as in +columns.{own}=json:{own}."
@@ -100,6 +100,8 @@ class Offers:
         """That no score or column (`kind`) has this name, with the names there are."""
         named, own = self.named(f"{kind}s"), name.removeprefix(f"{kind}s.")
         known = nearest(own, named) if named else f"This curation names no {kind}s."
+        if own == "???":
+            return f"{self.slot}.{kind} is not set: say which {kind} is read. {known}"
         return f"{self.slot}.{kind}={own!r}: there is no {kind} of this name. {known}"
 
     def at(self, slot: str, **made: Made) -> "Offers":

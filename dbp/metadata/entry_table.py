@@ -1,5 +1,6 @@
 """What balancing did to each entry: its captions before and after."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,14 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64
 
 from dbp.data.entries import Entries
-from dbp.selection.balance import Languages
 
 FILE = "entries.parquet"
 
 
 def write_entry_table(
     folder: Path,
-    languages: Languages,
+    languages: Sequence[str],
+    places: Sequence[slice],
     entries: Entries,
     counts: Int64[np.ndarray, " c"],
     thresholds: Float64[np.ndarray, " l"],
@@ -26,10 +27,10 @@ def write_entry_table(
     For all entries; of several languages, for those with a match in the language.
     """
     tables = []
-    places, first = languages.places(entries), languages.first(entries).tolist()
-    for name, place, start, threshold in zip(languages.names, places, first, thresholds, strict=True):
-        own, left, texts = counts[place], kept[place], entries.texts[place.start - start : place.stop - start]
-        at = np.flatnonzero(own) if len(languages.names) > 1 else np.arange(len(own))
+    for name, place, threshold in zip(languages, places, thresholds, strict=True):
+        own, left, start = counts[place], kept[place], place.start % len(entries)
+        texts = entries.texts[start : start + len(own)]
+        at = np.flatnonzero(own) if len(languages) > 1 else np.arange(len(own))
         tables.append(
             pa.table(
                 {

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,9 +15,9 @@ from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.engine.paths import file_digest
 from dbp.engine.progress import progress
-from dbp.engine.stage import runtime
+from dbp.engine.stage import Node, runtime
 from dbp.engine.work import Work
-from dbp.errors import ConfigError, WorldError
+from dbp.errors import ConfigError, DbpError, WorldError
 from dbp.exact.order import first, keyed_hash
 from dbp.metadata.base import EntrySource, Joined, Numbers
 from dbp.metadata.ngrams import NGrams
@@ -66,7 +66,7 @@ class ByLanguage(EntrySource):
 
     by_language: ClassVar[bool] = True
 
-    folder: str = runtime("")
+    folder: str | None = runtime(None)
 
     def files(self) -> dict[str, Path]:
         """The file of each language, in the order of their names.
@@ -88,9 +88,18 @@ class ByLanguage(EntrySource):
         require(bool(found), "select.metadata.folder", self.folder, must)
         return found
 
+    def lacks(self, inputs: Mapping[str, Node]) -> Iterator[DbpError]:
+        """The folder, if it is not named."""
+        if not self.folder:
+            yield ConfigError(
+                "select.metadata.folder is not set. Name a folder with a list of entries for each language, "
+                "such as en.json and de.txt."
+            )
+
     def identity(self) -> dict[str, Any]:
-        lists = {name: file_digest(str(file), "select.metadata.folder") for name, file in self.files().items()}
-        return {"lists": {name: [Path(file).suffix == ".json", lists[name]] for name, file in self.files().items()}}
+        files = self.files() if self.folder else {}
+        said = "select.metadata.folder"
+        return {"lists": {name: [f.suffix == ".json", file_digest(str(f), said)] for name, f in files.items()}}
 
     def texts(self, **inputs: Any) -> Iterable[str]:
         for file in self.files().values():

@@ -26,6 +26,7 @@ from dbp.formats.by_uid import joined, values_by_name
 from dbp.formats.tars import samples
 from dbp.formats.uid_pairs import texts_of
 from dbp.pools.blocks import TYPES, Block, block_of
+from dbp.pools.fields import json_fields
 from dbp.pools.packed import Pack
 
 C = TypeVar("C", bound="ReadColumn")
@@ -262,11 +263,10 @@ class ReadColumn(Parted):
             )
         missing = sum(found["missing"] for found in counts.values())
         if not kinds:
-            fields = _fields(pool.shards[0]) if self.kind == "json" else []
-            near = nearest(self.field, fields) if fields else "Correct it."
-            raise ConfigError(
-                f"columns: {self.kind}:{self.field} has no value in any of {pool.num_rows:,} rows. {near}"
-            )
+            there = json_fields(pool.shards[0]) if self.kind == "json" else []
+            way = nearest(self.field, there) if there else "Correct it."
+            said = f"columns: {self.kind}:{self.field} has no value in any of {pool.num_rows:,} rows"
+            raise ConfigError(f"{said}. {way}")
         files = [work.shared / name / "value.parquet" for name in counts]
         column = self._column(files, pool.num_rows, is_text="text" in kinds)
         column.save(work.folder)
@@ -309,19 +309,6 @@ def coded(texts: Any, seen: dict[str, int], said: str) -> Int32[np.ndarray, " b"
     return np.array([*own, -1], np.int32)[encoded.indices.fill_null(len(own)).to_numpy(zero_copy_only=False)]
 
 
-def _fields(shard: str) -> list[str]:
-    """The fields of the first json of a shard, nested ones by their paths."""
-
-    def paths(whole: Any, before: str) -> Iterator[str]:
-        for name, value in whole.items():
-            yield from paths(value, f"{before}{name}.") if isinstance(value, dict) else [f"{before}{name}"]
-
-    for sample in samples(shard, lambda _: None):
-        member = sample.members.get("json")
-        found = None if member is None else read_json(member.content)[0]
-        if isinstance(found, dict):
-            return list(paths(found, ""))
-    return []
 
 
 def _beside(shard: str) -> Path:

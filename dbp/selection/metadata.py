@@ -150,7 +150,8 @@ class Balancing(Narrowing):
         balance = self.balance(inputs["rows"], inputs["pool"], matches, inputs.get("language"))
         kept = counted(matches, KeepList.load(work.folder).mask, balance.languages)
         thresholds = balance.thresholds(counts["threshold"])
-        write_entry_table(work.folder, balance.languages, matches.entries, balance.counts, thresholds, kept)
+        names, places = balance.languages.names, balance.languages.places(matches.entries)
+        write_entry_table(work.folder, names, places, matches.entries, balance.counts, thresholds, kept)
         return counts
 
 

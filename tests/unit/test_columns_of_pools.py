@@ -431,7 +431,7 @@ def test_a_shard_without_the_field_is_counted_and_not_an_error(
     [
         (["filter.column=lang", "filter.values=[]"], ["filter.values=[]", "null"]),
         (["filter.column=lang", "filter.minimum=5", "filter.maximum=2"], ["filter.maximum=2", "minimum=5"]),
-        ([], ["filter.column is not set"]),
+        ([], ["filter.column is not set", "It can be: lang", "+columns.NAME="]),
     ],
 )
 def test_limits_that_nothing_can_meet_are_refused(

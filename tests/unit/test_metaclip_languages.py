@@ -139,6 +139,7 @@ def test_rows_without_a_list_are_a_reason_of_their_own(here: Path, capsys: pytes
     [
         (["select.language=langage"], ["select.language=langage", "Did you mean 'lang'?", "+columns.langage="]),
         (["select.metadata.folder=nothing"], ["select.metadata.folder", "'nothing'", "en.json"]),
+        (["select.metadata.folder=null"], ["select.metadata.folder is not set", "en.json"]),
         (["select.language=null"], ["select.language", "name of a column", "select.metadata"]),
         (["select.reference_language=fr"], ["select.reference_language=fr", "de, en, other"]),
         (["+columns.wide=pool:width", "select.language=wide"], ["select.language", "numbers", "texts"]),
