@@ -86,7 +86,8 @@ class Index(Parted):
     """
 
     name: ClassVar[str] = "index"
-    # 2: other captions, deep images; 3: jfif, bmp, tif, tiff, avif. Other pools keep their digests, and so keys.
+    # 2: other captions, deep images; 3: lists of captions, nested fields, jfif, bmp, tif, tiff, avif. Pools without
+    # these keep their digests, and so later keys.
     version: ClassVar[int] = 3
     needs: ClassVar[tuple[str, ...]] = ("folder",)
     makes: ClassVar[type] = Pool
@@ -114,10 +115,6 @@ class Index(Parted):
         at_least = self.max_samples is None or self.max_samples > 0
         require(at_least, "max_samples", self.max_samples, "above 0, or null for all")
         require_background(self.background)
-
-    def identity(self) -> dict[str, Any]:
-        """Lists and nested fields were no captions once; indexes of before stay valid where captions are a txt."""
-        return {"lists": "first"} if self.caption.startswith("json:") else {}
 
     def node(self) -> Node:
         """This index as the pool that a config names; compressed tars are unpacked first."""

@@ -309,8 +309,6 @@ def coded(texts: Any, seen: dict[str, int], said: str) -> Int32[np.ndarray, " b"
     return np.array([*own, -1], np.int32)[encoded.indices.fill_null(len(own)).to_numpy(zero_copy_only=False)]
 
 
-
-
 def _beside(shard: str) -> Path:
     """Img2dataset's Parquet of a shard."""
     return Path(shard).with_suffix(".parquet")
