@@ -12,6 +12,7 @@ from dbp.data.captions import holds_lists
 from dbp.data.clusters import Clusters
 from dbp.data.scores import Scores
 from dbp.encoders.base import Encoder
+from dbp.encoders.places import settled
 from dbp.engine.paths import file_digest
 from dbp.engine.runners import PartsSettings
 from dbp.engine.stage import Node, Stage
@@ -94,20 +95,25 @@ def read(config: Any) -> Curation:
 
         budget = build(config.budget, Budget, "budget")
         base = budget.of
-    pool = pool_of(config)
+    pool, runs = pool_of(config), str(config.paths.runs)
+
+    def component(node: Any, path: str, kind: type, **extra: Any) -> Any:
+        return _component(settled(node, runs, path), path, kind, **extra)
+
     parts = build(config.parts, PartsSettings, "parts")
-    captioner, refine = _captioning(config)
+    captioner, refine = _captioning(config, runs)
     texts, caption = _caption_column(config)
-    encoders = {use: build(node, path=f"encoder.{use}") for use, node in config.encoder.items()}
+    own = {use: settled(node, runs, f"encoder.{use}") for use, node in config.encoder.items()}
+    encoders = {use: build(node, path=f"encoder.{use}") for use, node in own.items()}
     return Curation(
         pool=pool,
         encoder=Encoders(**encoders),
-        dedup=_component(config.dedup, "dedup", Narrowing),
-        score=_component(config.score, "score", Scores),
-        scores={str(n): _component(one, f"scores.{n}", Scores) for n, one in (config.get("scores") or {}).items()},
-        filter=_component(config.filter, "filter", Narrowing),
-        cluster=_component(config.cluster, "cluster", Clusters),
-        select=select or _component(config.select, "select", Narrowing, **({"budget": budget} if budget else {})),
+        dedup=component(config.dedup, "dedup", Narrowing),
+        score=component(config.score, "score", Scores),
+        scores={str(n): component(one, f"scores.{n}", Scores) for n, one in (config.get("scores") or {}).items()},
+        filter=component(config.filter, "filter", Narrowing),
+        cluster=component(config.cluster, "cluster", Clusters),
+        select=select or component(config.select, "select", Narrowing, **({"budget": budget} if budget else {})),
         base=base,
         columns={name: stage for name, stage in _columns(config).items() if name != caption},
         rows_per_part=parts.rows_per_part,
@@ -157,11 +163,6 @@ def _list_of(said: Any) -> str | None:
     return None if said is None else str(said)
 
 
-def _columns(config: Any) -> dict[str, Stage]:
-    said = config.get("columns") or {}
-    return {str(name): ReadColumn.of(str(one), f"columns.{name}") for name, one in said.items()}
-
-
 def _component(node: Any, path: str, kind: type, **extra: Any) -> Any:
     """The component of a slot, which is of a kind or makes one.
 
@@ -209,7 +210,7 @@ def _caption_column(config: Any) -> tuple[Stage | None, str]:
     return BestText(read) if caption.get("pick") == "best" else read, name
 
 
-def _captioning(config: Any) -> tuple[Stage | None, Stage | None]:
+def _captioning(config: Any, runs: str) -> tuple[Stage | None, Stage | None]:
     """What makes the captioner, and what writes captions with it; none where the config names none.
 
     Raises:
@@ -222,4 +223,4 @@ def _captioning(config: Any) -> tuple[Stage | None, Stage | None]:
             raise ConfigError(f"caption=refined writes captions, {NO_CAPTIONER}")
         return None, None
     refine = None if wanted is None else build(wanted, path="caption.refine")
-    return build(captioner, path="captioner"), refine
+    return build(settled(captioner, runs, "captioner"), path="captioner"), refine

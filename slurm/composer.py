@@ -122,8 +122,8 @@ def _filled(template: Template, values: Mapping[str, Any], encoder: Mapping[str,
                 OmegaConf.update(config, key, OmegaConf.select(config, left.pop(key)))
                 changed.append(key)
     if encoder:
-        captioner = config.get("captioner")
-        theirs = [captioner.encoder] if captioner is not None and has(captioner, "encoder") else []
+        holders = [config.get("captioner"), config.get("score"), *(config.get("scores") or {}).values()]
+        theirs = [one.encoder for one in holders if one is not None and has(one, "encoder")]
         for one in [*(config.encoder[use] for use in USES), *theirs]:
             # A network of no name and no file, as encoder=local_clip leaves it.
             if has(one, "checkpoint") and one.checkpoint is None and one.model is None:

@@ -83,9 +83,11 @@ def lead(config: Any) -> Checkpoint | None:
     check_budget(store, nodes)
     checkpoint = store.get(node)
     publish_run(store, node)
+    key = str(store.key(node))
     print(
         f"trained {checkpoint.name} for {checkpoint.samples_seen:,} samples: checkpoint "
-        f"{store.key(node)} in {checkpoint.folder} ({store.work_done()})"
+        f"{key} in {checkpoint.folder} ({store.work_done()})\n"
+        f"next: dbp evaluate checkpoint=run:{key[:12]} suite=… root=…, or curate with it: encoder=run:{key[:12]}"
     )
     return checkpoint
 

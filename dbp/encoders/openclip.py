@@ -12,6 +12,7 @@ from jaxtyping import Float32
 
 from dbp.device import pick_device
 from dbp.encoders.base import Encoder, Tower
+from dbp.encoders.places import none_named
 from dbp.encoders.state_dicts import read_weights
 from dbp.encoders.tokens import tokens_of
 from dbp.encoders.weights import openclip_lacks
@@ -248,7 +249,10 @@ class OpenClip(Encoder):
         return found
 
     def lacks(self, inputs: Any) -> Iterator[MissingError]:
-        """What it needs from a hub, and neither is here nor can be fetched."""
+        """What it needs from a hub, and neither is here nor can be fetched; weights, where it names none."""
+        if not self.is_named:
+            yield none_named()
+            return
         config = self.config
         if config is None and self.checkpoint and self.model is None:
             config = Path(self.checkpoint).parent / "open_clip_config.json"
@@ -256,9 +260,16 @@ class OpenClip(Encoder):
         is_published = not (self.checkpoint or self.random_weights)
         yield from openclip_lacks(self.model, self.pretrained if is_published else None, described)
 
+    @property
+    def is_named(self) -> bool:
+        """Whether it names a model at all: encoder=own does not before an encoder is trained."""
+        return bool(self.model or self.checkpoint or self.config)
+
     def load(self) -> Tower:
         import torch
 
+        if not self.is_named:
+            raise none_named()
         device = pick_device(self.device)
         if self.random_weights:
             torch.manual_seed(0)

@@ -55,14 +55,19 @@ def _is_literal(value: str) -> bool:
 
 
 def short_forms(argument: str) -> list[str]:
-    """Spell out `encoder=NAME` (all three uses) and `encoder.USE=NAME` (one use)."""
+    """Spell out `encoder=NAME` (all three uses) and `encoder.USE=NAME` (one use).
+
+    In place of a name stands run:KEY or local-dir:FOLDER: `encoder=own` with these weights.
+    """
     key, _, value = argument.partition("=")
-    if key == "encoder":
-        return [f"encoder@encoder.{use}={value}" for use in USES]
     use = key.removeprefix("encoder.")
-    if key.startswith("encoder.") and use in USES:
-        return [f"encoder@encoder.{use}={value}"]
-    return [argument]
+    uses = USES if key == "encoder" else (use,) if key.startswith("encoder.") and use in USES else ()
+    if not uses:
+        return [argument]
+    if value.startswith(("run:", "local-dir:")):
+        own = [(f"encoder@encoder.{use}=own", f"encoder.{use}.checkpoint={value}") for use in uses]
+        return [word for pair in own for word in pair]
+    return [f"encoder@encoder.{use}={value}" for use in uses]
 
 
 def overrides(arguments: list[str]) -> list[str]:

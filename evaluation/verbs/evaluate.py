@@ -1,10 +1,11 @@
 """Evaluate checkpoints on a suite of tasks: each picture decoded once, each task saved as it ends.
 
     dbp evaluate checkpoint=FILE model.config=FILE suite=datacomp38 root=FOLDER
-    dbp evaluate checkpoint=[KEY1,KEY2] suite=glyphs root=glyphs         KEY: of a run of ours
+    dbp evaluate checkpoint=[run:KEY1,run:KEY2] suite=glyphs root=glyphs     runs of ours, by their keys
     dbp evaluate model.name=ViT-B-32 pretrained=openai suite=vtab root=FOLDER export.datacomp=FILE
 
-`checkpoint` is any open_clip state dict, or a list of them; the model comes from model.config (a JSON, bare
+`checkpoint` is any open_clip state dict, a folder as open_clip and the hub have them (also local-dir:FOLDER), a run of
+ours (run:KEY), or a list of these; the model comes from model.config (a JSON, bare
 or under `model_cfg`), from `open_clip_config.json` beside the weights, or from model.name. `root` holds a
 folder for each set in DataComp's layout: wds_<task>_test/{classnames.txt,
 zeroshot_classification_templates.txt, test/nshards.txt, test/0.tar, …}. DataComp's download_evalsets.py
@@ -15,9 +16,11 @@ check=clip_benchmark runs clip_benchmark's own code beside ours and prints the d
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dbp.encoders.places import CONFIG_FILE, LOCAL_DIR, RUN, Weights, find_weights
 from dbp.errors import ConfigError
 from evaluation.results import Failure, load_results, save_results
 from evaluation.running.encode import Towers
@@ -44,8 +47,8 @@ def run(config: Any) -> int:
     tolerance = float(config.check_tolerance)
     require_exact(config.check, settings.precision, settings.limit, tolerance)
     tasks = resolve_suite(settings.suite)
-    names = _named(config)
-    weights = [find_checkpoint(config, name) for name in names]
+    weights = [find_checkpoint(config, name) for name in _named(config)]
+    names = [str(one.file) for one in weights]
     missing = missing_members(settings.suite)
     if config.dry_run:
         print("\n".join(task.key for task in tasks))
@@ -101,23 +104,22 @@ def run(config: Any) -> int:
     return 1 if failures or num_different else 0
 
 
-def load_towers(config: Any, settings: Any, checkpoint: Path | None) -> Towers:
+def load_towers(config: Any, settings: Any, weights: Weights | None) -> Towers:
     """The model of a checkpoint (none: published weights), ready for the `Evaluate` stage `settings`."""
     from dbp.config import build
     from training.config import Model
 
     model: Model = build(config.model, Model, "model")
-    beside = checkpoint.parent / "open_clip_config.json" if checkpoint else None
-    described = model.config or (str(beside) if beside and beside.exists() else None)
+    described = model.config or (weights and weights.config and str(weights.config))
     return settings.towers(
         None if described else model.name,
-        checkpoint=str(checkpoint) if checkpoint else None,
+        checkpoint=str(weights.file) if weights else None,
         config=described,
         pretrained=config.pretrained,
     )
 
 
-def _exports(config: Any, settings: Any, weights: Sequence[Path]) -> dict[Callable[..., tuple[str, ...]], Path]:
+def _exports(config: Any, settings: Any, weights: Sequence[Weights]) -> dict[Callable[..., tuple[str, ...]], Path]:
     """What writes results for other tools, and where; refused for several checkpoints, or with a limit."""
     from evaluation.exports import export_clip_benchmark, export_datacomp
 
@@ -144,39 +146,29 @@ def _named(config: Any) -> list[str]:
     return ["" if config.checkpoint is None else str(config.checkpoint)]
 
 
-def find_checkpoint(config: Any, named: str) -> Path:
-    """The weights of one name: a file, a folder, or the key of a run of ours.
+def find_checkpoint(config: Any, named: str) -> Weights:
+    """The weights of one name: a file, a folder, or a run of ours, by its key with or without `run:`.
 
     Raises:
         ConfigError: No weights are named, or there are none by that name.
     """
-    from dbp.engine.store import Store
-    from dbp.errors import StoreError
-
     if not named:
         raise ConfigError(
-            "no weights to evaluate: give checkpoint=FILE (an open_clip state dict), checkpoint=KEY "
-            "(a run of ours), or model.name=NAME pretrained=TAG"
+            "no weights to evaluate: give checkpoint=FILE (an open_clip state dict), checkpoint=FOLDER (as open_clip "
+            "and the hub have them), checkpoint=run:KEY (a run of ours), or model.name=NAME pretrained=TAG"
         )
     if config.pretrained:
         raise ConfigError(
             f"checkpoint={named!r} and pretrained={config.pretrained!r} name two sets of weights. Give one."
         )
-    path = Path(named)
-    if path.is_dir():
-        path = path / "weights.pt"
-    if path.is_file():
-        return path
     try:
-        entry = Store(config.paths.store, config.paths.runs).find(named)
-    except StoreError:
-        entry = None
-    if entry is None or not (entry.folder / "weights.pt").is_file():
-        raise ConfigError(
-            f"checkpoint={named!r} is no file, and no run in {config.paths.runs} has that key. Give the "
-            "path of a state dict, or a key that `dbp ls stage=train` lists."
-        )
-    return entry.folder / "weights.pt"
+        is_place = named.startswith((RUN, LOCAL_DIR)) or Path(named).exists()
+        found = find_weights(named if is_place else f"{RUN}{named}", config.paths.runs, "checkpoint")
+    except ConfigError as error:
+        said = "" if is_place else f"checkpoint={named!r} is no file and no folder, and as the key of a run, "
+        raise ConfigError(f"{said}{error}") from None
+    beside = found.file.parent / CONFIG_FILE
+    return found if found.config or not beside.exists() else replace(found, config=beside)
 
 
 if __name__ == "__main__":

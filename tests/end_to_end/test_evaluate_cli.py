@@ -207,7 +207,7 @@ def test_the_help_says_how_the_sets_lie_and_where_they_come_from(house):
     [
         ("protocol=datacmp", "datacmp"),
         ("suite=datacomp39", "suite=datacomp39 is neither a suite nor a task. Did you mean"),
-        ("checkpoint=gone.pt", "checkpoint='gone.pt' is no file, and no run in"),
+        ("checkpoint=gone.pt", "checkpoint='gone.pt' is no file and no folder, and as the key of a run, "),
     ],
 )
 def test_a_wrong_setting_gives_one_clear_line(house, wrong, line):
