@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from dbp.captioning.best import BestText
@@ -13,7 +14,6 @@ from dbp.data.clusters import Clusters
 from dbp.data.scores import Scores
 from dbp.encoders.base import Encoder
 from dbp.encoders.places import settled
-from dbp.engine.paths import file_digest
 from dbp.engine.runners import PartsSettings
 from dbp.engine.stage import Node, Stage
 from dbp.errors import ConfigError, nearest
@@ -158,8 +158,11 @@ def _list_of(said: Any) -> str | None:
     Raises:
         ConfigError: It is not there.
     """
-    if said is not None:
-        file_digest(str(said), "hold_out")
+    if said is not None and not Path(str(said)).is_file():
+        raise ConfigError(
+            f"hold_out={str(said)!r}: there is no such file. Give its path; dbp sets with out=FOLDER writes it as "
+            "FOLDER/held_out.parquet."
+        )
     return None if said is None else str(said)
 
 

@@ -6,7 +6,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int32
+import pyarrow as pa
+from jaxtyping import Bool, Float64, Int, Int32
 
 from dbp.data.columns import read_column, write_columns
 
@@ -41,6 +42,17 @@ class Column:
         known = frozenset(values)
         wanted = np.array([*(text in known for text in self.texts), False])  # the last is for rows without one
         return np.asarray(wanted[self.codes])
+
+    def values(self, rows: Int[np.ndarray, " m"]) -> pa.Array:
+        """The values of rows, null where one has none; numbers are whole if all of these are."""
+        if self.codes is not None:
+            codes = np.asarray(self.codes[rows])
+            return pa.array(self.texts, pa.string()).take(pa.array(codes, mask=codes < 0))
+        assert self.numbers is not None
+        numbers = np.asarray(self.numbers[rows])
+        is_there = ~np.isnan(numbers)
+        found = pa.array(numbers, mask=~is_there)
+        return found.cast(pa.int64()) if (numbers[is_there] % 1 == 0).all() else found
 
     def save(self, folder: Path) -> None:
         """Write `numbers.npy`, or `codes.npy` and the texts."""

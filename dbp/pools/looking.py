@@ -23,6 +23,7 @@ from dbp.engine.progress import progress
 from dbp.errors import PoolError
 from dbp.formats.tar_headers import Damaged, spans
 from dbp.formats.tars import image_format, samples
+from dbp.pools.groups import Group, groups_of
 from dbp.pools.identity import RULES, best_rule, num_shared, uid_by, way_out
 from dbp.pools.index import DOTTED
 from dbp.pools.whole import counts_beside, disagreements, gaps
@@ -64,6 +65,7 @@ class Look:
     notes: Counter[str] = field(default_factory=Counter)  # what is used, but not as it lies there
     short_sides: list[int] = field(default_factory=list)  # of each image, in pixels
     picture_bytes: list[int] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)  # fields of the json that sort samples into a few groups
     dotted: int = 0  # image files that are not read, since their key would hold a dot
     shared: dict[str, int] = field(default_factory=dict)  # by rule of `pool.uid`: samples whose uid another one has
     has_uids: bool = False  # whether each json has a `uid` of its own
@@ -278,6 +280,9 @@ def _captions(found: Look, folder: Path) -> None:
             "caption, curate with pool.caption=json:FIELD."
         )
     found.captions = best
+    said = ((text or "", content) for (text, *_), (_, content) in zip(of(best), found.texts, strict=True))
+    fields = ((text, read_json(content)[0] if content else None) for text, content in said)
+    found.groups = groups_of((text, value if isinstance(value, dict) else {}) for text, value in fields)
     hashes: dict[str, list[int]] = defaultdict(list)
     for (text, reason, note), unsound, (key, name, content) in zip(
         of(best), found.unsound, found.places, strict=True
@@ -307,6 +312,9 @@ def lines_of(found: Look) -> list[str]:
         f"captions in {found.captions}: {_quantiles(found.words, 'words')}; "
         f"{_quantiles(found.characters, 'characters')}",
     ]
+    if found.groups:
+        told = (f"{g.name} ({len(g.sizes)} values, in {g.mentioned:.0%} of the captions)" for g in found.groups)
+        lines.append(f"groups in the json: {', '.join(told)}")
     if found.problems:
         counts = ", ".join(f"{number:,} {reason}" for reason, number in found.problems.most_common())
         lines.append(f"not usable, of {found.num_samples:,} read: {counts}")

@@ -3,10 +3,11 @@
 import datetime
 import json
 import math
-import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dbp.errors import ConfigError
 from dbp.pools.looking import Look
@@ -69,26 +70,36 @@ def suggest(found: Look, folder: Path, keep_fraction: float) -> Suggestion:
 
 def command(out: Path) -> str:
     """The command that curates by an experiment."""
-    home = str(out.parent.parent)
-    quoted = f"'{home}'" if re.search(r"[^A-Za-z0-9_./-]", home) else home
-    return f"dbp curate --config-dir {quoted} experiment={out.stem}"
+    return f"dbp curate --config-dir {shlex.quote(str(out.parent.parent))} experiment={out.stem}"
+
+
+def header(folder: Path, lines: Sequence[str], commands: Sequence[str], tried: Sequence[str]) -> str:
+    """The comment at the front of an experiment: what was found, and what to type."""
+    when = datetime.date.today().isoformat()
+    said = [f"{folder}, looked at on {when} by dbp init:", *(f"  {line}" for line in lines), "", *commands]
+    said += ["", *(tried or ["What temperatures do: dbp tune keep=KEY, once a keep list is made."])]
+    return "\n".join(f"# {line}".rstrip() for text in said for line in (text.splitlines() or [""]))
+
+
+def as_yaml(value: Any) -> str:
+    """Texts of a config: `${` begins an interpolation there, in a path it may be a name."""
+    return json.dumps(value, ensure_ascii=False).replace("${", "\\\\${")
+
+
+def values_of(suggested: Suggestion) -> dict[str, Any]:
+    """A suggestion as templates take it."""
+    texts = {name: as_yaml(getattr(suggested, name)) for name in ("shards", "caption", "uid")}
+    return {**vars(suggested), **texts, "most_clusters": MOST_CLUSTERS}
 
 
 def experiment(suggested: Suggestion, out: Path, folder: Path, lines: Sequence[str], tried: Sequence[str]) -> str:
-    """The text of an experiment."""
-    s = suggested
-    when = datetime.date.today().isoformat()
-    said = [f"{folder}, looked at on {when} by dbp init:", *(f"  {line}" for line in lines)]
-    said += ["", f"Curate: {command(out)}"]
-    said += [f"Train and compare: {command(out).replace('dbp curate', 'dbp sweep')} root=SETS"]
-    said += ["", *(tried or ["What temperatures do: dbp tune keep=KEY, once a keep list is made."])]
-    head = "\n".join(f"# {line}".rstrip() for text in said for line in (text.splitlines() or [""]))
+    """The text of an experiment with pretrained encoders."""
+    commands = [f"Curate: {command(out)}"]
+    commands += [f"Train and compare: {command(out).replace('dbp curate', 'dbp sweep')} root=SETS"]
     why = "no GPU here: dinov2_l14, DBP's encoder, costs 18 times as much a picture"
-    if s.cluster_encoder == "dinov2_l14":
+    if suggested.cluster_encoder == "dinov2_l14":
         why = "DBP's encoder (Abbas et al. 2024)"
-    # In a config `${` begins an interpolation, in a path it may be a name.
-    shards = json.dumps(s.shards, ensure_ascii=False).replace("${", "\\\\${")
-    values = {**vars(s), "shards": shards, "caption": json.dumps(s.caption), "uid": json.dumps(s.uid)}
-    warmup = min(2_048_000, max(s.samples_seen // 10, 1))
-    text = TEMPLATE.read_text(encoding="utf-8")
-    return text.format(head=head, why=why, name=out.stem, warmup=warmup, most_clusters=MOST_CLUSTERS, **values)
+    values = values_of(suggested)
+    warmup = min(2_048_000, max(suggested.samples_seen // 10, 1))
+    head = header(folder, lines, commands, tried)
+    return TEMPLATE.read_text(encoding="utf-8").format(head=head, why=why, name=out.stem, warmup=warmup, **values)

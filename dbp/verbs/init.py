@@ -3,11 +3,13 @@
     dbp init FOLDER                     writes experiment/NAME.yaml, NAME from the folder's name
     dbp init FOLDER out=my/experiment/pets.yaml
     dbp init FOLDER keep_fraction=0.3
+    dbp init FOLDER own_encoder=true    without pretrained weights: a small CLIP of your own, and own evaluation sets
 
 The folder holds webdataset tars, as img2dataset writes them or others. The file says what was found, and
 suggests where captions stand, encoders, numbers of clusters, a budget and the length of training, each with
 its reason; every value is there to be changed. What it would cost on this machine is printed. Where the store
 holds clusters of this pool, the file tells what temperatures would do. A file that exists is not replaced.
+own_encoder=auto is true where pretrained weights are neither in the caches nor to be fetched.
 `paths.store=FOLDER` and `paths.runs=FOLDER` say which store.
 """
 
@@ -19,13 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from dbp.config import require
+from dbp.encoders.weights import openclip_lacks
 from dbp.errors import ConfigError, DbpError, WorldError, nearest
 from dbp.names import name_of
+from dbp.pools import own_encoder
 from dbp.pools.looking import Look, lines_of, look
 from dbp.pools.suggestion import command, experiment, suggest
 from dbp.verbs.show import STORES, read_arguments
 
-SETTINGS = ("out", "keep_fraction", *STORES)
+SETTINGS = ("out", "keep_fraction", "own_encoder", *STORES)
+
+PRETRAINED = "ViT-B-32-quickgelu", "openai"  # encoder=openclip_b32
 
 
 def main(verb: str, arguments: list[str]) -> None:
@@ -42,11 +48,21 @@ def main(verb: str, arguments: list[str]) -> None:
     except ValueError:
         raise ConfigError(f"keep_fraction={text!r}: it must be a number") from None
     require(0 < keep <= 1, "keep_fraction", keep, "above 0 and at most 1")
+    asked = settings.get("own_encoder", "auto")
+    require(asked in ("auto", "true", "false"), "own_encoder", asked, "auto, true or false")
     out = place(folder, settings.get("out"))
     found = look(folder)
     print(*lines_of(found), sep="\n")
     stores = {name: settings[name] for name in STORES}
-    text = experiment(suggest(found, folder, keep), out, folder, lines_of(found), trials(found, stores))
+    lacks = next(openclip_lacks(*PRETRAINED, None), None) if asked == "auto" else None
+    is_own = asked == "true" or lacks is not None
+    suggested, tried = suggest(found, folder, keep), trials(found, stores)
+    typed = own_encoder.commands(out, {n: v for n, v in stores.items() if v != STORES[n]})
+    if is_own:
+        text = own_encoder.experiment(found, suggested, out, folder, typed, tried)
+        print(f"{lacks.what if lacks else 'own_encoder=true'}: the experiment trains a small CLIP of its own")
+    else:
+        text = experiment(suggested, out, folder, lines_of(found), tried)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with open(out, "x", encoding="utf-8") as file:
@@ -57,7 +73,8 @@ def main(verb: str, arguments: list[str]) -> None:
         raise WorldError(
             f"cannot write {out}: {error.strerror or error}. Give another place with out=FILE."
         ) from error
-    print(*cost(out, stores), f"wrote {out}; next: {command(out)} dry_run=true", sep="\n")
+    after = "\n  ".join(["", *typed]) if is_own else f" {command(out)} dry_run=true"
+    print(*cost(out, stores, is_own), f"wrote {out}; next:{after}", sep="\n")
 
 
 def place(folder: Path, out: str | None) -> Path:
@@ -127,7 +144,7 @@ def _lists_of(store: Any, found: Look) -> Iterator[str]:
                         yield entry.key
 
 
-def cost(out: Path, stores: dict[str, str]) -> list[str]:
+def cost(out: Path, stores: dict[str, str], is_own: bool) -> list[str]:
     """What curating would cost on this machine, by the plan of the written experiment.
 
     It is tried as a person would: so a file that does not compose is found here.
@@ -137,6 +154,7 @@ def cost(out: Path, stores: dict[str, str]) -> list[str]:
     from dbp.verbs.command_line import overrides
 
     given = [f"experiment={out.stem}", "dry_run=true", *(f"{n}={v}" for n, v in stores.items())]
+    given += ["hold_out=null"] if is_own else []  # the list comes with the sets
     config = compose("curate", overrides(given), [str(out.parent.parent)])
     said = io.StringIO()
     try:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int, UInt64
 
 from dbp.config import require
+from dbp.data.column import Column
 from dbp.data.images import EVALUATION_FORMATS, Undecodable
 from dbp.data.pool import Pool
 from dbp.engine.disk import write_json
@@ -46,7 +47,8 @@ class SetsSettings:
     Args:
         name: Of the suite; its tasks are `NAME_labels` and `NAME_retrieval`.
         share: Of the pool's uids, in (0, 1): each is held out with this probability.
-        labels: A column of the pool, or a CSV or Parquet file with the columns `uid` and `label`; null: no labels.
+        labels: A column of the index, `json:FIELD` and its kin (as `columns` takes them), or a CSV or Parquet file with
+            the columns `uid` and `label`; null: no labels.
         class_names: Classes in the order of the labels, or a text file of them; null: those that occur, sorted.
         templates: Prompts with `{c}` for the name of the class, or a text file of them.
         retrieval: Whether a set of images with their captions is made.
@@ -106,10 +108,10 @@ def places(uid_hashes: UInt64[np.ndarray, " n"], seed: int) -> UInt64[np.ndarray
     return keyed_hash(keyed_hash(uid_hashes, _STREAM), seed)
 
 
-def draw(pool: Pool, settings: SetsSettings, workers: int = 1) -> Drawn:
+def draw(pool: Pool, settings: SetsSettings, workers: int = 1, column: Column | None = None) -> Drawn:
     """Choose the samples to hold out, and find their labels.
 
-    A repeated uid is held out and in no set; of equal images the first in the order of the set is in the sets. What
+    `column` holds the labels where they are read from the tars. A repeated uid is held out and in no set; of equal images the first in the order of the set is in the sets. What
     cannot be decoded is held out and in no set.
 
     Raises:
@@ -140,7 +142,11 @@ def draw(pool: Pool, settings: SetsSettings, workers: int = 1) -> Drawn:
     copies = np.unique(np.concatenate([copies, again, rows[~is_sound]]))
     rows = rows[is_sound]
     counts["sample of the sets"] = len(rows)
-    found = labels_of(pool, rows, settings.labels) if settings.labels else [None] * len(rows)
+    found: list[str | None] = [None] * len(rows)
+    if settings.labels and column is not None:
+        found = _texts(column.values(rows), f"sets.labels={settings.labels!r}")
+    elif settings.labels:
+        found = labels_of(pool, rows, settings.labels)
     names, labels = _classes(found, settings.class_names) if settings.labels else ((), found)
     if settings.labels:
         counts["without a label, not in the set of labels"] = labels.count(None)
@@ -208,13 +214,13 @@ def labels_of(pool: Pool, rows: Int[np.ndarray, " m"], named: str) -> list[str |
     if named.endswith((".csv", ".parquet")) or Path(named).is_file():
         return _labels_of_file(Path(named).expanduser(), pool.uids(rows))
     columns = pool.index.names
-    column = next((name for name in (named, named.removeprefix("json:")) if name in columns), None)
-    if column is None:
+    if named not in columns:
         raise ConfigError(
             f"sets.labels={named!r}: the pool has no such column, and there is no such file. "
-            f"{nearest(named, columns)} Or name a CSV or Parquet file with the columns uid and label."
+            f"{nearest(named, columns)} Or name a field of the json (json:FIELD), or a CSV or Parquet file with the "
+            "columns uid and label."
         )
-    return _texts(pool.index.at(column, rows), f"sets.labels={named!r}")
+    return _texts(pool.index.at(named, rows), f"sets.labels={named!r}")
 
 
 def _labels_of_file(path: Path, uids: Sequence[str]) -> list[str | None]:

@@ -11,8 +11,8 @@ changes nothing. out gets
     held_out.parquet    the uids for hold_out=, which keeps them from every arm
     sets.json           what was done, and how many samples were left out for which reason
 
-sets.labels is a column of the pool, or a file with the columns uid and label; without it the retrieval set alone
-is written. Rows whose image has the same bytes as a held-out one are held out, too, and are in no set.
+sets.labels is a field of the json (json:FIELD; also parquet:FIELD, file:PATH:COLUMN, or a name of columns), a column of
+the index, or a file with the columns uid and label; without it the retrieval set alone is written. Rows whose image has the same bytes as a held-out one are held out, too, and are in no set.
 """
 
 import shutil
@@ -42,7 +42,9 @@ def run(config: Any) -> int:
         print_plan(store, index)
         return 0
     pool = store.get(index)
-    drawn = draw(pool, settings, workers=parts.workers if parts.runner == "processes" else 1)
+    column = _column(config, settings.labels)
+    labels = store.get(column.bind(pool=index)) if column else None
+    drawn = draw(pool, settings, parts.workers if parts.runner == "processes" else 1, labels)
     for reason, count in drawn.counts.items():
         print(f"  {count:>12,}  {reason}")
     beside = out.with_name(f".{out.name}.tmp")
@@ -61,6 +63,18 @@ def run(config: Any) -> int:
         f"hold_out={out / 'held_out.parquet'}"
     )
     return 0
+
+
+def _column(config: Any, labels: str | None) -> Any:
+    """What reads the column of labels; none where they are in the index or in a file of labels.
+
+    Raises:
+        ConfigError: Its place is not as `columns` takes it.
+    """
+    from dbp.pools.values import KINDS, ReadColumn
+
+    said = (config.get("columns") or {}).get(labels, labels)
+    return ReadColumn.of(str(said), "sets.labels") if said and str(said).partition(":")[0] in KINDS else None
 
 
 def _free(said: str | None) -> Path:
