@@ -6,8 +6,10 @@ tell an estimate from the number.
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dbp.engine.disk import replacing
 from dbp.errors import ConfigError, WorldError
@@ -15,6 +17,8 @@ from evaluation.kinds.registry import find_kind
 from evaluation.metrics import fine
 from evaluation.results import Result, not_whole
 from evaluation.tasks import find_task, load_tasks
+
+GENERIC = ("weights", "checkpoint", "model", "open_clip_model", "open_clip_pytorch_model", "pytorch_model")
 
 
 def export_datacomp(file: Path, results: Sequence[Result]) -> tuple[str, ...]:
@@ -59,10 +63,17 @@ def export_datacomp(file: Path, results: Sequence[Result]) -> tuple[str, ...]:
     return tuple(task.key for task in tasks if task.key not in found)
 
 
-def export_clip_benchmark(folder: Path, results: Sequence[Result]) -> tuple[str, ...]:
+def export_clip_benchmark(
+    folder: Path, results: Sequence[Result], named: str = "", config: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
     """Write results as `clip_benchmark eval` does, a file for each task; `build` joins them to a CSV.
 
-    A metric without a value is NaN, as there. Files are named by its default template.
+    A metric without a value is NaN, as there. Files are named by its default template; `pretrained` is `named` with the
+    first digits of the weights' digest, `model` an architecture.
+
+    Args:
+        named: The weights, for people; without it their digest alone.
+        config: The model's, for one that open_clip does not list.
 
     Returns:
         The tasks that CLIP_benchmark does not have, so no file: WILDS, fairness, WinoGAViL, ours.
@@ -82,7 +93,9 @@ def export_clip_benchmark(folder: Path, results: Sequence[Result]) -> tuple[str,
         name, known = find_kind(task.kind).clip_benchmark or ("", ())
         language = task.built.language if task.built else "en"
         model, pretrained = result.model, result.checkpoint
-        if pretrained is None:  # published weights: their tag is part of the name
+        if pretrained is not None:
+            model, pretrained = _architecture(model, config), f"{named}-{pretrained[:8]}" if named else pretrained
+        else:  # published weights: their tag is part of the name
             model, _, pretrained = result.model.rpartition(":")
         line = {
             "dataset": task.clip_benchmark,
@@ -101,6 +114,33 @@ def export_clip_benchmark(folder: Path, results: Sequence[Result]) -> tuple[str,
         file = "_".join(word.replace("/", "_") for word in words) + ".json"
         _write(folder / file, json.dumps(line))
     return left_out
+
+
+def weights_name(file: Path) -> str:
+    """A name for weights, from that of their file, of its folder where the file's says nothing, or of our run."""
+    name = file.stem
+    if file.parent.parent.name == "train" and name == "weights":
+        name = f"run-{file.parent.name[:12]}"
+    elif name in GENERIC:
+        folder = file.absolute().parent
+        in_cache = folder.parent.name == "snapshots"  # of the hub
+        name = folder.parent.parent.name.removeprefix("models--") if in_cache else folder.name
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")
+
+
+def _architecture(model: str, config: Mapping[str, Any] | None) -> str:
+    """The name of a model, or of what its config builds where it has none of open_clip's."""
+    if not model.startswith("local-") or not config:
+        return model
+    vision = config["vision_cfg"]
+    layers, width = vision.get("layers", 12), vision.get("width", 768)  # open_clip's own values
+    if timm := vision.get("timm_model_name"):
+        kind = str(timm)
+    elif isinstance(layers, int):
+        kind = f"ViT-{width}x{layers}-p{vision.get('patch_size', 16)}"
+    else:
+        kind = f"RN-{'.'.join(map(str, layers))}-w{width}"
+    return f"{kind}-{vision.get('image_size', 224)}px"
 
 
 def _by_task(results: Sequence[Result], setting: str) -> dict[str, Result]:

@@ -170,7 +170,7 @@ class Laion(Reads, Encoder):
         join: What of the pool the metadata names: `key` or `uid`; or `position`, if the i-th vector
             belongs to the i-th row.
         column: The column of the metadata that holds that name; of webdataset pools, clip-retrieval
-            keeps the key in `image_path`.
+            keeps the key in `image_path`. A folder that `dbp export` wrote has none, and is joined by uid.
         folder: The folder.
     """
 
@@ -248,26 +248,33 @@ class Laion(Reads, Encoder):
                 f"{len(starts) - 1:,} files, {ends[-1]:,} rows in {len(ends) - 1:,} files. Fetch the files "
                 "that are missing or cut short."
             )
-        texts = pool.index.at(self.join, rows)
-        hashes = pool.uid_hashes[rows] if self.join == "uid" else hashes_64(texts)
+        join = "uid" if self._is_ours else self.join
+        texts = pool.index.at(join, rows)
+        hashes = pool.uid_hashes[rows] if join == "uid" else hashes_64(texts)
         found = names.find(hashes, texts)
         if len(rows) and (found < 0).all():
             log.warning(
                 "none of %s rows from row %s (%s %r) has a vector in %s",
-                *(f"{len(rows):,}", f"{rows[0]:,}", self.join, texts[0].as_py(), self.folder),
+                *(f"{len(rows):,}", f"{rows[0]:,}", join, texts[0].as_py(), self.folder),
             )
         return found
+
+    @cached_property
+    def _is_ours(self) -> bool:
+        """Whether `dbp export` wrote the metadata, and none of its columns is named."""
+        names = Columns(list(self._metadata.values())).names
+        return self.column not in names and {"row", "uid", "shard", "key"} <= set(names)
 
     @cached_property
     def _names(self) -> tuple[Names, np.ndarray]:
         """The names in the metadata, and where each file's begin."""
         files = list(self._metadata.values())
-        columns = Columns(files)
-        if files and self.column not in columns.names:
+        columns, column = Columns(files), "uid" if self._is_ours else self.column
+        if files and column not in columns.names:
             raise ConfigError(
-                f"encoder {self.label}: column={self.column!r} is no column of {files[0]}. "
-                f"{nearest(self.column, columns.names)}"
+                f"encoder {self.label}: column={column!r} is no column of {files[0]}. "
+                f"{nearest(column, columns.names)}"
             )
-        tables = (pq.read_table(file, columns=[self.column])[self.column] for file in files)
+        tables = (pq.read_table(file, columns=[column])[column] for file in files)
         hashes = [np.zeros(0, np.uint64), *(hashes_64(table) for table in tables)]
-        return Names(np.concatenate(hashes), lambda places: columns.at(self.column, places)), columns.starts
+        return Names(np.concatenate(hashes), lambda places: columns.at(column, places)), columns.starts

@@ -81,8 +81,8 @@ def find_run(named: str, runs: Path | str, setting: str) -> Path:
     if found:
         raise ConfigError(f"{setting}={named}: {len(found)} runs have such a key: {keys}. Give more of it.")
     raise ConfigError(
-        f"{setting}={named}: no finished run in {home} has such a key; there are: {keys or 'none'}. Give the key "
-        "that dbp train printed (dbp ls stage=train lists them), or the store that it went to with paths.runs=FOLDER."
+        f"{setting}={named}: no finished run in {home} has such a key; there are: {keys or 'none'}. Give the "
+        "key that dbp train printed (dbp ls stage=train lists them), or its folder of runs with paths.runs=FOLDER."
     )
 
 
@@ -137,7 +137,7 @@ def none_named() -> MissingError:
     """What to type where an encoder has neither weights nor a name."""
     return MissingError(
         "weights of an encoder (encoder=own, or local_clip without a checkpoint): it names none",
-        f"Train a small CLIP on a random half of the pool, then use its run as the encoder:\n  {training_command()}\n"
+        f"Train a small CLIP on a random half of the pool, then use its run:\n  {training_command()}\n"
         "  (it prints a key)\n  then the same command as now with encoder=run:KEY\n"
         "A sweep does both by itself (sweep.encoder; dbp init writes it). Other weights: "
         "encoder.USE.checkpoint=FILE, for USE in dedup, cluster, score.",
@@ -145,7 +145,7 @@ def none_named() -> MissingError:
 
 
 def training_command(arguments: Sequence[str] | None = None) -> str:
-    """The command that trains an encoder on the pool that a command line names; this process's where none is given."""
+    """The command that trains an encoder on the pool that a command line names; by default this process's."""
     given = list(sys.argv if arguments is None else arguments)
     words: list[str] = []
     if len(given) > 1 and Path(given[0]).name in ("dbp", "__main__.py"):

@@ -33,7 +33,7 @@ def export_keep(store: Store, key: str, form: str, out: Path) -> str:
     _need_new(out)
     if form == "decisions":
         tables = explained(store, entry.key).decision_tables(np.arange(pool.num_rows), BLOCK)
-        count = write_tables(out, tables)
+        count = write_tables(out, (_with_uids(pool, table) for table in tables))
         return f"wrote the decisions over {count:,} rows of keep list {entry.key} to {out}"
     rows = np.flatnonzero(~keep.mask) if form == "removed" else keep.rows
     shared = shared_names(pool, keep.mask) if form in ("datacomp", "txt") else ""
@@ -62,21 +62,39 @@ def export_keep(store: Store, key: str, form: str, out: Path) -> str:
     return f"wrote {len(rows):,} uids of keep list {entry.key} to {out}{shared}"
 
 
-def export_embeddings(store: Store, key: str, form: str, out: Path) -> str:
-    """Write vectors in clip-retrieval's layout: numbered `.npy` beside Parquet in the same order."""
-    entry, found = store.find(key), store.open(key)
-    if not isinstance(found, Embeddings):
-        raise StoreError(f"{key} is the artifact of stage {entry.stage}, no embeddings.")
-    pool = open_pool_of(store, entry)
-    side = "text" if entry.manifest["parameters"].get("side") == "text" else "img"
+def export_embeddings(store: Store, keys: str, form: str, out: Path) -> str:
+    """Write vectors in clip-retrieval's layout: numbered `.npy` beside Parquet in the same order.
+
+    Args:
+        keys: One artifact, or an image and a text side of one encoder with a comma between: then the rows that have
+            both vectors.
+    """
+    sides: dict[str, Embeddings] = {}
+    pools: dict[str, Pool] = {}
+    for key in keys.split(","):
+        entry, found = store.find(key), store.open(key)
+        if not isinstance(found, Embeddings):
+            raise StoreError(f"{key} is the artifact of stage {entry.stage}, no embeddings.")
+        side = "text" if entry.manifest["parameters"].get("side") == "text" else "img"
+        if side in sides:
+            raise ConfigError(f"embeddings={keys}: two of them are {side} vectors. Give one of each side.")
+        sides[side], pools[entry.manifest["inputs"]["pool"]["identity"]] = found, open_pool_of(store, entry)
+    if len(pools) > 1:
+        raise ConfigError(f"embeddings={keys}: they are of two pools, whose rows are not the same samples.")
+    (pool,), every = pools.values(), list(sides.values())
+    count = 0
     with _new_folder(out) as beside:
-        for name in (f"{side}_emb", "metadata"):
+        for name in (*(f"{side}_emb" for side in sides), "metadata"):
             (beside / name).mkdir()
-        for part in range(len(found.parts)):
-            rows = found.part_rows(part)
-            np.save(beside / f"{side}_emb" / f"{side}_emb_{part:07d}.npy", found.gather(rows))
+        for part in range(len(every[0].parts)):
+            rows = every[0].part_rows(part)
+            if len(every) > 1:  # parts of two sides may hold other rows
+                rows = rows[np.isin(rows, every[1].rows)]
+            for side, found in sides.items():
+                np.save(beside / f"{side}_emb" / f"{side}_emb_{part:07d}.npy", found.gather(rows))
             pq.write_table(_named(pool, rows), beside / "metadata" / f"metadata_{part:07d}.parquet")
-    return f"wrote {len(found.rows):,} vectors of width {found.width} to {out}"
+            count += len(rows)
+    return f"wrote {count:,} {' and '.join(sides)} vectors of width {every[0].width} to {out}"
 
 
 def export_clusters(store: Store, key: str, form: str, out: Path) -> str:
@@ -120,6 +138,17 @@ def _named(pool: Pool, rows: Int[np.ndarray, " m"]) -> pa.Table:
     shards = pa.DictionaryArray.from_arrays(pa.array(number), pa.array(names)).cast(pa.string())
     uid, key = (pool.index.at(name, rows) for name in ("uid", "key"))
     return pa.table({"row": rows, "uid": uid, "shard": shards, "key": key})
+
+
+def _with_uids(pool: Pool, table: pa.Table) -> pa.Table:
+    """A decision table with the names of its rows, and of those that they were compared with."""
+    related = table["related_row"].combine_chunks()
+    is_there = related.is_valid().to_numpy(zero_copy_only=False)
+    uids = np.full(len(table), None, object)
+    uids[is_there] = pool.uids(related.drop_null().to_numpy())
+    place = table.column_names.index("related_row") + 1
+    table = table.add_column(place, "related_uid", pa.array(uids, pa.string()))
+    return table.add_column(1, "uid", pool.index.at("uid", table["row"].to_numpy()))
 
 
 def _blocks(rows: np.ndarray, make: Callable[[np.ndarray], Made]) -> Iterator[Made]:

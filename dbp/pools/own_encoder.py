@@ -1,4 +1,4 @@
-"""What an experiment takes where no pretrained weights are at hand: a small CLIP of the pool's size, and own sets."""
+"""What an experiment takes where no pretrained weights are at hand: a small CLIP, and own sets."""
 
 import math
 import shlex
@@ -85,7 +85,7 @@ class OwnTraining:
         why = "a GPU" if self.is_gpu else "no GPU here"
         return (
             "model:\n  config:\n"
-            f"    vision_cfg: {{image_size: {self.image_size}{patch}}}   # the median shorter side is not smaller; {why}\n"
+            f"    vision_cfg: {{image_size: {self.image_size}{patch}}}   # at most the median shorter side; {why}\n"
             f"    text_cfg: {{context_length: {self.context_length}}}   # holds 95 % of the captions\n"
         )
 
@@ -158,7 +158,7 @@ def _labels(labels: Group | None, groups: list[Group]) -> str:
     """The value of `sets.labels`, and why."""
     if labels is None:
         there = ", ".join(group.name for group in groups) or "none"
-        return f"null    # no field of the json holds words of the captions (fields with few values: {there}); json:FIELD"
+        return f"null    # json:FIELD; no field of few values holds words of the captions (there are: {there})"
     said = f"{len(labels.sizes)} classes, whose names stand in {labels.mentioned:.0%} of the captions"
     return f"{as_yaml(f'json:{labels.name}')}   # {said}"
 

@@ -6,13 +6,14 @@ datacomp     a sorted `<u8,u8` .npy of 128-bit uids
 txt          a uid a line
 parquet      row, uid, shard, key of what is kept
 removed      the same, of what is not kept
-decisions    parquet: for every row of the pool, which stage decided, why, and what was compared with what
+decisions    parquet: for every row of the pool: its uid, which stage decided, why, what was compared with what
 webdataset   out=FOLDER: shards of the kept samples, copied byte for byte; also shard_size=10000, seed=0,
              shuffle=true, workers=1, verify=true
 
     dbp export embeddings=KEY format=FORMAT out=FOLDER
 
-laion        img_emb/*.npy and metadata/*.parquet, as clip-retrieval and embedding-reader have them
+laion        img_emb/*.npy and metadata/*.parquet, as clip-retrieval and embedding-reader have them; encoder=laion
+             reads it as it is. embeddings=KEY,KEY of both sides writes img_emb and text_emb
 
     dbp export clusters=KEY format=FORMAT out=FOLDER
 

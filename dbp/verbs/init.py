@@ -3,7 +3,7 @@
     dbp init FOLDER                     writes experiment/NAME.yaml, NAME from the folder's name
     dbp init FOLDER out=my/experiment/pets.yaml
     dbp init FOLDER keep_fraction=0.3
-    dbp init FOLDER own_encoder=true    without pretrained weights: a small CLIP of your own, and own evaluation sets
+    dbp init FOLDER own_encoder=true    without pretrained weights: a small CLIP and evaluation sets of your own
 
 The folder holds webdataset tars, as img2dataset writes them or others. The file says what was found, and
 suggests where captions stand, encoders, numbers of clusters, a budget and the length of training, each with

@@ -47,8 +47,8 @@ class SetsSettings:
     Args:
         name: Of the suite; its tasks are `NAME_labels` and `NAME_retrieval`.
         share: Of the pool's uids, in (0, 1): each is held out with this probability.
-        labels: A column of the index, `json:FIELD` and its kin (as `columns` takes them), or a CSV or Parquet file with
-            the columns `uid` and `label`; null: no labels.
+        labels: A column of the index, `json:FIELD` and its kin (as `columns` takes them), or a CSV or Parquet file
+            with the columns `uid` and `label`; null: no labels.
         class_names: Classes in the order of the labels, or a text file of them; null: those that occur, sorted.
         templates: Prompts with `{c}` for the name of the class, or a text file of them.
         retrieval: Whether a set of images with their captions is made.
@@ -111,8 +111,8 @@ def places(uid_hashes: UInt64[np.ndarray, " n"], seed: int) -> UInt64[np.ndarray
 def draw(pool: Pool, settings: SetsSettings, workers: int = 1, column: Column | None = None) -> Drawn:
     """Choose the samples to hold out, and find their labels.
 
-    `column` holds the labels where they are read from the tars. A repeated uid is held out and in no set; of equal images the first in the order of the set is in the sets. What
-    cannot be decoded is held out and in no set.
+    `column` holds the labels where they are read from the tars. A repeated uid is held out and in no set; of equal
+    images the first in the order of the set is in the sets. What cannot be decoded is held out and in no set.
 
     Raises:
         PoolError: The pool has no shards, or nothing is drawn.
@@ -217,8 +217,8 @@ def labels_of(pool: Pool, rows: Int[np.ndarray, " m"], named: str) -> list[str |
     if named not in columns:
         raise ConfigError(
             f"sets.labels={named!r}: the pool has no such column, and there is no such file. "
-            f"{nearest(named, columns)} Or name a field of the json (json:FIELD), or a CSV or Parquet file with the "
-            "columns uid and label."
+            f"{nearest(named, columns)} Or name a field of the json (json:FIELD), or a CSV or Parquet file with "
+            "the columns uid and label."
         )
     return _texts(pool.index.at(named, rows), f"sets.labels={named!r}")
 

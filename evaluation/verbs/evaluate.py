@@ -4,8 +4,8 @@
     dbp evaluate checkpoint=[run:KEY1,run:KEY2] suite=glyphs root=glyphs     runs of ours, by their keys
     dbp evaluate model.name=ViT-B-32 pretrained=openai suite=vtab root=FOLDER export.datacomp=FILE
 
-`checkpoint` is any open_clip state dict, a folder as open_clip and the hub have them (also local-dir:FOLDER), a run of
-ours (run:KEY), or a list of these; the model comes from model.config (a JSON, bare
+`checkpoint` is any open_clip state dict, a folder as open_clip and the hub have them (also local-dir:FOLDER), a run
+of ours (run:KEY), or a list of these; the model comes from model.config (a JSON, bare
 or under `model_cfg`), from `open_clip_config.json` beside the weights, or from model.name. `root` holds a
 folder for each set in DataComp's layout: wds_<task>_test/{classnames.txt,
 zeroshot_classification_templates.txt, test/nshards.txt, test/0.tar, …}. DataComp's download_evalsets.py
@@ -38,6 +38,7 @@ def run(config: Any) -> int:
     from evaluation.checks.at_hand import require_at_hand
     from evaluation.checks.linear_probes import probe_suite
     from evaluation.checks.near_copies import check_near_copies, find_runs
+    from evaluation.exports import export_clip_benchmark, weights_name
     from evaluation.report.run_table import format_results
     from evaluation.running.prepare import check_own
     from evaluation.sets.verify import verify_suite
@@ -96,7 +97,9 @@ def run(config: Any) -> int:
             folder=file.parent,
         )  # fmt: skip
     for export, target in exports.items():
-        if shown and (left_out := export(target, shown)):
+        named = config.name or weights_name(weights[0].file) if weights else ""
+        about = {"named": named, "config": towers[0].config} if export is export_clip_benchmark else {}
+        if shown and (left_out := export(target, shown, **about)):
             print(f"{target} is without: {', '.join(left_out)}")
     for name in missing:
         print(f"missing in this suite, no loader for it: {name}")
@@ -154,8 +157,8 @@ def find_checkpoint(config: Any, named: str) -> Weights:
     """
     if not named:
         raise ConfigError(
-            "no weights to evaluate: give checkpoint=FILE (an open_clip state dict), checkpoint=FOLDER (as open_clip "
-            "and the hub have them), checkpoint=run:KEY (a run of ours), or model.name=NAME pretrained=TAG"
+            "no weights to evaluate: give checkpoint=FILE (an open_clip state dict), checkpoint=FOLDER (as "
+            "open_clip and the hub have them), checkpoint=run:KEY (a run of ours), or model.name=NAME pretrained=TAG"
         )
     if config.pretrained:
         raise ConfigError(
