@@ -68,8 +68,8 @@ def export_clip_benchmark(
 ) -> tuple[str, ...]:
     """Write results as `clip_benchmark eval` does, a file for each task; `build` joins them to a CSV.
 
-    A metric without a value is NaN, as there. Files are named by its default template; `pretrained` is `named` with the
-    first digits of the weights' digest, `model` an architecture.
+    A metric without a value is NaN, as there. Files are named by its default template; `pretrained` is `named` with
+    the first digits of the weights' digest, `model` an architecture.
 
     Args:
         named: The weights, for people; without it their digest alone.

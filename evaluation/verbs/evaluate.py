@@ -158,7 +158,7 @@ def find_checkpoint(config: Any, named: str) -> Weights:
     if not named:
         raise ConfigError(
             "no weights to evaluate: give checkpoint=FILE (an open_clip state dict), checkpoint=FOLDER (as "
-            "open_clip and the hub have them), checkpoint=run:KEY (a run of ours), or model.name=NAME pretrained=TAG"
+            "open_clip and the hub have them), checkpoint=run:KEY (of ours), or model.name=NAME pretrained=TAG"
         )
     if config.pretrained:
         raise ConfigError(

@@ -11,9 +11,9 @@ changes nothing. out gets
     held_out.parquet    the uids for hold_out=, which keeps them from every arm
     sets.json           what was done, and how many samples were left out for which reason
 
-sets.labels is a field of the json (json:FIELD; also parquet:FIELD, file:PATH:COLUMN, or a name of columns), a column
-of the index, or a file with the columns uid and label; without it the retrieval set alone is written. Rows whose image
-has the same bytes as a held-out one are held out, too, and are in no set.
+sets.labels is a field of the json (json:FIELD; also parquet:FIELD, file:PATH:COLUMN, a name of columns), a column
+of the index, or a file with the columns uid and label; without it the retrieval set alone is written. Rows whose
+image has the same bytes as a held-out one are held out, too, and are in no set.
 """
 
 import shutil

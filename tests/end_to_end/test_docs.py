@@ -18,7 +18,7 @@ from dbp.config import compose
 from dbp.verbs.command_line import overrides
 
 ROOT = Path(__file__).parents[2]
-APART = {"extending.md"}  # test_extending.py runs its examples, in a folder of the reader's own
+APART = {"extending.md", "own-encoder.md"}  # test_extending.py and test_own_encoder.py run them as they stand
 DOCS = sorted(file for file in (ROOT / "docs").glob("*.md") if file.name not in APART)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 COMMAND = re.compile(r"^(?:    )?((?:dbp|torchrun|srun|LAUNCHER=\w+ slurm/studies/\w+\.sh) ?.*)$")

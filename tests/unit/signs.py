@@ -1,4 +1,4 @@
-"""A folder of tars as a stranger brings it: coloured characters, captions, a json with script, ground and source."""
+"""A stranger's folder of tars: coloured characters, captions, a json with script, ground and source."""
 
 import io
 import json

@@ -1,12 +1,13 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dbp.errors import ConfigError, WorldError
-from evaluation.exports import export_clip_benchmark, export_datacomp
+from evaluation.exports import export_clip_benchmark, export_datacomp, weights_name
 from evaluation.report.run_table import average
 from evaluation.results import Result
 from evaluation.suites import groups
@@ -183,6 +184,37 @@ def test_published_weights_are_named_by_model_and_tag(tmp_path):
     found = json.loads(file.read_text())
     assert (found["model"], found["pretrained"]) == ("hf-hub:org/ViT", "openai")
     assert file.name == "mnist_openai_hf-hub:org_ViT_en_zeroshot_classification.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("runs/train/0123456789abcdef/weights.pt", "run-0123456789ab"),
+        ("hub/models--me--clip/snapshots/1f2e/open_clip_model.safetensors", "me--clip"),
+        ("my clips/pets v2/open_clip_pytorch_model.bin", "pets-v2"),
+        ("epoch_32.pt", "epoch-32"),
+    ],
+)
+def test_weights_are_named_after_their_run_their_file_or_their_folder(file, name):
+    assert weights_name(Path(file)) == name
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "name"),
+    [
+        ("ViT-B-32", {"vision_cfg": {"layers": 12}}, "ViT-B-32"),
+        ("local-1", {"vision_cfg": {"layers": [1, 1, 2, 1], "width": 16, "image_size": 64}}, "RN-1.1.2.1-w16-64px"),
+        ("local-1", {"vision_cfg": {"layers": 6, "width": 256, "patch_size": 8}}, "ViT-256x6-p8-224px"),
+        ("local-12ab34cd", {"vision_cfg": {"timm_model_name": "vit_x", "image_size": 96}}, "vit_x-96px"),
+    ],
+)  # fmt: skip
+def test_clip_benchmark_gets_names_that_people_can_read(tmp_path, model, config, name):
+    result = replace(make_result("mnist"), model=model)
+    export_clip_benchmark(tmp_path, [result], "run-0123456789ab", config)
+    [file] = tmp_path.iterdir()
+    found = json.loads(file.read_text())
+    assert (found["model"], found["pretrained"]) == (name, "run-0123456789ab-aaaaaaaa")
+    assert file.name == f"mnist_run-0123456789ab-aaaaaaaa_{name}_en_zeroshot_classification.json"
 
 
 def test_every_task_with_a_name_in_clip_benchmark_is_of_a_kind_that_it_evaluates(tmp_path):

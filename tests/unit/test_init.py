@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shlex
 import tarfile
 from pathlib import Path
 
@@ -13,13 +14,19 @@ from PIL import Image
 
 from dbp.__main__ import main
 from dbp.config import compose
-from dbp.errors import ConfigError, PoolError
+from dbp.errors import ConfigError, MissingError, PoolError
+from dbp.pools.groups import groups_of, labels_among
 from dbp.pools.looking import _spread, lines_of, look
+from dbp.pools.own_encoder import OwnTraining
 from dbp.pools.suggestion import suggest
+from dbp.settings import read
+from dbp.verbs import init
 from dbp.verbs.command_line import overrides
 from dbp.verbs.init import place, trials
+from evaluation.verbs.sets import run as make_sets
 
 Sample = dict[str, bytes]
+ROOT = Path(__file__).parents[2]
 
 
 def picture(row: int, kind: str = "jpeg", size: tuple[int, int] = (48, 40)) -> bytes:
@@ -64,6 +71,7 @@ def folder(tmp_path: Path) -> Path:
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(init, "openclip_lacks", lambda *model: iter(()))  # weights are at hand
 
 
 # what is said of a folder
@@ -279,6 +287,104 @@ def test_once_clusters_exist_the_file_tells_what_temperatures_would_do(folder, t
     assert trials(look(folder), {}) == []  # it is another pool now
 
 
+# without pretrained weights
+
+
+def write_labelled(home: Path, count: int = 60) -> Path:
+    """Samples whose captions name the `kind` of their json, and never its `source`."""
+    rows = {}
+    for row in range(count):
+        fields = {"kind": ("cat", "dog", "owl")[row % 3], "source": ("a1", "b2")[row % 2], "id": f"{row}"}
+        caption = f"a {fields['kind']} that sits on chair {row}"
+        rows[f"{row:05d}"] = {"jpg": picture(row), "txt": caption.encode(), "json": json.dumps(fields).encode()}
+    write_tar(home / "0.tar", rows)
+    return home
+
+
+def test_without_weights_at_hand_the_experiment_trains_its_own_encoder_on_its_own_sets(
+    tmp_path, monkeypatch, capsys
+):
+    lacks = MissingError("weights of a model: neither here nor there", "Fetch them.")
+    monkeypatch.setattr(init, "openclip_lacks", lambda *model: iter([lacks]))
+    home = write_labelled(tmp_path / "my pets")
+    assert main(["init", str(home), "keep_fraction=0.5", f"paths.store={tmp_path}/s"]) == 0
+    said = capsys.readouterr().out
+    assert "weights of a model: neither here nor there: the experiment trains a small CLIP of its own" in said
+    typed = [shlex.split(line) for line in said.splitlines() if line.startswith("  dbp ")]
+    assert [words[:2] for words in typed] == [["dbp", "sets"], ["dbp", "sweep"], ["dbp", "report"]]
+    assert all(f"paths.store={tmp_path}/s" in words for words in typed)
+    text = (tmp_path / "experiment/my_pets.yaml").read_text()
+    assert all(f"# {shlex.join(words)}" in text for words in typed)
+    for verb in ("curate", "train", "sweep", "sets"):
+        config = compose(verb, overrides(["experiment=my_pets"]), [str(tmp_path)])
+        assert config.encoder.score.checkpoint is config.encoder.score.model is None
+        assert config.model.config.vision_cfg.image_size == 32, "the images are 40 pixels high"
+        assert config.train.samples_seen % config.train.batch_size == 0
+        assert (config.sets.labels, config.suite, config.sets.name) == ("json:kind", "my_pets", "my_pets")
+        assert config.columns == {"kind": "json:kind", "source": "json:source"}
+    with pytest.raises(ConfigError, match=r"hold_out='.*my_pets_sets/held_out\.parquet'.*dbp sets with out=FOLDER"):
+        read(config)
+    assert make_sets(compose("sets", overrides(typed[0][4:]), [str(tmp_path)])) == 0
+    assert (tmp_path / "my_pets_sets/wds_my_pets_labels_test/classnames.txt").read_text().split() == [
+        "cat",
+        "dog",
+        "owl",
+    ]
+    words = [*typed[1][2:], "sweep.encoder.train.samples_seen=64"]
+    assert main(["sweep", "plan", *words]) == 0
+    said = capsys.readouterr().out
+    assert "15 points before collapsing; keys are known once the encoder is trained" in said
+    assert len([line for line in said.splitlines() if line.startswith("encoder ")]) == 3
+
+
+def test_pretrained_weights_are_kept_where_they_are_asked_for_or_at_hand(tmp_path, monkeypatch):
+    home = write_labelled(tmp_path / "pets")
+    for name, words in {"at_hand": [], "said": ["own_encoder=false"]}.items():
+        assert main(["init", str(home), "keep_fraction=0.5", f"out=experiment/{name}.yaml", *words]) == 0
+        config = compose("curate", overrides([f"experiment={name}"]), [str(tmp_path)])
+        assert config.encoder.score.pretrained == "openai"
+        monkeypatch.setattr(init, "openclip_lacks", lambda *model: iter([MissingError("weights", "")]))
+    assert main(["init", str(home), "keep_fraction=0.5", "out=experiment/own.yaml", "own_encoder=true"]) == 0
+
+
+@pytest.mark.parametrize("gpus", ["", "0"])
+@pytest.mark.parametrize("rows", [400, 5_000, 80_000, 3_000_000])
+@pytest.mark.parametrize("side", [20, 50, 90, 400])
+def test_the_small_clip_suits_the_images_the_rows_and_the_machine(folder, monkeypatch, gpus, rows, side):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    found = look(folder)
+    found.total_bytes, found.num_read = (found.total_bytes * rows // 40, 1)  # as if most were not read
+    found.short_sides = [side] * 9
+    own = OwnTraining.of(found, suggest(found, folder, 0.3))
+    assert own.image_size <= max(side, 32)
+    assert own.samples_seen % own.batch_size == 0
+    assert own.samples_seen <= max(20 * rows, rows) + own.batch_size
+    assert own.samples_seen >= min(rows, 300_000), "a pass over the pool, where it can be had"
+    written = "defaults: []\n" + own.model_settings()
+    model = OmegaConf.merge(
+        OmegaConf.load(ROOT / f"configs/model/{own.model}.yaml"), OmegaConf.create(written).get("model") or {}
+    )
+    if model.config is not None:
+        vision = model.config.vision_cfg
+        assert vision.image_size == own.image_size
+        assert vision.image_size % vision.get("patch_size", 32) == 0
+    assert (own.model == "small") == (not gpus)
+    if not gpus:
+        assert own.samples_seen / 280 < 20 * 60, "at most twenty minutes of a core for a run"
+        assert own.image_size <= 64
+
+
+def test_labels_are_the_field_whose_values_captions_hold():
+    rows = [(f"A {kind} on grass", {"kind": kind, "site": site, "url": f"{n}", "n": n, "rare": "cat" * (n < 3)})
+            for n, (kind, site) in enumerate([("cat", "x.org"), ("Dog", "y.org")] * 40)]  # fmt: skip
+    found = {group.name: group for group in groups_of(rows)}
+    assert set(found) == {"kind", "site"}, "many values, numbers, one value and few samples are no groups"
+    assert dict(found["kind"].sizes) == {"cat": 40, "Dog": 40}
+    assert (found["kind"].mentioned, found["site"].mentioned) == (1.0, 0.0)
+    assert labels_among(found.values()) is found["kind"]
+    assert labels_among([found["site"]]) is None
+
+
 # bad input
 
 
@@ -290,16 +396,15 @@ def test_once_clusters_exist_the_file_tells_what_temperatures_would_do(folder, t
         (["FOLDER", "keep_fraction=2"], r"keep_fraction=2\.0: it must be above 0 and at most 1"),
         (["FOLDER", "keep_fraction=some"], "keep_fraction='some': it must be a number"),
         (["FOLDER", "keep_fraction=0.01"], "too few to train on"),
+        (["FOLDER", "own_encoder=maybe"], "own_encoder='maybe': it must be auto, true or false"),
         (["FOLDER", "tau=1"], "tau is not a setting here"),
         (["FOLDER", "out=cats.yaml"], "in a folder called experiment, so name a file like .*experiment/cats.yaml"),
         (["FOLDER", "out=experiment/my cats.yaml"], "its name may have letters, digits"),
     ],
 )
 def test_settings_that_cannot_be_used_are_told(folder, words, said):
-    from dbp.verbs.init import main as init
-
     with pytest.raises(ConfigError, match=said):
-        init("init", [str(folder) if word == "FOLDER" else word for word in words])
+        init.main("init", [str(folder) if word == "FOLDER" else word for word in words])
 
 
 def test_a_folder_without_tars_says_what_is_there(tmp_path):

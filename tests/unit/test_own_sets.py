@@ -194,6 +194,41 @@ def test_a_repeated_uid_is_held_out_and_in_no_set(tmp_path):
     assert pool.uids(drawn.copies).count("p0003") == 2
 
 
+def test_labels_are_read_from_a_field_of_the_json_and_by_the_name_of_a_column(tmp_path, capsys):
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for number, (uid, image, caption) in enumerate(samples()):
+            told = {"look": {"ink": colour_of(number)}, "group": number % 4} if number % 5 else {}
+            for kind, content in (("png", image), ("txt", caption.encode()), ("json", json.dumps(told).encode())):
+                info = tarfile.TarInfo(f"{uid}.{kind}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    words = [
+        f"pool.shards={folder}/*.tar",
+        "sets.share=0.4",
+        f"paths.store={tmp_path}/s",
+        f"paths.runs={tmp_path}/r",
+    ]
+    expected = {uid: colour_of(number) for number, (uid, _, _) in enumerate(samples()) if number % 5}
+    for name, more in {
+        "a": ["sets.labels=json:look.ink"],
+        "b": ["+columns.ink=json:look.ink", "sets.labels=ink"],
+    }.items():
+        assert main(["sets", *words, *more, f"sets.name={name}", f"out={tmp_path}/{name}"]) == 0
+        home = tmp_path / name / f"wds_{name}_labels_test"
+        names = (home / "classnames.txt").read_text().split()
+        uids = pq.read_table(home / UIDS_FILE)["uid"].to_pylist()
+        truths = [names[int(value)] for key, value in sorted(members(home).items()) if key.endswith(".cls")]
+        assert dict(zip(uids, truths, strict=True)) == {uid: expected[uid] for uid in uids}
+        assert set(uids) <= set(expected)
+    assert main(["sets", *words, "sets.labels=json:group", "sets.name=c", f"out={tmp_path}/c"]) == 0
+    assert (tmp_path / "c/wds_c_labels_test/classnames.txt").read_text().split() == ["0", "1", "2", "3"]
+    capsys.readouterr()
+    assert main(["sets", *words, "sets.labels=look", "sets.name=d", f"out={tmp_path}/d"]) == 1
+    assert "json:FIELD" in capsys.readouterr().err
+
+
 # what is written
 
 
