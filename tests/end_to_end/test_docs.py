@@ -27,6 +27,7 @@ COMPOSED = {"curate", "train", "evaluate", "sweep", "prefetch", "sets"}
 # What cannot be run here as it stands -> why; its settings are composed all the same.
 ONLY_COMPOSED = {
     "encoder.cluster=dinov2_l14": "weights must be fetched; debug=smoke runs the models with random ones",
+    "encoder=run:KEY": "test_own_encoder.py trains a run and curates with it",
     "experiment=temperature": "test_studies.py runs every study with debug=smoke",
     "launcher=slurm": "test_slurm_sweep.py runs sweeps on a real SLURM",
     "--config-dir": "a folder of the reader's own; test_init.py composes what dbp init writes",
