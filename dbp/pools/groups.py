@@ -35,8 +35,8 @@ def groups_of(samples: Iterable[tuple[str, dict[str, Any]]]) -> list[Group]:
     for caption, fields in samples:
         total += 1
         lower = caption.lower()
-        for name, value in fields.items():
-            if name in many or not isinstance(value, str) or not (text := value.strip()):
+        for name, value in fields.items():  # json:a.b is the field b of a, so that a dot cannot stand in a name
+            if name in many or "." in name or not isinstance(value, str) or not (text := value.strip()):
                 continue
             sizes[name][text] += 1
             mentions[name] += text.lower() in lower

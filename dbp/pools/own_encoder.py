@@ -46,8 +46,7 @@ class OwnTraining:
         rows, is_gpu = suggested.rows, bool(visible_gpus())
         middle = float(np.median(found.short_sides)) if found.short_sides else 64.0
         side = max((s for s in SIDES[is_gpu] if s <= middle), default=32)
-        long = float(np.quantile(found.words, 0.95)) * 1.5 + 2 if found.words else 16.0  # words to tokens
-        length = next((own for own in LENGTHS if own >= long), 77)
+        length = next((own for own in LENGTHS if own >= _tokens(found)), LENGTHS[-1])
         batch = min(suggested.batch_size, 1024 if is_gpu else 128)
         floor, ceiling = GPU if is_gpu else CPU
         samples = min(max(rows, min(MOST_PASSES * rows, floor)), ceiling)
@@ -104,6 +103,15 @@ class OwnTraining:
         """Why so many."""
         passes = self.samples_seen / max(self.rows, 1)
         return f"{passes:.2g} passes over the pool; every arm sees as many, so a smaller set is repeated more"
+
+
+def _tokens(found: Look) -> float:
+    """About how many tokens hold 95 % of the captions, with those of beginning and end."""
+    if not found.words:
+        return LENGTHS[0]
+    words, characters = (float(np.quantile(lengths, 0.95)) for lengths in (found.words, found.characters))
+    # Where words are not parted by blanks, a character is a token or two.
+    return 2 + 1.5 * (words if sum(found.characters) <= 15 * sum(found.words) else characters)
 
 
 def commands(out: Path, stores: Mapping[str, str]) -> list[str]:
