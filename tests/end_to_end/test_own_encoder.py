@@ -19,10 +19,12 @@ pytestmark = pytest.mark.slow  # three encoders, fifteen arms, and what the page
 ROOT = Path(__file__).parents[2]
 COMMANDS = re.findall(r"^    dbp (.*)$", (ROOT / "docs/own-encoder.md").read_text(), re.M)
 TINY = ["train.samples_seen=128", "train.batch_size=32", "train.log_every_samples=64", "evaluate.num_workers=0"]
+ALIKE = "dedup=semdedup_smoke"  # to an encoder of four steps everything is alike
 # What is added to a command, so that it takes seconds; all else is as the page has it.
 SMALL = {
     "train": TINY[:3],
-    "sweep": [*TINY, "sweep.encoder.train.samples_seen=128", "sweep.workers=1", "sweep.plots=false"],
+    "sweep": [*TINY, "sweep.encoder.train.samples_seen=128", "sweep.workers=1", "sweep.plots=false", ALIKE],
+    "curate": [ALIKE],
     "evaluate": ["evaluate.num_workers=0"],
 }
 

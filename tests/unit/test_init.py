@@ -335,6 +335,7 @@ def test_without_weights_at_hand_the_experiment_trains_its_own_encoder_on_its_ow
     said = capsys.readouterr().out
     assert "15 points before collapsing; keys are known once the encoder is trained" in said
     assert len([line for line in said.splitlines() if line.startswith("encoder ")]) == 3
+    assert main(["sweep", "plan", *typed[1][2:], "debug=smoke"]) == 0, "it can be rehearsed with other models"
 
 
 def test_pretrained_weights_are_kept_where_they_are_asked_for_or_at_hand(tmp_path, monkeypatch):
@@ -374,11 +375,21 @@ def test_the_small_clip_suits_the_images_the_rows_and_the_machine(folder, monkey
         assert own.image_size <= 64
 
 
+@pytest.mark.parametrize(
+    ("caption", "length"), [("two words", 16), ("word " * 20, 32), ("word " * 40, 77), ("红色杯子" * 8, 77)]
+)
+def test_the_text_tower_is_as_long_as_the_captions_with_or_without_blanks(tmp_path, caption, length):
+    rows = {f"{row}": {"jpg": picture(row), "txt": caption.encode()} for row in range(20)}
+    write_tar(tmp_path / "pool/0.tar", rows)
+    found = look(tmp_path / "pool")
+    assert OwnTraining.of(found, suggest(found, tmp_path, 0.5)).context_length == length
+
+
 def test_labels_are_the_field_whose_values_captions_hold():
-    rows = [(f"A {kind} on grass", {"kind": kind, "site": site, "url": f"{n}", "n": n, "rare": "cat" * (n < 3)})
+    rows = [(f"A {kind} on grass", {"kind": kind, "site": site, "url": f"{n}", "n": n, "a.b": kind, "rare": "cat" * (n < 3)})
             for n, (kind, site) in enumerate([("cat", "x.org"), ("Dog", "y.org")] * 40)]  # fmt: skip
     found = {group.name: group for group in groups_of(rows)}
-    assert set(found) == {"kind", "site"}, "many values, numbers, one value and few samples are no groups"
+    assert set(found) == {"kind", "site"}, "many values, numbers, dots and few samples are no groups"
     assert dict(found["kind"].sizes) == {"cat": 40, "Dog": 40}
     assert (found["kind"].mentioned, found["site"].mentioned) == (1.0, 0.0)
     assert labels_among(found.values()) is found["kind"]
