@@ -376,7 +376,7 @@ def test_the_small_clip_suits_the_images_the_rows_and_the_machine(folder, monkey
 
 
 @pytest.mark.parametrize(
-    ("caption", "length"), [("two words", 16), ("word " * 20, 32), ("word " * 40, 77), ("红色杯子" * 8, 77)]
+    ("caption", "length"), [("two words", 16), ("word " * 20, 32), ("word " * 40, 77), ("红" * 32, 77)]
 )
 def test_the_text_tower_is_as_long_as_the_captions_with_or_without_blanks(tmp_path, caption, length):
     rows = {f"{row}": {"jpg": picture(row), "txt": caption.encode()} for row in range(20)}
@@ -386,10 +386,10 @@ def test_the_text_tower_is_as_long_as_the_captions_with_or_without_blanks(tmp_pa
 
 
 def test_labels_are_the_field_whose_values_captions_hold():
-    rows = [(f"A {kind} on grass", {"kind": kind, "site": site, "url": f"{n}", "n": n, "a.b": kind, "rare": "cat" * (n < 3)})
+    rows = [(f"A {kind} on grass", {"kind": kind, "site": site, "url": f"{n}", "n": n, "a.b": kind, "rare": "x"})
             for n, (kind, site) in enumerate([("cat", "x.org"), ("Dog", "y.org")] * 40)]  # fmt: skip
     found = {group.name: group for group in groups_of(rows)}
-    assert set(found) == {"kind", "site"}, "many values, numbers, dots and few samples are no groups"
+    assert set(found) == {"kind", "site"}, "many values, one value, numbers and dots are no groups"
     assert dict(found["kind"].sizes) == {"cat": 40, "Dog": 40}
     assert (found["kind"].mentioned, found["site"].mentioned) == (1.0, 0.0)
     assert labels_among(found.values()) is found["kind"]
