@@ -166,6 +166,11 @@ def _list_of(said: Any) -> str | None:
     return None if said is None else str(said)
 
 
+def _columns(config: Any) -> dict[str, Stage]:
+    said = config.get("columns") or {}
+    return {str(name): ReadColumn.of(str(one), f"columns.{name}") for name, one in said.items()}
+
+
 def _component(node: Any, path: str, kind: type, **extra: Any) -> Any:
     """The component of a slot, which is of a kind or makes one.
 
