@@ -26,6 +26,7 @@ from dbp.formats.tars import image_format, samples
 from dbp.pools.groups import Group, groups_of
 from dbp.pools.identity import RULES, best_rule, num_shared, uid_by, way_out
 from dbp.pools.index import DOTTED
+from dbp.pools.packed import OPENERS
 from dbp.pools.whole import counts_beside, disagreements, gaps
 
 PATIENCE = 15.0  # seconds that reading may take
@@ -41,7 +42,7 @@ MAX_PIXELS = 178_956_970
 NONE = Caption(None, NO_CAPTION)
 RECORD = 512  # bytes that a tar's size is a multiple of
 DEEPEST = 3  # folders below the one that is named
-PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
+PACKED = (*OPENERS, ".tar.zst")
 
 
 @dataclass
@@ -128,10 +129,15 @@ def find_tars(folder: Path) -> tuple[list[str], list[str]]:
         return patterns, expand_shards(patterns)
     kinds = Counter(path.suffix or ("folder" if path.is_dir() else "no extension") for path in inside)
     there = ", ".join(f"{number} x {kind}" for kind, number in kinds.most_common(5)) or "nothing"
-    if kinds[".parquet"]:
-        way = "A folder of DataComp's metadata is a pool of its own: pool=datacomp pool.metadata=FOLDER."
-    elif patterns_of(folder, *PACKED):
-        way = "Compressed tars are not read, since samples are read at their place: decompress them first."
+    if packed := patterns_of(folder, *OPENERS):
+        way = f"dbp curate reads compressed tars and unpacks them first: pool.shards='{packed[0]}'."
+    elif kinds[".parquet"]:
+        way = (
+            "dbp curate reads Parquet with images by pool=parquet pool.files='FOLDER/*.parquet', and DataComp's "
+            "metadata by pool=datacomp pool.metadata=FOLDER."
+        )
+    elif patterns_of(folder, *(f".{kind}" for kind in IMAGE_FORMATS)):
+        way = f"dbp curate reads image files by pool=folder pool.folder={folder}."
     else:
         way = (
             "Make webdataset tars of images and captions first, as img2dataset does with output_format=webdataset."
@@ -329,7 +335,7 @@ def lines_of(found: Look) -> list[str]:
     if found.shared["key"] and not found.has_uids:
         lines.append(f"{found.shared['key']:,} samples share their key with another one: {way_out(found.shared)}")
     if found.packed:
-        lines.append(f"{len(found.packed):,} compressed tars are not read; the first: {found.packed[0]}")
+        lines.append(f"{len(found.packed):,} compressed tars are a pool of their own; the first: {found.packed[0]}")
     lines += found.warnings
     if found.broken:
         lines += [f"{len(found.broken):,} tars are broken:", *(f"  {said}" for said in found.broken.values())]

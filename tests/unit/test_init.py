@@ -428,7 +428,7 @@ def test_a_folder_without_tars_says_what_is_there(tmp_path):
     with pytest.raises(PoolError, match=r"no tar lies in .* but nothing\. Make webdataset tars"):
         look(tmp_path / "empty")
     (tmp_path / "empty/0.parquet").touch()
-    with pytest.raises(PoolError, match=r"1 x \.parquet\. A folder of DataComp's metadata .* pool=datacomp"):
+    with pytest.raises(PoolError, match=r"1 x \.parquet\. .*pool=parquet .* pool=datacomp"):
         look(tmp_path / "empty")
 
 
