@@ -30,6 +30,7 @@ ONLY_COMPOSED = {
     "encoder=run:KEY": "test_own_encoder.py trains a run and curates with it",
     "experiment=temperature": "test_studies.py runs every study with debug=smoke",
     "launcher=slurm": "test_slurm_sweep.py runs sweeps on a real SLURM",
+    "caption=column": "test_caption_columns.py and test_training_captions.py train on captions of a column",
     "--config-dir": "a folder of the reader's own; test_init.py composes what dbp init writes",
     "report SWEEP": "test_report.py makes the page of a sweep",
     "paper=dbp": "test_paper.py prints each paper's tables beside real runs",
