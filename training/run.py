@@ -32,6 +32,7 @@ from training.feed.mixture import MixedOrder, mixed_horizon
 from training.feed.order import Batches, Order
 from training.feed.streaming import StreamedBatches, StreamedPool
 from training.feed.subset import Subset
+from training.feed.weights import weights_of
 from training.resume.checkpoint import save_checkpoint
 from training.resume.preemption import Guard
 from training.resume.ranks import Ranks
@@ -114,7 +115,7 @@ def lay_out(objective: Objective, budget: Budget, subset: Subset) -> tuple[Subse
         subset = subset.within(streaming.open(subset.pool, subset.rows))
     weights = subset.weights
     if mixture is not None:
-        own = mixture.weights(subset.pool, subset.rows, subset.column)
+        own = weights_of(mixture, subset.pool, subset.rows, subset.column)
         weights = own if weights is None else own * weights
     if weights is None:
         return subset, Order(subset.keys, objective.seed, windows), budget.horizon(len(subset))

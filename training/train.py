@@ -15,10 +15,11 @@ from typing import Any
 from dbp.config import build
 from dbp.curate import open_store, read, recipe
 from dbp.engine.stage import Node
-from dbp.offers import Offers, ReadsColumn
+from dbp.offers import Offers
 from dbp.planning import preflight
 from dbp.planning.plan import check_budget, print_plan, require_upstream
 from training.config import Model
+from training.feed.weights import ByColumn
 from training.publish import publish_run
 from training.resume.checkpoint import Checkpoint
 from training.resume.ranks import joined
@@ -51,7 +52,7 @@ def node_of(config: Any, nodes: dict[str, Node]) -> Node:
     """
     stage = stage_of(config)
     own = {"pool": nodes["index"], "keep": nodes["select"], "refined": nodes.get("captions")}
-    if isinstance(stage.mixture, ReadsColumn):
+    if isinstance(stage.mixture, ByColumn):
         own["column"] = Offers("mixture", nodes)[stage.mixture.offered_as("columns")]
     return stage.bind(**own)
 
@@ -80,6 +81,10 @@ def lead(config: Any) -> Checkpoint | None:
     if config.upstream == "require":
         require_upstream(store, node)
     preflight.require(store, [node])
+    if isinstance(
+        mixture := getattr(node.stage, "mixture", None), ByColumn
+    ):  # a wrong one is known before curation
+        mixture.check(store.get(node.inputs["column"]))
     check_budget(store, nodes)
     checkpoint = store.get(node)
     publish_run(store, node)

@@ -122,12 +122,13 @@ def column_of(store: Store, run: Entry) -> Column | None:
 def trained_rows(stage: Any, pool: Pool, keep: KeepList, column: Column | None = None) -> Bool[np.ndarray, " n"]:
     """The kept rows that a run's `Train` draws from: without those held out, and those of no weight."""
     from training.feed.subset import is_held_out
+    from training.feed.weights import weights_of
 
     rows = keep.rows
     if stage.held_out:
         rows = rows[~is_held_out(pool.uid_hashes[rows], stage.held_out)]
     if stage.mixture is not None:
-        rows = rows[stage.mixture.weights(pool, rows, column) > 0]
+        rows = rows[weights_of(stage.mixture, pool, rows, column) > 0]
     found = np.zeros(pool.num_rows, bool)
     found[rows] = True
     return found

@@ -26,10 +26,8 @@ class Mixture(ABC):
     """How often each kept sample stands in an epoch: its weight, from 0 to 65,535."""
 
     @abstractmethod
-    def weights(
-        self, pool: Pool, rows: Int[np.ndarray, " m"], column: Column | None = None
-    ) -> Float32[np.ndarray, " m"]:
-        """The weights of kept rows; `column` is the one that a `ByColumn` names."""
+    def weights(self, pool: Pool, rows: Int[np.ndarray, " m"]) -> Float32[np.ndarray, " m"]:
+        """The weights of kept rows."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,7 @@ class BySource(Mixture):
     def __post_init__(self) -> None:
         require_weights("sources", self.sources)
 
-    def weights(
-        self, pool: Pool, rows: Int[np.ndarray, " m"], column: Column | None = None
-    ) -> Float32[np.ndarray, " m"]:
+    def weights(self, pool: Pool, rows: Int[np.ndarray, " m"]) -> Float32[np.ndarray, " m"]:
         """The weights of kept rows.
 
         Raises:
@@ -100,15 +96,12 @@ class ByColumn(ReadsColumn, Mixture):
         require(bool(self.column), "column", self.column, "a name of columns")
         require_weights("values", self.values)
 
-    def weights(
-        self, pool: Pool, rows: Int[np.ndarray, " m"], column: Column | None = None
-    ) -> Float32[np.ndarray, " m"]:
-        """The weights of kept rows.
+    def check(self, column: Column) -> None:
+        """Refuse a column that these weights are not for.
 
         Raises:
-            ConfigError: The column is one of numbers, no row has a text that is named, or a kept row has no weight.
+            ConfigError: It is one of numbers, or no row has a text that is named.
         """
-        assert column is not None, "bound with its column"
         if column.codes is None:
             raise ConfigError(
                 f"mixture.column={self.column} is a column of numbers, and mixture=by_column weighs texts. Make "
@@ -119,6 +112,18 @@ class ByColumn(ReadsColumn, Mixture):
             raise ConfigError(
                 f"mixture.values: no row has {unknown!r} in column {self.column}. {nearest(unknown, column.texts)}"
             )
+
+    def weights(
+        self, pool: Pool, rows: Int[np.ndarray, " m"], column: Column | None = None
+    ) -> Float32[np.ndarray, " m"]:
+        """The weights of kept rows.
+
+        Raises:
+            ConfigError: The column is one of numbers, no row has a text that is named, or a kept row has no weight.
+        """
+        assert column is not None, "bound with its column"
+        self.check(column)
+        assert column.codes is not None, "a column of texts"
         codes = np.asarray(column.codes)[rows]
         own = np.array([self.values.get(text, np.nan) for text in column.texts] + [np.nan])
         is_named = np.array([text in self.values for text in column.texts] + [False])
@@ -140,6 +145,15 @@ class ByColumn(ReadsColumn, Mixture):
         return found.astype(np.float32)
 
 
+def weights_of(
+    mixture: Mixture, pool: Pool, rows: Int[np.ndarray, " m"], column: Column | None
+) -> Float32[np.ndarray, " m"]:
+    """The weights of kept rows, by the column that the mixture names, if it names one."""
+    if isinstance(mixture, ByColumn):
+        return mixture.weights(pool, rows, column)
+    return mixture.weights(pool, rows)
+
+
 def _fits(shard: str, pattern: str) -> bool:
     return fnmatchcase(shard, pattern) or fnmatchcase(shard, f"*/{pattern}")
 
@@ -159,9 +173,7 @@ class ByScore(Mixture):
         require(file.is_file(), "mixture.scores", self.scores, must)
         return {"scores": file_digest(file, "mixture.scores")}
 
-    def weights(
-        self, pool: Pool, rows: Int[np.ndarray, " m"], column: Column | None = None
-    ) -> Float32[np.ndarray, " m"]:
+    def weights(self, pool: Pool, rows: Int[np.ndarray, " m"]) -> Float32[np.ndarray, " m"]:
         """The weights of kept rows.
 
         Raises:
@@ -190,9 +202,7 @@ class ByUid(Mixture):
         require(Path(self.file).is_file(), "mixture.file", self.file, "a Parquet file that is there")
         return {"file": file_digest(self.file, "mixture.file")}
 
-    def weights(
-        self, pool: Pool, rows: Int[np.ndarray, " m"], column: Column | None = None
-    ) -> Float32[np.ndarray, " m"]:
+    def weights(self, pool: Pool, rows: Int[np.ndarray, " m"]) -> Float32[np.ndarray, " m"]:
         """The weights of kept rows; samples that share a uid share its weight.
 
         Raises:
