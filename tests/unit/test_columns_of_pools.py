@@ -441,3 +441,16 @@ def test_limits_that_nothing_can_meet_are_refused(
     said = capsys.readouterr().err
     assert all(fact in said for fact in facts), said
     assert not (here / "store").exists()
+
+
+def test_a_mixture_that_does_not_fit_its_column_stops_a_run_before_it_curates(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixture = ["mixture=by_column", "mixture.column=lang", "mixture.values={en: 2, ger: 1}", "model=glyphs"]
+    assert (
+        main(["train", *POOL, "+columns.lang=json:lang", *mixture, "train.samples_seen=8", "train.batch_size=4"])
+        == 1
+    )
+    said = capsys.readouterr().err
+    assert all(fact in said for fact in ("mixture.values", "'ger'", "column lang")), said
+    assert not (here / "store/select").exists()

@@ -26,6 +26,7 @@ from dbp.verbs.command_line import overrides
 from evaluation.checks.near_copies import find_trained, trained_rows
 from evaluation.results import load_results
 from evaluation.verbs.evaluate import run
+from training.feed.weights import Mixture
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 16,
@@ -268,7 +269,7 @@ def test_weights_that_have_changed_since_are_refused(world):
         file.write_bytes(before)
 
 
-class Weighted:
+class Weighted(Mixture):
     def weights(self, pool: Any, rows: np.ndarray) -> np.ndarray:
         return (rows % 2).astype(np.float32)
 
