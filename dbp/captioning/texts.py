@@ -24,8 +24,9 @@ from dbp.data.columns import one_chunk
 from dbp.data.pool import Pool
 from dbp.engine.progress import log
 from dbp.engine.work import Part, Work
-from dbp.errors import ConfigError
+from dbp.errors import ConfigError, nearest
 from dbp.pools.blocks import Block
+from dbp.pools.fields import json_fields
 from dbp.pools.values import ReadColumn
 
 SCHEMA = pa.schema([("texts", pa.large_list(pa.large_string()))])
@@ -68,10 +69,12 @@ class ReadTexts(ReadColumn):
         unusable = sum(found[UNUSABLE] for found in counts.values())
         if len(none) == len(counts):
             example = next((found["example"] for found in counts.values() if found["example"]), "")
+            there = json_fields(pool.shards[0]) if self.kind == "json" and not example else []
+            held = f"; it holds values such as {example}, and a caption is a text" if example else ""
             raise ConfigError(
-                f"caption.column={said} has no caption in any of {pool.num_rows:,} rows"
-                + (f"; it holds values such as {example}, and a caption is a text" if example else "")
-                + ". Name a field of texts, or of lists of texts; of a nested one, the path (sentences.raw)."
+                f"caption.column={said} has no caption in any of {pool.num_rows:,} rows{held}. "
+                + (f"{nearest(self.field, there)} " if there else "")
+                + "Name a field of texts, or of lists of texts; of a nested one, the path (sentences.raw)."
             )
         if none and self.kind in ("json", "parquet"):
             log.warning(

@@ -103,6 +103,7 @@ TOGETHER = {
     ("Hierarchy", "levels"): {"levels": [400, 40]},
     ("Hierarchy", "nearest"): {"nearest": [9, 5]},
     ("Sets", "root"): None,
+    ("ReadTexts", "packed"): None,
     ("ReadColumn", "packed"): None,  # what it was read from enters through `source`: tests/unit/test_layouts.py
 }
 # A file's content enters the key and its path does not; tested with each stage that reads one.

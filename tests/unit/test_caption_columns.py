@@ -29,7 +29,7 @@ from dbp.data.captions import UNUSABLE, Captions, import_captions, write_lists
 from dbp.data.pool import Pool
 from dbp.encoders.base import Encoder, Tower
 from dbp.encoders.embed import Embed
-from dbp.engine.stage import Node, key_of, runtime
+from dbp.engine.stage import Node, runtime
 from dbp.engine.store import Store
 from dbp.errors import ConfigError, DbpError, WorldError
 from dbp.offers import Offers
@@ -156,7 +156,7 @@ def test_parts_of_any_size_give_the_same_files(here: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("said", "facts"),
     [
-        ("json:nothing", ["caption.column=json:nothing", "11 rows"]),
+        ("json:tets", ["caption.column=json:tets", "11 rows", "'texts'"]),
         ("json:x", []),
         ("json:number", ["json:number", "11 rows", "7"]),
         ("parquet:size", ["parquet:size", "int64", "texts"]),
@@ -222,14 +222,6 @@ def test_index_and_training_read_the_same_first_caption_and_the_index_counts_lis
     assert pool.captions(rows) == read_pairs(pool, rows).captions == ["a cat", "one text", "a dog"]
     counts = entry.manifest["counts"]
     assert (counts[FIRST_OF_SEVERAL], counts["usable"]) == (2, 3)
-
-
-def test_only_pools_with_captions_in_a_json_are_indexed_anew() -> None:
-    def parts(caption: str) -> str:
-        return key_of(Index("key", caption, 10**6), {})
-
-    assert Index("key", "txt", 10**6).identity() == {}
-    assert parts("json:a") != parts("json:b") != parts("txt")
 
 
 # picking
