@@ -40,7 +40,6 @@ Sample = tuple[str, dict[str, bytes]]  # a key, and members by extension
 class Pack(Parted):
     """Write samples of another layout as plain webdataset tars, in their order."""
 
-    name: ClassVar[str] = "pack"
     makes: ClassVar[type] = ShardFolder
     unit: ClassVar[str] = "files"
     keeps_parts: ClassVar[bool] = True
@@ -111,6 +110,8 @@ class PackParquet(Pack):
         files: Paths, brace ranges, wildcards; their names, sizes and times enter the key.
     """
 
+    name: ClassVar[str] = "pack_parquet"
+
     image: str | None = None
     files: str | list[str] = runtime("")
 
@@ -147,6 +148,8 @@ class PackFolder(Pack):
     Args:
         folder: Names, sizes and times of its files enter the key.
     """
+
+    name: ClassVar[str] = "pack_folder"
 
     folder: str = runtime("")
 
@@ -194,6 +197,7 @@ class Unpack(Pack):
         shards: The compressed tars; their names, sizes and times enter the key.
     """
 
+    name: ClassVar[str] = "unpack"
     unit: ClassVar[str] = "shards"
 
     broken_shards: Literal["error", "keep_readable"] = "error"

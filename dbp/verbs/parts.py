@@ -6,8 +6,7 @@
 
 The settings are those of `dbp curate`, budget included (or `until=cluster`, which needs none): they say which
 stages there are; `status` lists them in their order. What a stage rests on must be complete before its parts
-can be made. Whoever makes the last part joins the parts into the artifact; `dbp curate` with the same
-settings does so, too. A stage without parts, such as `centroids`, is made by index=0.
+can be made. Whoever makes the last part joins them, as `dbp curate` does. index=0 makes a stage without parts.
 """
 
 import json
