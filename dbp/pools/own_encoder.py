@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dbp.encoders.weights import openclip_lacks
+from dbp.errors import MissingError
 from dbp.pools.groups import Group, labels_among
 from dbp.pools.looking import Look, lines_of
 from dbp.pools.suggestion import Suggestion, as_yaml, header, values_of
@@ -19,6 +21,7 @@ CPU, GPU = (20_480, 307_200), (1_024_000, 12_800_000)  # floor and ceiling; the 
 PAIRS_PER_SECOND = {32: 400, 64: 280}  # of model=small by image size: a core with AVX-512, captions of 32 tokens
 CACHED = 1 << 30  # bytes of decoded images that a process may keep
 SIDES = {False: (32, 64), True: (32, 64, 112, 224)}  # with a GPU: 7 x 7 patches, 4 x 4 at 32
+PRETRAINED = "ViT-B-32-quickgelu", "openai"  # encoder=openclip_b32
 LENGTHS = (16, 32, 77)
 HELD_OUT = 2_000  # samples of the sets, where a tenth of the pool has as many
 MOST_COLUMNS = 4
@@ -103,6 +106,11 @@ class OwnTraining:
         """Why so many."""
         passes = self.samples_seen / max(self.rows, 1)
         return f"{passes:.2g} passes over the pool; every arm sees as many, so a smaller set is repeated more"
+
+
+def lacks_pretrained() -> MissingError | None:
+    """Why the usual encoder cannot be used here; none where its weights are in a cache or can be fetched."""
+    return next(openclip_lacks(*PRETRAINED, None), None)
 
 
 def _tokens(found: Look) -> float:

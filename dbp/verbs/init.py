@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from dbp.config import require
-from dbp.encoders.weights import openclip_lacks
 from dbp.errors import ConfigError, DbpError, WorldError, nearest
 from dbp.names import name_of
 from dbp.pools import own_encoder
@@ -30,8 +29,6 @@ from dbp.pools.suggestion import command, experiment, suggest
 from dbp.verbs.show import STORES, read_arguments
 
 SETTINGS = ("out", "keep_fraction", "own_encoder", *STORES)
-
-PRETRAINED = "ViT-B-32-quickgelu", "openai"  # encoder=openclip_b32
 
 
 def main(verb: str, arguments: list[str]) -> None:
@@ -54,7 +51,7 @@ def main(verb: str, arguments: list[str]) -> None:
     found = look(folder)
     print(*lines_of(found), sep="\n")
     stores = {name: settings[name] for name in STORES}
-    lacks = next(openclip_lacks(*PRETRAINED, None), None) if asked == "auto" else None
+    lacks = own_encoder.lacks_pretrained() if asked == "auto" else None
     is_own = asked == "true" or lacks is not None
     suggested, tried = suggest(found, folder, keep), trials(found, stores)
     typed = own_encoder.commands(out, {n: v for n, v in stores.items() if v != STORES[n]})

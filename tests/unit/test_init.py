@@ -15,6 +15,7 @@ from PIL import Image
 from dbp.__main__ import main
 from dbp.config import compose
 from dbp.errors import ConfigError, MissingError, PoolError
+from dbp.pools import own_encoder
 from dbp.pools.groups import groups_of, labels_among
 from dbp.pools.looking import _spread, lines_of, look
 from dbp.pools.own_encoder import OwnTraining
@@ -71,7 +72,7 @@ def folder(tmp_path: Path) -> Path:
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(init, "openclip_lacks", lambda *model: iter(()))  # weights are at hand
+    monkeypatch.setattr(own_encoder, "lacks_pretrained", lambda: None)  # weights are at hand
 
 
 # what is said of a folder
@@ -305,7 +306,7 @@ def test_without_weights_at_hand_the_experiment_trains_its_own_encoder_on_its_ow
     tmp_path, monkeypatch, capsys
 ):
     lacks = MissingError("weights of a model: neither here nor there", "Fetch them.")
-    monkeypatch.setattr(init, "openclip_lacks", lambda *model: iter([lacks]))
+    monkeypatch.setattr(own_encoder, "lacks_pretrained", lambda: lacks)
     home = write_labelled(tmp_path / "my pets")
     assert main(["init", str(home), "keep_fraction=0.5", f"paths.store={tmp_path}/s"]) == 0
     said = capsys.readouterr().out
@@ -344,7 +345,7 @@ def test_pretrained_weights_are_kept_where_they_are_asked_for_or_at_hand(tmp_pat
         assert main(["init", str(home), "keep_fraction=0.5", f"out=experiment/{name}.yaml", *words]) == 0
         config = compose("curate", overrides([f"experiment={name}"]), [str(tmp_path)])
         assert config.encoder.score.pretrained == "openai"
-        monkeypatch.setattr(init, "openclip_lacks", lambda *model: iter([MissingError("weights", "")]))
+        monkeypatch.setattr(own_encoder, "lacks_pretrained", lambda: MissingError("weights", ""))
     assert main(["init", str(home), "keep_fraction=0.5", "out=experiment/own.yaml", "own_encoder=true"]) == 0
 
 
