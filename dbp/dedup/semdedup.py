@@ -26,6 +26,7 @@ from dbp.exact.order import ascending, first
 from dbp.narrowing import Narrowing
 
 Rule = Literal["chain", "greedy"]
+KEPT = "no earlier duplicate"
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,13 @@ class SemDeDup(Narrowing):
         else:
             assert self.epsilon is not None, "one of the two is given"
             kept = remove_similar(rows, similar, self.epsilon)
-        counts |= {
-            name.removeprefix("dedup: "): count
-            for name, count in kept.counts().items()
-            if name.startswith("dedup: ") and "no earlier" not in name
-        }
-        return kept, counts
+        return kept, counts | removed(kept)
+
+
+def removed(kept: KeepList) -> dict[str, int]:
+    """Rows that dedup removed, by reason."""
+    found = {n.removeprefix("dedup: "): count for n, count in kept.counts().items() if n.startswith("dedup: ")}
+    return {reason: count for reason, count in found.items() if reason != KEPT}
 
 
 def remove_similar(rows: KeepList, similar: SimilarRows, epsilon: float) -> KeepList:
@@ -203,7 +205,7 @@ def _decided(
         "dedup",
         keep,
         (codes, [*texts, "duplicate"]),
-        "no earlier duplicate",
+        KEPT,
         value=lambda: np.where(np.isneginf(value), np.nan, value),
         limit=lambda: np.full(rows.num_pool_rows, limit),
         related_row=twin,

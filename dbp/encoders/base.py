@@ -27,6 +27,7 @@ class Encoder(ABC):
     """A network's name and weights; subclasses say how it is loaded, or where its vectors are read."""
 
     reads: ClassVar[bool] = False  # whether vectors are read with `read_part`, not computed
+    has_text: ClassVar[bool] = True  # whether it has a text tower
     lacks: ClassVar[str | None] = None  # why `read_part` may give NaN for a row, and that alone
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -29,6 +29,8 @@ class Timm(Encoder):
         checkpoint: A local state dict; its content enters the key.
         random_weights: Take untrained weights, for a rehearsal only.
     """
+
+    has_text: ClassVar[bool] = False
 
     model: str
     image_size: int

@@ -155,6 +155,49 @@ def keep_greedily(later, earlier, similarity, kept, value, twin):  # type: ignor
 
 @numba.njit(nogil=True, cache=True)
 @no_type_check
+def keep_fairly(ends, others, alike, near, sums, kept, at, concept, value):  # type: ignore[no-untyped-def]
+    """Take rows in turn; each that is left opens a group, of which the row nearest the concept of least sum stays.
+
+    Args:
+        ends, others, alike: Of row i the neighbours are others[ends[i - 1] : ends[i]], and how alike they are.
+        near: int32 (m, c), cosines to concepts in whole units.
+        sums: int64 (c,), raised by the cosines of the rows that stay.
+        kept, at, concept, value: (m,), filled: whether a row stays; the row that stays in its group; the concept
+            that decided; how alike it is to the row that opened the group, or that row to the one that stays.
+    """
+    m, num = near.shape
+    at[:] = -1
+    for i in range(m):
+        if at[i] >= 0:
+            continue
+        least = 0
+        for c in range(1, num):
+            if sums[c] < sums[least]:
+                least = c
+        best = i
+        start = ends[i - 1] if i > 0 else 0
+        for p in range(start, ends[i]):
+            j = others[p]
+            if at[j] < 0 and (
+                near[j, least] > near[best, least] or (near[j, least] == near[best, least] and j < best)
+            ):
+                best = j
+        value[i] = np.float32(np.nan)
+        for p in range(start, ends[i]):
+            j = others[p]
+            if j == best:
+                value[i] = alike[p]
+            if at[j] < 0:
+                kept[j], at[j], concept[j], value[j] = False, best, least, alike[p]
+        kept[i], at[i], concept[i] = False, best, least
+        kept[best] = True
+        value[best] = np.float32(np.nan)
+        for c in range(num):
+            sums[c] += near[best, c]
+
+
+@numba.njit(nogil=True, cache=True)
+@no_type_check
 def cluster_totals(cluster, distance, mask, sizes, sums):  # type: ignore[no-untyped-def]
     """Members of each cluster in a mask, and their distances in whole units of 1 / UNITS."""
     for i in range(cluster.shape[0]):

@@ -197,6 +197,19 @@ def _borders(stage: Any, sizes: Sizes) -> Effort:
     return Effort(rows=n, flops=2.0 * stage.sample * n * d, bytes_read=vector_bytes(n, d))
 
 
+def _cosines(stage: Any, sizes: Sizes) -> Effort:
+    """Vectors are widened to float64, and a cosine is written for each of 50 prototypes, which is assumed."""
+    n, d, c = sizes.rows, sizes.width, 50
+    return Effort(
+        rows=n,
+        flops=4.0 * n * c * d,
+        values=6.0 * n * d,
+        bytes_read=vector_bytes(n, d) + 16.0 * n,
+        bytes_written=4.0 * c * (n + sizes.pool_rows),
+        memory=BLOCK * (14.0 * d + 12.0 * c) + 4.0 * c * min(n, 32_768),
+    )
+
+
 def _clip_score(stage: Any, sizes: Sizes) -> Effort:
     """Both sides are read and widened, and multiplied in float64 by one thread."""
     n, d = sizes.rows, sizes.width
@@ -304,6 +317,8 @@ EFFORTS: dict[str, Callable[[Any, Sizes], Effort]] = {
     "score/mix": lambda s, sizes: over_columns(sizes, len(s.combined())),
     "dedup/similar": _similar,
     "dedup/borders": _borders,
+    "dedup/cosines": _cosines,
+    "dedup/fairdedup": lambda s, sizes: over_columns(sizes, 8),
     # A threshold on stored similarities, or their order where a number of rows is asked for.
     "dedup/semdedup": lambda s, sizes: over_columns(sizes, 1 if s.num_kept is None else 4),
     "filter/top_fraction": lambda s, sizes: over_columns(sizes, 4),

@@ -141,7 +141,9 @@ def _preset(group: str, option: str) -> Any:
     parts = {"threads": 1, "device": "cpu"}
     frame.merge_with({"logger": {"loggers": []}, "parts": parts, "pool": POOL, "it": load(option)})
     frame.merge_with(dict.fromkeys(("watch", "mixture", "caption", "streaming")))
-    frame.encoder = {"score": OmegaConf.load(config_folder() / "encoder/openclip_b32.yaml")}
+    frame.encoder = {
+        use: OmegaConf.load(config_folder() / "encoder/openclip_b32.yaml") for use in ("score", "dedup")
+    }
     return frame.it
 
 

@@ -25,6 +25,7 @@ HEAVY |= {"wandb", "webdataset", "matplotlib", "clip_benchmark", "sklearn", "sub
 ALGORITHMS = {"encoders", "clustering", "dedup", "scoring", "filtering", "selection", "captioning", "metadata"}
 ARROWS = {("dedup", "clustering"), ("selection", "clustering"), ("selection", "metadata")}
 ARROWS |= {("captioning", "encoders")}  # its image network
+ARROWS |= {("dedup", "encoders")}  # texts of concepts are encoded for FairDeDup alone
 ARROWS |= {("scoring", "encoders")}  # mirrored images are encoded for their score alone
 ARROWS |= {("selection", "captioning")}  # TL;DR selects by clusters of codes
 # A module of torch cannot be defined without torch: nobody imports these files at the top of another.
