@@ -122,15 +122,25 @@ def _filled(template: Template, values: Mapping[str, Any], encoder: Mapping[str,
                 OmegaConf.update(config, key, OmegaConf.select(config, left.pop(key)))
                 changed.append(key)
     if encoder:
-        holders = [config.get("captioner"), config.get("score"), *(config.get("scores") or {}).values()]
-        theirs = [one.encoder for one in holders if one is not None and has(one, "encoder")]
-        for one in [*(config.encoder[use] for use in USES), *theirs]:
+        for one in _encoders(config):
             # A network of no name and no file, as encoder=local_clip leaves it.
             if has(one, "checkpoint") and one.checkpoint is None and one.model is None:
                 one.update(encoder)
     if not is_plain:
         close(config)
     return config
+
+
+def _encoders(config: Any) -> Iterable[Any]:
+    """The encoders of the recipe, and those that components hold themselves."""
+    yield from (config.encoder[use] for use in USES)
+    holders = [
+        *(config.get(slot) for slot in ("captioner", "dedup", "score")),
+        *(config.get("scores") or {}).values(),
+    ]
+    for one in holders:
+        if one is not None and has(one, "encoder") and one.encoder is not None:
+            yield one.encoder
 
 
 def _touch(changed: str, target: str) -> bool:

@@ -56,6 +56,9 @@ class FairDeDup(SemDeDup):
         require(self.modality != "text", "modality", self.modality, must)
         self.prototypes()
 
+    def unread(self) -> set[str]:
+        return super().unread() | {"keep"}
+
     def upstream(self, offers: Offered) -> dict[str, Node]:
         with_prototypes = offers.beside(prototypes=offers.bind(self.prototypes()))
         return {**super().upstream(offers), "cosines": with_prototypes.bind(CompareWithPrototypes(self.device))}

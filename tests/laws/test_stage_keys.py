@@ -26,6 +26,7 @@ from dbp.captioning.texts import ReadTexts
 from dbp.config import build, groups
 from dbp.curate import ValidRows
 from dbp.dedup.borders import Borders
+from dbp.dedup.prototypes import CompareWithPrototypes
 from dbp.encoders.base import Encoder
 from dbp.encoders.embed import Embed
 from dbp.encoders.openclip import OpenClip
@@ -79,6 +80,11 @@ TOGETHER = {
         {"rule": "greedy", "num_kept": None, "epsilon": 0.06},
     ],
     ("SemDeDup", "num_kept"): {"num_kept": 5, "epsilon": None},
+    ("FairDeDup", "rule"): None,  # one value
+    ("FairDeDup", "num_kept"): None,
+    ("FairDeDup", "score"): None,
+    ("FairDeDup", "templates"): {"templates": ("a {c}",)},
+    ("EncodePrototypes", "templates"): {"templates": ("a {c}",)},
     ("Index", "uid"): {"uid": "hash"},
     ("Index", "caption"): {"caption": "json:caption"},
     ("Metadata", "caption"): {"caption": "json:caption"},
@@ -108,7 +114,7 @@ TOGETHER = {
 }
 # A file's content enters the key and its path does not; tested with each stage that reads one.
 READ = {"checkpoint", "config", "images", "texts", "metadata", "folder", "file", "path", "centroids"}
-READ |= {"targets", "uids", "ids", "words", "language", "by", "wordnet", "pairs", "text", "titles"}
+READ |= {"targets", "uids", "ids", "words", "language", "by", "wordnet", "pairs", "text", "titles", "concepts"}
 
 
 POOL = OmegaConf.load(config_folder() / "pool/rehearsal.yaml")
@@ -125,6 +131,8 @@ def preset(group: str, option: str) -> Any:
     found = _preset(group, option)
     if (group, option) == ("select", "coverage"):
         found.share = 0.5
+    if (group, option) == ("dedup", "fairdedup"):
+        found.concepts = ["a", "b"]
     return found
 
 
@@ -177,12 +185,12 @@ def stages_of_the_configs() -> list[Stage]:
         found.append(build(preset("captioner", name), path="captioner"))
     found += [Encode(), CodeVectors("histogram"), Refine(0.5, 0.9, 0)]
     found += [ReadTexts("json", "x"), BestText(ReadTexts("json", "x"))]
-    for name in ("comparison", "clustering", "fitting", "matching", "hierarchy"):  # stages that stages stand on
+    for name in ("comparison", "clustering", "fitting", "matching", "hierarchy", "prototypes"):  # stages that stages stand on
         found += [getattr(stage, name)() for stage in found if hasattr(stage, name)]
     found += [stage.metadata for stage in found if isinstance(stage, Balancing)]
     sources = (Numbers(100), WordNet("names"), Words(100), Pairs(30.0), Titles(70))
     found += [*sources, Combined(sources)]
-    return [*found, ValidRows(), Borders(), TargetMoment(), ReadColumn("json", "x")]
+    return [*found, ValidRows(), Borders(), CompareWithPrototypes(), TargetMoment(), ReadColumn("json", "x")]
 
 
 STAGES = stages_of_the_configs()

@@ -268,9 +268,14 @@ def latin1(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize(
     ("concepts", "kind", "fact"),
-    [(lambda p: ("a", "a"), ConfigError, "'a' occurs twice"), (lambda p: None, ConfigError, "a text file"), (few, ConfigError, "it has 1"),
-     (lambda p: str(p / "none.txt"), ConfigError, "none.txt"), (latin1, WorldError, "UTF-8")],
-)  # fmt: skip
+    [
+        (lambda home: ("a", "a"), ConfigError, "'a' occurs twice"),
+        (lambda home: None, ConfigError, "a text file"),
+        (few, ConfigError, "it has 1"),
+        (lambda home: str(home / "none.txt"), ConfigError, "none.txt"),
+        (latin1, WorldError, "UTF-8"),
+    ],
+)
 def test_lists_of_concepts_that_cannot_be_used_are_refused(
     concepts: Callable[[Path], Any], kind: type[Exception], fact: str, tmp_path: Path
 ) -> None:

@@ -41,6 +41,14 @@ def test_what_is_linked_to_a_link_follows_too() -> None:
     assert [composer.config({"seed": n}).dedup.num_clusters for n in (3, 4)] == [3, 4]
 
 
+def test_the_encoder_that_a_sweep_trains_reaches_components_that_hold_one() -> None:
+    composer = Composer(overrides(["experiment=field"]), [])
+    encoder = {"checkpoint": "weights.pt", "config": "model.json"}
+    config = composer.config({"dedup": "fairdedup_glyphs"}, encoder=encoder)
+    held = [config.dedup.encoder, config.scores.flipped.encoder, config.captioner.encoder, config.encoder.score]
+    assert [one.checkpoint for one in held] == ["weights.pt"] * 4
+
+
 def test_points_with_equal_settings_share_their_config_and_their_stages() -> None:
     composer = Composer(overrides(["experiment=glyphs_methods"]), [])
     one = composer.config({"select": "ssp", "select.temperature": 0.1}, ["select.temperature"])
