@@ -30,7 +30,7 @@ RATE = 989.4e12 * 0.25
 COST = re.compile(r"#\s+(\d+) x +([\d,.]+) M (\w+) x ([\d.]+) GFLOP = ([\d,.]+) h")
 
 # Composing takes a third of a second for each choice of presets, so most studies are for make test-all.
-FAST = {"laion", "datacomp_medium", "encoders", "semdedup_iterations"}
+FAST = {"laion", "datacomp_medium", "encoders", "semdedup_iterations", "field_datacomp_small"}
 STUDIES = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 
 # A pool at hand, so that keys are known: which rows an arm has must not matter here.
@@ -126,7 +126,7 @@ def samples(point: Point) -> float:
 
 
 def test_there_is_a_script_for_each_study():
-    assert len(SCRIPTS) == 23
+    assert len(SCRIPTS) == 25
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
