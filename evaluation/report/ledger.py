@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Purpose = Literal["encoder", "curation", "training", "evaluation"]
+POOL = frozenset(
+    ("render", "convert", "tars", "index", "valid")
+)  # stages that a pool takes, whatever is chosen of it
 PURPOSES: tuple[Purpose, ...] = ("encoder", "curation", "training", "evaluation")
 
 
@@ -124,6 +127,17 @@ class Ledger:
             for item in self.of(arm)
         )
 
+    def choosing(self, arm: str) -> float:
+        """Seconds of choosing for one run of an arm, in the mean: encoder and curation, without the pool's index.
+
+        What several runs share counts in full for each, as if each were the only one.
+        """
+
+        def counts(item: Item) -> bool:
+            return item.purpose in ("encoder", "curation") and item.stage not in POOL
+
+        return _mean(math.fsum(i.seconds for k in keys if counts(i := self.items[k])) for keys in self.arms[arm])
+
     def baseline(self) -> str | None:
         """The arm that draws from the most rows, the first of equals; none where no arm trained."""
         kept = {arm: max((i.kept or 0 for i in self.of(arm, "training")), default=0) for arm in self.arms}
@@ -230,6 +244,7 @@ def ledger_json(ledger: Ledger) -> dict[str, Any]:
             "runs": len(runs),
             "seconds": {p: sum(i.seconds for i in ledger.of(arm, p)) for p in PURPOSES},
             "seconds_shared_out": ledger.shared_out(arm),
+            "choosing_seconds_per_run": ledger.choosing(arm),
             "gpu_hours": _sum(i.gpu_hours for i in ledger.of(arm)),
             "train_flops": _sum(i.flops for i in ledger.of(arm, "training")),
             "baseline": baseline,

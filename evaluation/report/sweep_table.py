@@ -54,18 +54,21 @@ def numbers(cell: Cell) -> dict[str, Any]:
     return dict(zip(NUMBERS, values, strict=True))
 
 
-def sweep_table(arms: Sequence[Arm], cells: Cells) -> Table:
+def sweep_table(arms: Sequence[Arm], cells: Cells, choosing: Mapping[str, float]) -> Table:
     """The table of a sweep: percent with the half width of the interval.
 
     A cell is bold where its difference to its control is significant. Each control has a column of differences of
     its own, for the arms that are compared with it.
+
+    Args:
+        choosing: Seconds that choosing took for one run of an arm (`Ledger.choosing`).
     """
     tasks = _tasks(cells)
     means = {name: by_task[MEAN] for name, by_task in cells.items() if MEAN in by_task}
     controls = list(dict.fromkeys(c for arm in arms if arm.name in means and (c := means[arm.name].control)))
     heading = ["method", "seeds", *FACTS, *(with_chance(_short(t), find_task(t).chance) for t in tasks)]
     heading += ["mean", *(f"mean - {control}" for control in controls)] if means else []
-    heading += ["seconds"]
+    heading += ["choosing (s)", "training (s)"]
     rows: list[list[str | Text]] = []
     for arm in arms:
         if not arm.runs:
@@ -90,9 +93,14 @@ def sweep_table(arms: Sequence[Arm], cells: Cells) -> Table:
                 Text(difference_text(mean), is_bold=mean.is_separate) if mean and mean.control == control else ""
                 for control in controls
             ]
+        row.append(_seconds(choosing.get(arm.name)))
         row.append(f"{sum(run.facts['seconds'] for run in arm.runs) / len(arm.runs):,.0f}")
         rows.append(row)
     return Table("", heading, rows)
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:,.1f}" if seconds < 10 else f"{seconds:,.0f}"
 
 
 def finer_table(measure: str, finer: Cells) -> Table:
@@ -105,7 +113,11 @@ def finer_table(measure: str, finer: Cells) -> Table:
 def members_line(cells: Cells) -> str:
     """What the mean is a mean of."""
     named = ", ".join(f"{_short(task)} ({find_task(task).main_metric})" for task in _tasks(cells))
-    return f"mean: plain mean of {named}. Percent; ± is half the 95 % interval over test samples."
+    return (
+        f"mean: plain mean of {named}. Percent; ± is half the 95 % interval over test samples.\n"
+        "choosing: seconds of a run's encoder and of all stages between pool and keep list, as if no other run "
+        "shared them; training: with evaluation."
+    )
 
 
 def long_rows(arms: Sequence[Arm], cells: Cells) -> Iterator[dict[str, Any]]:

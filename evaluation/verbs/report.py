@@ -3,7 +3,7 @@
     dbp report                       the last sweep; without one, all evaluations of the store, or all keep lists
     dbp report SWEEP [SWEEP …]       sweeps by name
     dbp report KEY [KEY …]           evaluations, checkpoints or keep lists; keys may be shortened
-    dbp report paper=dbp [WORD …]    our numbers beside a paper's: dbp, semdedup, datacomp, metaclip or tldr
+    dbp report paper=dbp [WORD …]    our numbers beside a paper's: dbp, semdedup, datacomp, metaclip, tldr, field
 
 The page is one file that opens from disk, without a network or a server. With paper=NAME the tables are printed,
 and written as .txt, .md, .tex, .csv, .html (a fragment) and .json; without a WORD all evaluations of the store are

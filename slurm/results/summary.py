@@ -63,9 +63,9 @@ def write_summary(
     arms = collect_arms(plan, store, failures, settings.control)
     analysis = analyse([arm for arm in arms if arm.runs])
     cells = analysis.cells
-    table = report.sweep_table(arms, cells)
-    planted, planted_lines = planted_report(plan, store, encoders)
     ledger = cost_ledger(plan, store, encoders)
+    table = report.sweep_table(arms, cells, {arm: ledger.choosing(arm) for arm in ledger.arms})
+    planted, planted_lines = planted_report(plan, store, encoders)
     cost_lines = ledger_lines(ledger)
     pruned_lines = who_is_pruned(plan, store)
     notes = [*planted["notes"], *settings.notes, *analysis.notes, *failure_notes(arms)]

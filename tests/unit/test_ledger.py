@@ -67,6 +67,12 @@ def test_each_artifact_is_counted_once() -> None:
     assert made.items["embed"].bytes == 7
 
 
+def test_choosing_costs_a_run_its_encoder_and_all_between_pool_and_keep_list() -> None:
+    made = ledger(500, 25.0)
+    assert made.choosing("unpruned") == 0, "the index is of the pool"
+    assert made.choosing("pruned") == 300 + 20 + 40, "in full for each of two runs that share them"
+
+
 def test_what_is_shared_out_adds_up_to_the_whole() -> None:
     made = ledger(500, 25.0)
     # index and tasks over four runs; encoder, embed and select over the two pruned ones

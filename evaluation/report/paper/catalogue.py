@@ -19,7 +19,7 @@ from evaluation.report.paper.published import mark_of, read_number, rows
 from evaluation.report.paper.tables import Facts, InWords, Measure, Paper, Row, Table, Want
 from evaluation.suites import MISSING, groups, suites
 
-PAPERS = ("dbp", "semdedup", "datacomp", "metaclip", "tldr")
+PAPERS = ("dbp", "semdedup", "datacomp", "metaclip", "tldr", "field")
 HYPERPARAMETER_COLUMNS = {"verified", "source", "source_kind"}
 # DataComp's five columns, by their names in the files.
 DATACOMP_COLUMNS = {
