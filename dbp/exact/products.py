@@ -64,6 +64,39 @@ def widened(block: Float16[np.ndarray, "b d"], into: Any = None) -> Any:
     return into[: len(block)].copy_(source)
 
 
+@dataclass(frozen=True)
+class Scaled:
+    """Stored vectors at one length, in fp32 where rows are taken: half the memory of fp32, and the same bits.
+
+    Args:
+        stored: As they lie on disk.
+        factor: What brings each to the length.
+    """
+
+    stored: Float16[np.ndarray, "n d"]
+    factor: Float64[np.ndarray, " n"]
+
+    @classmethod
+    def of(cls, stored: Float16[np.ndarray, "n d"], length: float = 1.0) -> "Scaled":
+        """Vectors of any length but zero, brought to one."""
+        import torch
+
+        from dbp.exact.kernels import paired
+
+        squares, room = np.empty(len(stored)), torch.empty(min(BLOCK, len(stored)), stored.shape[1])
+        for start in range(0, len(stored), BLOCK):
+            block = widened(stored[start : start + BLOCK], room).numpy()
+            paired(block, block, squares[start : start + BLOCK])
+        return cls(stored, length / np.sqrt(squares))
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, rows: slice) -> Float32[np.ndarray, "m d"]:
+        found = widened(self.stored[rows]).numpy()
+        return np.multiply(found, self.factor[rows, None], out=found, casting="same_kind")
+
+
 def _borrowed(count: int) -> Any:
     """A buffer of at least so many fp32 numbers."""
     import torch

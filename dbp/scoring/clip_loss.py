@@ -21,7 +21,7 @@ from dbp.engine.stage import runtime
 from dbp.engine.work import Part, Work
 from dbp.errors import ConfigError
 from dbp.exact.order import at_places, keyed_hash
-from dbp.exact.products import BLOCK, one_thread, side_by_side, widened
+from dbp.exact.products import Scaled, one_thread, side_by_side
 
 ROWS = 1 << 18  # of a part: about two minutes of two cores
 # Rows and columns of the products held at once: 2 MB stay in a core's cache, a GPU wants few large ones.
@@ -126,7 +126,7 @@ class ClipLoss(Parted):
     ) -> dict[str, Any]:
         device, rows, score, small = pick_device(self.device), [], [], 0
         for batch in self.batches(part.number, pool, self.present(valid, image, text)):
-            sides = unit(image, batch, 1 / self.temperature), unit(text, batch)
+            sides = unit(image, batch, 1 / self.temperature), unit(text, batch)[:]
             score.append(self.temperature * log_shares(*sides, device, self.threads))
             rows.append(batch)
             small += len(batch) if len(batch) < self.batch_size else 0
@@ -152,48 +152,49 @@ class ClipLoss(Parted):
         }
 
 
-def unit(side: Embeddings, rows: Int[np.ndarray, " b"], length: float = 1.0) -> Float32[np.ndarray, "b d"]:
-    """The vectors of rows at a length, in fp32."""
-    from dbp.exact.kernels import paired
-
-    stored = side.scattered(rows)
-    found, squares = np.empty(stored.shape, np.float32), np.empty(len(rows))
-    for start in range(0, len(rows), BLOCK):
-        block, own = widened(stored[start : start + BLOCK]).numpy(), squares[start : start + BLOCK]
-        paired(block, block, own)
-        np.multiply(block, (length / np.sqrt(own))[:, None], out=found[start : start + BLOCK], casting="same_kind")
-    return found
+def unit(side: Embeddings, rows: Int[np.ndarray, " b"], length: float = 1.0) -> Scaled:
+    """The vectors of rows at a length."""
+    return Scaled.of(side.scattered(rows), length)
 
 
 def log_shares(
-    image: Float32[np.ndarray, "b d"], text: Float32[np.ndarray, "b d"], device: str = "cpu", threads: int = 1
+    image: Scaled | Float32[np.ndarray, "b d"],
+    text: Float32[np.ndarray, "b d"],
+    device: str = "cpu",
+    threads: int = 1,
 ) -> Float64[np.ndarray, " b"]:
     """The mean log probability of each pair's own partner: of its caption given its image, and the other way round.
 
     Args:
-        image: Unit vectors over the temperature.
+        image: Unit vectors over the temperature; on a processor each row is widened once.
         text: Unit vectors.
     """
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = False
-    a, b = torch.from_numpy(image).to(device), torch.from_numpy(text).to(device)
-    n, (height, width) = len(a), TILES["cpu" if device == "cpu" else "cuda"]
+    there = None if device == "cpu" else torch.from_numpy(image[:]).to(device)
+    b = torch.from_numpy(text).to(device)
+    n, (height, width) = len(b), TILES["cpu" if device == "cpu" else "cuda"]
     tops, lefts = range(0, n, height), range(0, n, width)
-    own, by_row, by_column = (torch.empty(k, n, dtype=torch.float64) for k in (1, len(lefts), len(tops)))
+    own, by_row, by_column = (torch.empty(k, n, dtype=torch.float64) for k in (1, 1, len(tops)))
 
     def strip(number: int) -> None:
         rows = slice(tops[number], tops[number] + height)
-        room = torch.empty(height * width, device=device)
-        own[0, rows] = (a[rows].double() * b[rows].double()).sum(1).cpu()
+        a, room = (
+            torch.from_numpy(image[rows]) if there is None else there[rows],
+            torch.empty(height * width, device=device),
+        )
+        own[0, rows] = (a.double() * b[rows].double()).sum(1).cpu()
+        along = torch.empty(len(lefts), len(a), dtype=torch.float64)
         for at, left in enumerate(lefts):
             columns = slice(left, left + width)
-            sums = log_sums(a[rows], b[columns], room)
-            by_row[at, rows], by_column[number, columns] = (found.cpu() for found in sums)
+            along[at], by_column[number, columns] = (found.cpu() for found in log_sums(a, b[columns], room))
+        by_row[0, rows] = along.logsumexp(0)
 
     with one_thread(threads) as lanes:
         side_by_side(strip, list(range(len(tops))), lanes if device == "cpu" else 1)
-        return (own[0] - (by_row.logsumexp(0) + by_column.logsumexp(0)) / 2).numpy()
+        down = torch.cat([by_column[:, left : left + width].logsumexp(0) for left in lefts])
+        return (own[0] - (by_row[0] + down) / 2).numpy()
 
 
 def log_sums(a: Any, b: Any, room: Any) -> tuple[Any, Any]:

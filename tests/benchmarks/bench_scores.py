@@ -76,11 +76,11 @@ def work(args: argparse.Namespace, home: str, batches: int, compare: bool, found
     present = stage.present(KeepList("pool", np.ones(args.rows, bool)), image, text)
     for _, rows in zip(range(batches), stage.batches(0, pool, present), strict=False):
         began = time.process_time()
-        sides = unit(image, rows, 1 / stage.temperature), unit(text, rows)
+        sides = unit(image, rows, 1 / stage.temperature), unit(text, rows)[:]
         gathered = time.process_time()
         log_shares(*sides, "cpu", args.threads)
         gathering, scoring = gathering + gathered - began, scoring + time.process_time() - gathered
-        products += plain(sides, args.threads) if compare else 0
+        products += plain((sides[0][:], sides[1]), args.threads) if compare else 0
         operations += 2.0 * len(rows) ** 2 * args.width
     found[:] = [gathering, scoring, products, operations, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6]
 

@@ -75,6 +75,17 @@ def data_of(folder: Path) -> dict:
     return json.loads(re.search(r'id="data">(.*?)</script>', text, re.S).group(1))  # type: ignore[union-attr]
 
 
+def test_each_method_stands_once_with_its_settings_its_source_and_its_arms(made):
+    methods = {(one["stage"], one["word"]): one for one in data_of(made)["methods"]}
+    ssp = methods["select", "ssp"]
+    assert ssp["about"] == "Keep the hardest (or easiest, or random) rows by distance to their centroid."
+    assert "Sorscher et al. 2022" in ssp["source"]
+    assert "members=hard" in ssp["settings"]
+    assert ssp["arms"] == ["ssp"]
+    assert set(methods["dedup", "semdedup"]["arms"]) > {"uniform", "ssp"}
+    assert ("select", "none") not in methods
+
+
 # the page, as a person uses it
 
 

@@ -128,6 +128,10 @@ def synthetic(num_arms: int, num_clusters: int, each: int, seed: int = 0) -> dic
                 ],
             }
         ],
+        "methods": [
+            {"stage": "select", "word": "dbp", "about": "Keep more of complex clusters.",
+             "source": "Abbas et al. 2024", "settings": "temperature=0.1", "seconds": 1.5, "arms": names[:2]},
+        ],
         "pairs": {"duplicates": [], "scores": [], "entries": [], "captions": []},
         "provenance": {"artifacts": [], "versions": [], "commands": []},
         "cost": {"arms": {}, "lines": []},

@@ -23,6 +23,7 @@ from dbp.errors import DbpError, StoreError
 from dbp.selection.density import Density
 from evaluation.report.page import concepts, kept_by, provenance
 from evaluation.report.page.curation import Overlaps, fates, funnel
+from evaluation.report.page.methods import methods
 from evaluation.report.page.pairs import gather_pairs
 from evaluation.report.page.pictures import CELL, COLUMNS, ON_A_SHEET, Pictures
 from evaluation.report.page.roster import NamedRun, Roster, ancestors
@@ -107,6 +108,7 @@ def gather(store: Store, roster: Roster, most_pictures: int) -> Report:
         "notes": list(roster.notes),
         "arms": [_arm(arm, groups, kept) for arm in measured],
         "groups": [_group(one) for one in groups],
+        "methods": work.attempt("the methods", methods, kept, found) or [],
         "funnels": funnels,
         "overlaps": overlaps,
         "kept_by": rates.data(),

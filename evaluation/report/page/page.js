@@ -3,6 +3,7 @@
 showHead();
 showFunnel();
 showResults();
+showMethods();
 showCurves();
 showOverlap();
 showKeptBy();

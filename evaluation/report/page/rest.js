@@ -1,4 +1,14 @@
-// Pairs, and where everything came from.
+// Methods, pairs, and where everything came from.
+
+function showMethods() {
+  const place = section("methods", "Methods", "What the arms chose by: each method once, with the settings that decide its result. Seconds are of its own step, inputs not counted.");
+  if (!data.methods.length) return place.append(notes(["These arms rest on no method: nothing was chosen."]));
+  place.append(make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "methods" }, make("table", { class: "words" },
+    make("thead", {}, make("tr", {}, ["stage", "method", "what it does", "settings", "seconds", "arms"].map((text) => make("th", { scope: "col" }, text)))),
+    make("tbody", {}, data.methods.map((one) => make("tr", {}, make("td", {}, one.stage), make("td", { class: "method" }, one.word),
+      make("td", {}, one.about, one.source ? make("div", { class: "soft" }, one.source) : null), make("td", {}, make("code", {}, one.settings || "–")),
+      make("td", {}, duration(one.seconds)), make("td", {}, one.arms.join(", "))))))));
+}
 
 function showPairs() {
   const place = section("pairs", "Pairs", "What dedup called duplicates around its threshold, the ends of the scores, entries, and rewritten captions.");
