@@ -1,10 +1,12 @@
 """The README's table of methods is what the registry, the recipe and the published numbers say.
 
-PYTHONPATH=. python tests/presets/test_methods.py    # prints the table, to be pasted into the README
+PYTHONPATH=. python tests/presets/test_methods.py                      # prints the table, for the README
+PYTHONPATH=. python tests/presets/test_methods.py runs/sweeps/field    # first writes docs/field.csv from a sweep
 """
 
 import ast
 import csv
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,6 @@ import pytest
 from dbp.config import compose
 from dbp.curate import recipe
 from dbp.encoders.embed import Embed
-from dbp.engine.stage import Node
 from dbp.names import PLACES
 from dbp.settings import read
 from dbp.verbs.command_line import overrides
@@ -98,16 +99,11 @@ def needs(method: Method) -> str:
         "image vectors": sides == {"image"},
         "caption vectors": sides == {"text"},
         "captions": "Matching" in kinds,
-        "a score": _reads_a_score(above[-1]) and not sides,
         "target vectors": bool({"NormSim", "All"} & kinds),
         "concepts": "EncodePrototypes" in kinds,
         "columns by uid": "FileScore" in kinds,
     }
     return ", ".join(name for name, is_needed in found.items() if is_needed) or "nothing"
-
-
-def _reads_a_score(node: Node) -> bool:
-    return any(name.startswith("scores") for name in node.inputs)
 
 
 def lines_of(method: Method) -> int:
@@ -171,5 +167,26 @@ def test_the_table_has_every_selection_and_score_that_chooses() -> None:
     assert every <= {method.named for method in METHODS}
 
 
+def gather(sweep: Path) -> None:
+    """Write each arm's mean, its difference to its control and its cost of choosing, from a sweep's folder."""
+    arms = json.loads((sweep / "ledger.json").read_text())["arms"]
+    with (sweep / "table.csv").open(encoding="utf-8", newline="") as file:
+        means = [row for row in csv.DictReader(file) if row["task"] == "mean"]
+    with OURS.open("w", encoding="utf-8", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(
+            ("arm", "seeds", "kept", "mean", "difference", "low", "high", "is_separate", "choosing_seconds")
+        )
+        for row in means:
+            points = [
+                f"{100 * float(row[name]):.2f}" if row[name] else ""
+                for name in ("value", "difference", "difference_low", "difference_high")
+            ]
+            seconds = f"{arms[row['arm']]['choosing_seconds_per_run']:.1f}"
+            out.writerow((row["arm"], row["seeds"], row["kept"], *points, row["is_separate"], seconds))
+
+
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        gather(Path(sys.argv[1]))
     sys.stdout.write("\n".join([HEADING, "|---|---|---|---|---|---|", *map(line_of, METHODS)]) + "\n")
