@@ -14,6 +14,7 @@ from dbp.data.caption_text import caption_from
 from dbp.data.captions import Captions
 from dbp.data.embeddings import Embeddings, save_part
 from dbp.data.images import Undecodable
+from dbp.data.keep_list import KeepList
 from dbp.data.pool import Pool
 from dbp.encoders.base import Encoder, Tower
 from dbp.engine.parts import Parted
@@ -27,7 +28,7 @@ from dbp.pools.index import part_name
 
 @dataclass(frozen=True)
 class Embed(Parted):
-    """Encode the images or the captions of all valid rows.
+    """Encode the images or the captions of all valid rows, or of the `rows` that it is bound to.
 
     Given texts (`dbp.captioning.texts`), those of valid rows that have several are encoded in place of captions;
     "rows" of the embeddings are then the numbers of texts.
@@ -42,7 +43,7 @@ class Embed(Parted):
     name: ClassVar[str] = "embed"
     version: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("pool",)
-    takes: ClassVar[tuple[str, ...]] = ("texts",)
+    takes: ClassVar[tuple[str, ...]] = ("texts", "rows")
     makes: ClassVar[type] = Embeddings
     keeps_parts: ClassVar[bool] = True
 
@@ -51,21 +52,23 @@ class Embed(Parted):
     rows_per_part: int = runtime(32_768)
     mirrored: bool = False
 
-    def parts(self, pool: Pool, texts: Captions | None = None) -> list[Part]:
+    def parts(self, pool: Pool, **more: Any) -> list[Part]:
         """Runs of shards with at least `rows_per_part` rows: tens of megabytes of vectors each."""
         return parts_of(pool, self.rows_per_part)
 
     def make(  # type: ignore[override]
-        self, part: Part, folder: Path, pool: Pool, texts: Captions | None = None
+        self, part: Part, folder: Path, pool: Pool, texts: Captions | None = None, rows: KeepList | None = None
     ) -> dict[str, Any]:
         starts = pool.index.starts
         stop = end_of(part, self.parts(pool), pool)
-        rows: list[np.ndarray] = [np.zeros(0, np.int64)]
+        is_kept = None if rows is None else rows.mask
+        done: list[np.ndarray] = [np.zeros(0, np.int64)]
         vectors: list[np.ndarray] = []
         failed: dict[int, str] = {}
         for shard in range(part.number, stop):
             span = slice(starts[shard], starts[shard + 1])
-            valid = np.flatnonzero(pool.is_valid[span]) + span.start
+            wanted = pool.is_valid[span] if is_kept is None else pool.is_valid[span] & is_kept[span]
+            valid = np.flatnonzero(wanted) + span.start
             if texts is not None:
                 first, counts = texts.places(valid)
                 valid = numbers_of(first[counts > 1], counts[counts > 1])
@@ -83,13 +86,13 @@ class Embed(Parted):
                 contents = contents_of(pool, shard, valid, self.side)
                 valid, found, broken = self._encode(_tower(self.encoder), pool, contents)
                 failed |= broken
-            rows.append(valid)
+            done.append(valid)
             vectors.append(found)
         filled = [found for found in vectors if len(found)] or vectors[:1]
-        return save_part(folder, np.concatenate(rows), np.concatenate(filled), failed)
+        return save_part(folder, np.concatenate(done), np.concatenate(filled), failed)
 
-    def finish(
-        self, work: Work, counts: Mapping[str, dict[str, Any]], pool: Pool, texts: Captions | None = None
+    def finish(  # type: ignore[override]
+        self, work: Work, counts: Mapping[str, dict[str, Any]], pool: Pool, **more: Any
     ) -> dict[str, Any]:
         totals: Counter[str] = Counter()
         for found in counts.values():
