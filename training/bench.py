@@ -147,9 +147,9 @@ def run(config: Any, what: str, steps: int = 20) -> LoaderTimes | TrainTimes:
         require_upstream(store, nodes["select"])
     check_budget(store, nodes)
     made = {name: store.get(one) for name, one in node.inputs.items() if name != "refined"}
-    subset = Subset.of(made["pool"], made["keep"], made.get("column"))
-    stage = replace(stage, samples_seen=steps * stage.batch_size, epochs=None)
-    prepared = prepare(stage, subset, Ranks())
+    subset = Subset.of(made.pop("pool"), made.pop("keep"), made.pop("column", None))
+    stage = replace(stage, samples_seen=steps * stage.batch_size, epochs=None, budget="samples")
+    prepared = prepare(stage, subset, Ranks(), made)
     with tempfile.TemporaryDirectory() as folder:
         pairs = prepared.pairs(Path(folder))
         parts, num_bytes = part_times(pairs, prepared.order)

@@ -2,9 +2,9 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from dbp.engine.progress import progress
 from dbp.engine.stage import parameters
 from dbp.engine.work import Work
 from dbp.errors import ConfigError
-from training.account.cost import CountFlops, Gauge, at_any_length, hardware_flops
+from training.account.cost import CountFlops, Gauge, at_any_length, forward_flops, hardware_flops
 from training.account.counts import tally_of
 from training.account.horizon import Budget, Horizon
 from training.account.metrics import METRICS, Row, Write, metrics_file, read_metrics
+from training.account.price import Rates, affordable
 from training.account.recorder import Recorder
 from training.config import resolve_precision
 from training.feed.data import Pairs, make_loader, side
@@ -33,14 +34,20 @@ from training.feed.order import Batches, Order
 from training.feed.streaming import StreamedBatches, StreamedPool
 from training.feed.subset import Subset
 from training.feed.weights import weights_of
+from training.online.base import ByRow, Choose
+from training.online.feed import CandidatePairs, ChosenPairs
+from training.online.jest import Jest
+from training.online.reference import Reference
 from training.resume.checkpoint import save_checkpoint
 from training.resume.preemption import Guard
 from training.resume.ranks import Ranks
 from training.resume.resumable import Checkpoints
 from training.settings import Logging, Objective, Speed, TrainSettings
+from training.step.choosing import Choosing
 from training.step.fit import fit, fresh_model
 from training.step.module import Contrastive
 from training.step.recompute import recompute_blocks
+from training.step.smaller import smaller
 from training.step.trimming import can_trim
 from training.watching.validation import EVALUATIONS, Validation
 from training.watching.watched import Watched
@@ -55,8 +62,8 @@ def follow(ranks: Ranks) -> None:
     while job := ranks.hear()["train"]:
         stage, work, inputs = open_job(Path(job))
         assert isinstance(stage, TrainSettings)
-        subset = Subset.of(inputs["pool"], inputs["keep"], inputs.get("column"))
-        train(stage, work, subset, ranks, inputs.get("refined"))
+        subset = Subset.of(inputs.pop("pool"), inputs.pop("keep"), inputs.pop("column", None))
+        train(stage, work, subset, ranks, inputs.pop("refined", None), inputs)
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,10 @@ class Prepared:
     precision: str  # `fp32` or `bf16`
     flops: int | None  # of one pair, as the model needs them; none where they cannot be counted
     hardware_flops: CountFlops  # of one pair by the length of its caption, with what is computed twice
+    rates: Rates | None = None  # what choosing costs; none where nothing is chosen
+    choose: Choose | None = None  # where batches are chosen before they are decoded
+    reference: Reference | None = None  # where the learner scores
+    tags: Mapping[str, Any] = field(default_factory=dict)  # counts of what is chosen by
 
     def pairs(self, folder: Path, refined: Captions | None = None) -> Pairs:
         """The samples, read and decoded for the model; all ranks call it.
@@ -94,12 +105,18 @@ class Prepared:
     def loader(self, pairs: Pairs, start_step: int = 0) -> DataLoader:
         """The batches of this rank from a step on."""
         speed, streaming, pool = self.speed, self.objective.streaming, self.subset.pool
-        run = self.order, self.horizon, start_step, self.ranks.rank, self.ranks.size
+        run = self.order, self.horizon, start_step, self.ranks.rank, self.ranks.size, self.choose is not None
         batches = Batches(*run)
         if streaming is not None and isinstance(pool, StreamedPool):
             in_flight = max(1, speed.num_workers) * (speed.prefetch or IN_FLIGHT)
             batches = StreamedBatches(*run, pool=pool, num_fetchers=streaming.num_fetchers, in_flight=in_flight)
-        return make_loader(pairs, batches, speed.num_workers, self.device != "cpu", speed.prefetch)
+        return make_loader(self.fed(pairs), batches, speed.num_workers, self.device != "cpu", speed.prefetch)
+
+    def fed(self, pairs: Pairs) -> Any:
+        """What answers slices of the stream: pairs, or what is chosen among them."""
+        if self.choose is not None:
+            return ChosenPairs(pairs, self.choose, self.ranks.rank, self.ranks.size)
+        return pairs if self.reference is None else CandidatePairs(pairs, self.reference)
 
 
 def lay_out(objective: Objective, budget: Budget, subset: Subset) -> tuple[Subset, Order, Horizon]:
@@ -114,24 +131,34 @@ def lay_out(objective: Objective, budget: Budget, subset: Subset) -> tuple[Subse
         windows = streaming.windows(subset.pool, subset.rows, objective.seed)
         subset = subset.within(streaming.open(subset.pool, subset.rows))
     weights = subset.weights
+    candidates = None if objective.online is None else objective.online.candidates(budget.batch_size)
     if mixture is not None:
         own = weights_of(mixture, subset.pool, subset.rows, subset.column)
         weights = own if weights is None else own * weights
     if weights is None:
-        return subset, Order(subset.keys, objective.seed, windows), budget.horizon(len(subset))
+        return subset, Order(subset.keys, objective.seed, windows), budget.horizon(len(subset), candidates)
     source = "keep list" if mixture is None else "mixture" if subset.weights is None else "both"
     order = MixedOrder(subset.keys, objective.seed, weights, windows, source)
-    return subset, order, mixed_horizon(order, budget)
+    return subset, order, mixed_horizon(order, budget, candidates)
 
 
-def prepare(settings: TrainSettings, subset: Subset, ranks: Ranks) -> Prepared:
+def prepare(
+    settings: TrainSettings, subset: Subset, ranks: Ranks, beside: Mapping[str, Any] | None = None
+) -> Prepared:
     """Everything that a run needs before its first step, but for what it writes.
+
+    Args:
+        beside: What an online method reads.
 
     Raises:
         ConfigError: The budget, the batch or the model does not fit the subset or the ranks.
     """
     fed, order, horizon = lay_out(settings, settings, subset)
     Batches(order, horizon, 0, ranks.rank, ranks.size)  # refuses a batch that the ranks cannot share
+    how, reference = settings.online, (beside or {}).get("reference")
+    choose, tags = None, {}
+    if isinstance(how, ByRow):
+        choose, tags = how.chooser(fed, settings.seed, settings.batch_size, beside or {})
     device = device_of(settings.device, ranks)
     precision = resolve_precision(settings.precision, settings.device)
     loaded = fresh_model(settings.model, settings.seed)
@@ -139,12 +166,32 @@ def prepare(settings: TrainSettings, subset: Subset, ranks: Ranks) -> Prepared:
     check_norms(model, settings.chunk_size, ranks, device)
     size = side(sees["size"])
     flops = hardware_flops(model, size)(model.context_length)
+    rates, scoring = None, None
+    if how is not None:
+        small = getattr(how, "score_size", None)
+        count = forward_flops(model, size) if small is None else forward_flops(smaller(model, small), small)
+        rates = Rates(flops, count(model.context_length) if how.scores else 0, count)
+    if isinstance(how, Jest):
+        assert isinstance(reference, Reference), "bound to it"
+        if settings.captions is not None and settings.captions.rule != "original":
+            log.warning(
+                "online=jest: the reference has seen the pool's own captions, and the learner scores those of "
+                "caption.rule=%s: what it calls learnable is partly the difference of captions",
+                settings.captions.rule,
+            )
+        if settings.budget == "flops":
+            assert rates is not None
+            budget = affordable(settings, how.candidates(settings.batch_size), rates, reference.flops, how.runs)
+            fed, order, horizon = lay_out(settings, budget, subset)
+        scoring = Choosing(how, reference.scale, settings.batch_size, settings.seed, settings.score_batch)
     recompute_blocks(model, settings.recompute)
     share = settings.batch_size // ranks.size
     hardware = hardware_flops(model, size, grad_cache=(settings.chunk_size or share) < share)
     trims = settings.trim_captions and not settings.compile and can_trim(model)
     if trims:
         hardware = at_any_length(hardware, model.context_length)
+        if scoring is not None and rates is not None:
+            rates = replace(rates, count_scoring=at_any_length(rates.count_scoring, model.context_length))
     elif flops is not None:
         hardware(model.context_length)  # counted now, and not while the clock runs
     if settings.channels_last:
@@ -159,22 +206,24 @@ def prepare(settings: TrainSettings, subset: Subset, ranks: Ranks) -> Prepared:
         )
     module = Contrastive(
         model, settings.optimiser, horizon, settings.seed, sees["mean"], sees["std"], settings.chunk_size, trims,
-        average_steps=averaged and horizon.steps_for(averaged),
+        average_steps=averaged and horizon.steps_for(averaged), choosing=scoring,
     )  # fmt: skip
     return Prepared(
         settings, settings, ranks, fed, len(subset) - len(fed), order, horizon, loaded, module, device, precision,
-        flops, hardware,
+        flops, hardware, rates, choose, reference, tags,
     )  # fmt: skip
 
 
 def train(
-    settings: TrainSettings, work: Work, subset: Subset, ranks: Ranks, refined: Captions | None = None
-) -> dict[str, Any]:
+    settings: TrainSettings, work: Work, subset: Subset, ranks: Ranks, refined: Captions | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Train one model as one of several ranks; the first one writes what the run leaves.
 
     Args:
         work: `shared` keeps checkpoints and metrics through a kill; all ranks see it.
         refined: Captions that the captioner wrote, where it did.
+        beside: What an online method reads: tags, or the vectors of a reference.
 
     Returns:
         The counts of the run, on the first rank those of all.
@@ -184,7 +233,7 @@ def train(
         Diverged: The loss is not finite.
         Preempted: A signal came; the run goes on when it is started again.
     """
-    run = prepare(settings, subset, ranks)
+    run = prepare(settings, subset, ranks, beside)
     loaded, horizon = run.loaded, run.horizon
     identity = {
         "key": work.key, "model": loaded.name, "batch_size": horizon.batch_size,
@@ -228,6 +277,7 @@ def train(
         "held_out": run.held_out,
         **run.order.about(),
         **about,
+        **run.tags,
         **recorder.counts(),
     }
 
@@ -261,7 +311,7 @@ def recording(
             horizon, horizon.steps_for(logs.log_every_samples), writers,
             stack.enter_context(progress("train", horizon.samples_seen, "pairs")),
             tally_of(run.subset, horizon.batch_size, ranks, logs.count_twins), Gauge(run.device, run.precision),
-            work.shared, pool.uids, logs.most_substitutes, run.flops, run.hardware_flops,
+            work.shared, pool.uids, logs.most_substitutes, run.flops, run.hardware_flops, run.rates,
         )  # fmt: skip
         validation = []
         if logs.watch is not None:

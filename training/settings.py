@@ -11,6 +11,7 @@ from training.feed.augmentation import Augmentation
 from training.feed.captions import CaptionMix
 from training.feed.streaming import Streaming
 from training.feed.weights import Mixture
+from training.online.base import Online
 from training.watching.watch import Watch
 
 
@@ -28,6 +29,7 @@ class Objective:
         mixture: How often each kept sample stands in an epoch; null for once.
         captions: Refined captions mixed in; null for the pool's own.
         streaming: How shards come that lie elsewhere; null for shards on a disk.
+        online: How each batch is chosen among more candidates; null for the stream as it comes.
         average_last_samples: The run ends in the mean of its weights over so many last samples, rounded up
             to whole steps; null for the last weights, as in the papers.
     """
@@ -41,6 +43,7 @@ class Objective:
     mixture: Mixture | None = None
     captions: CaptionMix | None = None
     streaming: Streaming | None = None
+    online: Online | None = None
     average_last_samples: int | None = None
 
 
@@ -61,6 +64,7 @@ class Speed:
             features and gradients but for last bits, for less arithmetic. Without effect under
             `compile`, where each length would be compiled anew, and on a text tower that is not causal.
         compile: Let torch compile the model: minutes at the start, faster steps on a GPU.
+        score_batch: Candidates of one device that go through the learner at a time, where it scores them.
         channels_last: Keep convolutions' weights with the channels last: faster steps of a ResNet.
     """
 
@@ -73,6 +77,7 @@ class Speed:
     trim_captions: bool = runtime(False)
     compile: bool = runtime(False)
     channels_last: bool = runtime(False)
+    score_batch: int = runtime(1024)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +114,19 @@ class TrainSettings(Logging, Resuming, Speed, Budget, Objective):
         require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "1 or more")
         for name in (
             "epochs", "log_every_samples", "checkpoint_every_samples", "checkpoint_every_minutes", "chunk_size",
-            "prefetch", "average_last_samples",
+            "prefetch", "average_last_samples", "score_batch",
         ):  # fmt: skip
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "above 0")
         self.check_budget()
+        if self.online is not None:
+            self.online.check(self.batch_size)
+
+    @property
+    def candidates(self) -> int | None:
+        """Of each batch, where it is chosen among more."""
+        return None if self.online is None else self.online.candidates(self.batch_size)
+
+    def unread(self) -> set[str]:
+        """Fields that do not matter beside the others: without scoring, equal samples are equal FLOPs."""
+        return set() if self.online is not None and self.online.scores else {"budget"}

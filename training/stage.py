@@ -24,19 +24,25 @@ class Train(TrainSettings, Stage):
     name: ClassVar[str] = "train"
     version: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("pool", "keep")
-    takes: ClassVar[tuple[str, ...]] = ("refined", "column")
+    takes: ClassVar[tuple[str, ...]] = ("refined", "column", "clusters", "columns", "matches", "reference")
     makes: ClassVar[type] = Checkpoint
     home: ClassVar[str] = "runs"
 
     def identity(self) -> dict[str, Any]:
         return {"precision": resolve_precision(self.precision, self.device)}
 
-    def run(
-        self, work: Work, pool: Pool, keep: KeepList, refined: Captions | None = None, column: Column | None = None
+    def run(  # type: ignore[override]
+        self,
+        work: Work,
+        pool: Pool,
+        keep: KeepList,
+        refined: Captions | None = None,
+        column: Column | None = None,
+        **beside: Any,
     ) -> dict[str, Any]:
         from training.run import train
 
         ranks = here()
         if ranks.size > 1:
             ranks.say({"train": str(write_job(work))})
-        return train(self, work, Subset.of(pool, keep, column), ranks, refined)
+        return train(self, work, Subset.of(pool, keep, column), ranks, refined, beside)

@@ -73,9 +73,9 @@ def loader_rate(run: Prepared, pairs: Pairs) -> float:
 def step_times(run: Prepared, pairs: Pairs) -> tuple[float, float]:
     """Seconds of a step on one batch again and again, then of one on what the loader gives."""
     run.module.trims = False  # one batch's captions are shorter than another's: not what feeding costs
-    first = Slice(0, *run.order.at(np.arange(run.horizon.batch_size, dtype=np.int64)))
+    first = Slice(0, *run.order.at(np.arange(run.horizon.read, dtype=np.int64)))
     # A bare list would be taken apart by Lightning.
-    resident: Any = DataLoader([pairs[first]] * run.horizon.steps, batch_size=None)  # type: ignore[arg-type]
+    resident: Any = DataLoader([run.fed(pairs)[first]] * run.horizon.steps, batch_size=None)  # type: ignore[arg-type]
     return _step_seconds(run, resident), _step_seconds(run, run.loader(pairs))
 
 

@@ -26,7 +26,13 @@ from training.resume.ranks import joined
 from training.stage import Train
 
 # Field of `train` -> the group of the config that it takes in.
-GROUPS = {"captions": "caption", "mixture": "mixture", "streaming": "streaming", "watch": "watch"}
+GROUPS = {
+    "captions": "caption",
+    "mixture": "mixture",
+    "online": "online",
+    "streaming": "streaming",
+    "watch": "watch",
+}
 
 
 def stage_of(config: Any) -> Train:
@@ -47,13 +53,19 @@ def stage_of(config: Any) -> Train:
 def node_of(config: Any, nodes: dict[str, Node]) -> Node:
     """The training run bound to what curation makes: pool, keep list and, where they are, captions and a column.
 
+    What an online method reads beside (tags, vectors of a reference) is bound, too.
+
     Raises:
-        ConfigError: As of `stage_of`; or a mixture names a column that is not there.
+        ConfigError: As of `stage_of`; or a mixture or an online method names a column that is not there.
     """
     stage = stage_of(config)
     own = {"pool": nodes["index"], "keep": nodes["select"], "refined": nodes.get("captions")}
     if isinstance(stage.mixture, ByColumn):
         own["column"] = Offers("mixture", nodes)[stage.mixture.offered_as("columns")]
+    if stage.online is not None:
+        made = {name: node for name, node in nodes.items() if name == "valid" or name.startswith("columns.")}
+        made |= {"pool": nodes["index"], "rows": nodes["select"], "clusters": nodes["cluster"]}
+        own |= stage.online.inputs(Offers("online", made))
     return stage.bind(**own)
 
 

@@ -121,6 +121,28 @@ def same_up_to_rounding(some: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("loss", ["sigmoid", pytest.param("softmax", marks=pytest.mark.nightly)])
+def test_two_ranks_choose_what_one_chooses_and_share_it(pool: Path, tmp_path: Path, loss: str) -> None:
+    more = [
+        "online=jest", "online.filter_ratio=0.5", "online.chunks=4", f"online.loss={loss}", "train.score_batch=3",
+        "encoder.score.model=null", f"encoder.score.config={pool}/vit.json", "encoder.score.pretrained=null",
+        "encoder.score.random_weights=true", f"train.samples_seen={20 * runs.BATCH}",
+    ]  # fmt: skip
+    homes = {name: tmp_path / name for name in ("one", "two")}
+    runs.finish(runs.start(runs.arguments(pool, homes["one"], *more)))
+    runs.finish(runs.start(torchrun(pool, homes["two"], *more, "train.trim_captions=true")))
+    one, two = (runs.manifest(home) for home in homes.values())
+    assert one["key"] == two["key"]
+    rows = [list(map(json.loads, (made["folder"] / "metrics.jsonl").open())) for made in (one, two)]
+    for mine, theirs in zip(rows[0][:6], rows[1][:6], strict=True):  # later, last bits may turn a choice
+        assert mine["consumed"] == theirs["consumed"]
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    for name in ("candidates", "samples_decoded", "samples_scored", "scoring_flops", "samples_seen"):
+        assert one["counts"][name] == two["counts"][name]
+    assert one["counts"]["samples_scored"] == 2 * 20 * runs.BATCH
+
+
+@pytest.mark.slow
 def test_a_rank_whose_first_rank_cannot_curate_says_so(pool: Path, tmp_path: Path) -> None:
     wrong = torchrun(pool, tmp_path, "pool.shards=/nowhere/00000.tar")
     said = " ".join(runs.finish(runs.start(wrong), 1).split())

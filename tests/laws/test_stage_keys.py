@@ -51,6 +51,8 @@ from training.config import Model
 from training.feed.captions import CaptionMix
 from training.feed.streaming import Streaming
 from training.feed.weights import BySource
+from training.online.at_random import AtRandom
+from training.online.reference import MakeReference
 from training.stage import Train
 from training.watching.watch import Watch
 
@@ -94,6 +96,17 @@ TOGETHER = {
     ("Model", "config"): {"config": {"embed_dim": 1, "vision_cfg": {}, "text_cfg": {}}},
     ("Train", "loggers"): {"loggers": (Csv(),)},
     ("Train", "mixture"): {"mixture": BySource({}, 1.0)},
+    ("Train", "online"): {"online": AtRandom(super_batch=None, filter_ratio=0.5)},
+    ("Train", "budget"): None,  # read beside what scores alone; tests/unit/test_online.py
+    ("AtRandom", "filter_ratio"): {"filter_ratio": 0.75},
+    ("AtRandom", "super_batch"): {"super_batch": 512, "filter_ratio": None},
+    ("Cabs", "filter_ratio"): {"filter_ratio": 0.75},
+    ("Cabs", "super_batch"): {"super_batch": 512, "filter_ratio": None},
+    ("Cabs", "concepts"): [{"concepts": "column", "column": "x"}, {"concepts": "clusters"}],
+    ("Cabs", "released_ranks"): {"released_ranks": 2},
+    ("Jest", "filter_ratio"): {"filter_ratio": 0.75},
+    ("Jest", "super_batch"): {"super_batch": 512, "filter_ratio": None},
+    ("Jest", "chunks"): {"chunks": 8},
     ("Train", "captions"): {"captions": CaptionMix("original", None, None, "caption")},
     ("Train", "streaming"): {"streaming": Streaming(2, 1.0)},
     ("Train", "watch"): {"watch": Watch(None, ())},
@@ -146,9 +159,9 @@ def _preset(group: str, option: str) -> Any:
         return node
 
     frame = OmegaConf.load(config_folder() / "frame.yaml")
-    parts = {"threads": 1, "device": "cpu"}
+    parts = {"threads": 1, "device": "cpu", "rows_per_part": 32_768}
     frame.merge_with({"logger": {"loggers": []}, "parts": parts, "pool": POOL, "it": load(option)})
-    frame.merge_with(dict.fromkeys(("watch", "mixture", "caption", "streaming")))
+    frame.merge_with(dict.fromkeys(("watch", "mixture", "caption", "streaming", "online")))
     frame.encoder = {
         use: OmegaConf.load(config_folder() / "encoder/openclip_b32.yaml") for use in ("score", "dedup")
     }
@@ -179,14 +192,23 @@ def stages_of_the_configs() -> list[Stage]:
     models = [build(node, Model, "model") for node in presets("model")]
     for node in presets("train"):
         found += [build(node, path="train", model=model) for model in models]
+    chooses = [build(preset("online", name), path="online") for name in groups()["online"] if name != "none"]
+    found += [build(preset("train", "glyphs"), path="train", model=models[0], online=one) for one in chooses]
+    found.append(MakeReference(chooses[-1].reference, None))
     node = OmegaConf.load(config_folder() / "frame.yaml").evaluate
     found.append(build(node, Evaluate, "evaluate"))
     for name in ("paper", "glyphs", "smoke"):
         found.append(build(preset("captioner", name), path="captioner"))
     found += [Encode(), CodeVectors("histogram"), Refine(0.5, 0.9, 0)]
     found += [ReadTexts("json", "x"), BestText(ReadTexts("json", "x"))]
-    # stages that stages stand on
-    for name in ("comparison", "clustering", "fitting", "matching", "hierarchy", "prototypes"):
+    for name in (
+        "comparison",
+        "clustering",
+        "fitting",
+        "matching",
+        "hierarchy",
+        "prototypes",
+    ):  # stages that stages stand on
         found += [getattr(stage, name)() for stage in found if hasattr(stage, name)]
     found += [stage.metadata for stage in found if isinstance(stage, Balancing)]
     sources = (Numbers(100), WordNet("names"), Words(100), Pairs(30.0), Titles(70))

@@ -42,7 +42,7 @@ VERBS = {"dbp/curate.py", "training/train.py", "training/bench.py", "slurm/sweep
     if file.name not in NOT_VERBS
 }
 # Rooms whose registered classes are methods, each in a file that is read in one go.
-METHODS = ("select/", "score/", "filter/", "dedup/", "cluster/")
+METHODS = ("select/", "score/", "filter/", "dedup/", "cluster/", "online/")
 MACHINERY = {"dbp/clustering/kmeans.py", "dbp/dedup/similar.py"}  # what several methods share
 
 

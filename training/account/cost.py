@@ -33,19 +33,29 @@ def hardware_flops(model: Any, size: int, grad_cache: bool = False) -> CountFlop
         A function from tokens of a caption; None for a model that cannot be traced in this way.
     """
 
+    return _counted(model, lambda traced, length: (
+        (_trace(traced, size, length, backward=False) if grad_cache else 0) + _trace(traced, size, length)
+    ))  # fmt: skip
+
+
+def forward_flops(model: Any, size: int) -> CountFlops:
+    """The same of a forward pass alone, without a gradient; the model is left as it is."""
+    return _counted(model, lambda traced, length: _trace(traced, size, length, backward=False))
+
+
+def _counted(model: Any, count: Callable[[Any, int], int]) -> CountFlops:
     @cache
     def traced() -> Any:
         return copy.deepcopy(model).to("meta").train()
 
     @cache
-    def count(length: int) -> int | None:
+    def counted(length: int) -> int | None:
         try:
-            once = _trace(traced(), size, length, backward=False) if grad_cache else 0
-            return once + _trace(traced(), size, length)
+            return count(traced(), length)
         except (NotImplementedError, RuntimeError):
             return None
 
-    return count
+    return counted
 
 
 def at_any_length(count: CountFlops, context_length: int) -> CountFlops:

@@ -7,6 +7,7 @@ number of loader workers, checkpoints or devices never enters.
 
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Literal
 
 from dbp.errors import ConfigError
 
@@ -19,6 +20,17 @@ class Horizon:
     batch_size: int  # pairs in one step, over all devices
     steps: int  # optimiser steps
     mixed_epochs: float | None = None  # of a mixture: a pair of weight w is seen w times in each, in the mean
+    candidates: int | None = None  # of one step, where its batch is chosen among more
+
+    @property
+    def read(self) -> int:
+        """Pairs of the stream that one step takes up: its candidates, or its batch."""
+        return self.candidates or self.batch_size
+
+    @property
+    def samples_read(self) -> int:
+        """Pairs of the stream that the run takes up."""
+        return self.steps * self.read
 
     @property
     def samples_seen(self) -> int:
@@ -27,13 +39,16 @@ class Horizon:
 
     @property
     def passes(self) -> float:
-        """How often each kept pair is seen, in the mean: the main confound between arms."""
+        """How often each kept pair is taken up, in the mean: the main confound between arms.
+
+        It is seen as often, unless batches are chosen among candidates.
+        """
         return self.passes_in(self.samples_seen)
 
     def passes_in(self, samples: int) -> float:
-        """How often each kept pair is seen in so many samples, in the mean."""
+        """How often each kept pair is taken up while so many samples are seen, in the mean."""
         if self.mixed_epochs is None:
-            return samples / self.num_kept
+            return samples * self.read // self.batch_size / self.num_kept
         return samples / self.samples_seen * self.mixed_epochs
 
     def steps_for(self, samples: int) -> int:
@@ -73,12 +88,15 @@ class Budget:
         epochs: the budget in passes over the kept set. Exactly one of the two.
         round_budget: Take the nearest whole number of batches where `samples_seen` is none, and say
             so; otherwise it is refused.
+        budget: What `samples_seen` holds equal: the `samples` that are trained on, or the `flops` that so many cost
+            where nothing is chosen; scoring candidates is then paid in steps.
     """
 
     batch_size: int
     samples_seen: int | None = None
     epochs: float | None = None
     round_budget: bool = False
+    budget: Literal["samples", "flops"] = "samples"
 
     @property
     def fixed_steps(self) -> int | None:
@@ -104,15 +122,30 @@ class Budget:
                 "over each kept set; the other one is null (train.samples_seen=null train.epochs=N)."
             )
         _ = self.fixed_steps
+        if self.budget == "flops" and self.samples_seen is None:
+            raise ConfigError(
+                f"budget=flops with train.epochs={self.epochs:g}: a budget in FLOPs is the work of a number of "
+                "samples. Give train.samples_seen=N train.epochs=null, or train.budget=samples."
+            )
 
-    def horizon(self, num_kept: int) -> Horizon:
+    def horizon(self, num_kept: int, candidates: int | None = None) -> Horizon:
         """The length of a run over a kept set; a budget in epochs is cut to whole batches.
+
+        Args:
+            candidates: Of one step, where its batch is chosen among more: passes are then passes of these.
 
         Raises:
             ConfigError: Fewer pairs are kept than one batch holds, the budget is not a whole number of
                 batches, or it makes no step at all.
         """
         batch = self.batch_size
+        read = candidates or batch
+        if candidates is not None and num_kept < candidates:
+            raise ConfigError(
+                f"cannot choose among {candidates:,} candidates (online.super_batch, or online.filter_ratio at "
+                f"train.batch_size={batch:,}) with {num_kept:,} kept samples: a super-batch would hold a pair "
+                "twice. Lower one of them, or keep more samples (budget.keep_fraction, budget.num_kept)."
+            )
         if num_kept < batch:
             raise ConfigError(
                 f"cannot train on {num_kept:,} kept samples with train.batch_size={batch:,}: one "
@@ -121,10 +154,11 @@ class Budget:
             )
         if (steps := self.fixed_steps) is None:
             # The decimal as written: 0.3 epochs of 10 pairs are 3 pairs, not 2.9999.
-            steps = int(Decimal(str(self.epochs)) * num_kept) // batch
+            steps = int(Decimal(str(self.epochs)) * num_kept) // read
         if steps == 0:
             raise ConfigError(
                 f"train.epochs={self.epochs:g} over {num_kept:,} kept samples is less than one batch of "
-                f"train.batch_size={batch:,}. Raise train.epochs, or lower train.batch_size."
+                f"train.batch_size={batch:,}{f', chosen among {read:,}' if read > batch else ''}. Raise "
+                "train.epochs, or lower train.batch_size."
             )
-        return Horizon(num_kept, batch, steps)
+        return Horizon(num_kept, batch, steps, candidates=candidates)

@@ -22,6 +22,7 @@ from training.account.cost import CountFlops, Gauge
 from training.account.counts import Tally, Uids, Window
 from training.account.horizon import Horizon
 from training.account.metrics import Row, Write
+from training.account.price import Price, Rates
 from training.step.module import Contrastive, Diverged
 
 HOUR, KWH = 3600.0, 3.6e6  # in seconds, in joules
@@ -49,9 +50,11 @@ class Recorder(Callback):
     most_substitutes: float  # share of the pairs that may be stood in for, in [0, 1]
     flops: int | None  # of one pair, both passes, at full context length; none where they cannot be counted
     count_flops: CountFlops  # operations for one pair by the length of its caption, with what is done twice
+    rates: Rates | None = None  # of choosing among candidates; none where nothing is chosen
 
     def __post_init__(self) -> None:
         self.ranks = self.tally.ranks
+        self.price = None if self.rates is None else Price(self.rates)
         self.hardware_flops: int | None = 0  # so far, of all devices; none where they cannot be counted
         # What runs between this callback and the last one is the time of others; also at the start of a resume,
         # which may make up for an evaluation.
@@ -76,6 +79,7 @@ class Recorder(Callback):
             "device_seconds": self._device_seconds(),
             "loss_sum": float(self.loss_sum),
             **{name: getattr(self, name) for name in KEPT},
+            **({} if self.price is None else {"price": self.price.total}),
             "tally": {**tally, "bits": torch.from_numpy(tally["bits"].copy())},
         }
 
@@ -84,8 +88,10 @@ class Recorder(Callback):
         self.tally.restore({**tally, "bits": tally["bits"].numpy().copy()})
         # A checkpoint of an earlier version does not say; what is not known stays so.
         self.hardware_flops = state_dict.get("hardware_flops")
-        for name in state_dict.keys() - {"tally"}:
+        for name in state_dict.keys() - {"tally", "price"}:
             setattr(self, name, state_dict[name])
+        if self.price is not None:
+            self.price.total = dict(state_dict["price"])
 
     def on_train_start(self, trainer: Trainer, pl_module: Contrastive) -> None:  # type: ignore[override]
         self.module = pl_module
@@ -109,8 +115,12 @@ class Recorder(Callback):
         step = trainer.global_step  # steps done, this one included
         assert batch["rows"].device.type == "cpu", "reading rows must not wait for the device"
         self.tally.note(batch["rows"].numpy(), batch["undecodable"].numpy())
-        for pairs, length in pl_module.multiplied(batch):
-            made = self.count_flops(length)
+        work = [(self.count_flops, *one) for one in pl_module.multiplied(batch)]
+        if self.price is not None:
+            self.price.note(batch)
+            work += [(self.price.rates.count_scoring, *one) for one in batch.get("scored_lengths", ())]
+        for count, pairs, length in work:
+            made = count(length)
             here = self.flops_here
             self.flops_here = None if made is None or here is None else here + made * pairs
         self.loss_sum = self.loss_sum + outputs["loss"].detach()
@@ -156,8 +166,11 @@ class Recorder(Callback):
                 "peak_device_bytes": self.gauge.peak_memory(),
                 "peak_host_bytes": peak_memory(),
                 "bad_step": int(self.module.first_bad_step),
+                "price": {} if self.price is None else self.price.here,
             }
         )
+        if self.price is not None:
+            self.price.settle([t["price"] for t in told])
         # Means over ranks take the place of each rank's own, so that any number of them can go on.
         self.loss_sum = float(np.mean([t["loss_sum"] for t in told]))
         self.wait_seconds = float(np.mean([t["wait_seconds"] for t in told]))
@@ -257,6 +270,7 @@ class Recorder(Callback):
             "peak_device_bytes": self.peak_device_bytes,
             "peak_host_bytes": self.peak_host_bytes,
             "consumed": tally.chain,
+            **({} if self.price is None else self.price.counts(self.gauge.is_gpu)),
         }
 
     def counts(self) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def room(*shape: int) -> UInt8[Tensor, "..."]:
 
 
 def make_loader(
-    pairs: Pairs, batches: Batches, num_workers: int, pin_memory: bool = False, prefetch: int | None = None
+    pairs: Any, batches: Batches, num_workers: int, pin_memory: bool = False, prefetch: int | None = None
 ) -> DataLoader:
     """torch's loader over whole slices: the dataset assembles the batch, in the worker.
 
@@ -224,6 +224,7 @@ def make_loader(
     system can, and so share the keys, rows and offsets of the pool with the training process.
 
     Args:
+        pairs: `Pairs`, or what chooses among them.
         num_workers: Processes that read and decode; 0 for none.
         prefetch: Batches that each worker prepares ahead; none for up to four, as many as take
             4 GiB in all, and at least one. They lie in shared memory.

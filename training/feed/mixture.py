@@ -126,30 +126,35 @@ class MixedOrder(Order):
         return number + (samples_seen - start) / (self.start(number + 1) - start)
 
 
-def mixed_horizon(order: MixedOrder, budget: Budget) -> Horizon:
+def mixed_horizon(order: MixedOrder, budget: Budget, candidates: int | None = None) -> Horizon:
     """The length of a run over a mixture, whose passes are its epochs; one in epochs is cut to whole batches.
+
+    Args:
+        candidates: Of one step, where its batch is chosen among more: passes are then passes of these.
 
     Raises:
         ConfigError: An epoch is shorter than a batch in the mean, or the budget makes no step.
     """
     batch_size, steps, epochs = budget.batch_size, budget.fixed_steps, budget.epochs
     kept, expected = len(order.keys), float(order.weights.sum(dtype=np.float64))
-    if expected < batch_size:
+    read = candidates or batch_size
+    if expected < read:
+        among = f", chosen among {read:,} candidates" if candidates else ""
         raise ConfigError(
             f"cannot train on {kept:,} kept samples whose weights, of {SOURCES[order.source]}, sum to "
-            f"{expected:,.2f} with train.batch_size={batch_size:,}: an epoch would be less "
-            f"than one batch. {RAISE[order.source]}, or lower train.batch_size."
+            f"{expected:,.2f} with train.batch_size={batch_size:,}{among}: an epoch would be less "
+            f"than one {'super-' if candidates else ''}batch. {RAISE[order.source]}, or lower train.batch_size."
         )
     if steps is None:
         assert epochs is not None
-        steps = order.pairs(epochs) // batch_size
+        steps = order.pairs(epochs) // read
         if steps == 0:
             raise ConfigError(
                 f"train.epochs={epochs:g} is less than one batch of train.batch_size={batch_size:,}: by the "
                 f"weights of {SOURCES[order.source]} an epoch has {expected:,.2f} pairs. Raise train.epochs, or "
                 "lower train.batch_size."
             )
-    return Horizon(kept, batch_size, steps, order.passes(steps * batch_size))
+    return Horizon(kept, batch_size, steps, order.passes(steps * read), candidates)
 
 
 def check_weights(weights: Float32[np.ndarray, " m"], source: Source = "mixture") -> None:

@@ -17,7 +17,7 @@ from training.account.horizon import Horizon
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 ORDER, AUGMENTATION, MODEL = 0, 1, 2  # what a stream of random words is for
-HELD_OUT, MIXTURE, CAPTION, SHARDS = 3, 4, 5, 6
+HELD_OUT, MIXTURE, CAPTION, SHARDS, ONLINE = 3, 4, 5, 6, 7
 PICK = 8  # of several captions
 
 
@@ -173,25 +173,45 @@ class Slice(NamedTuple):
         own = keys[self.indices]
         return own if self.copies is None else copy_keys(own, self.copies)
 
+    def at(self, places: Int64[np.ndarray, " c"]) -> "Slice":
+        """The samples at some places of the slice."""
+        copies = None if self.copies is None else self.copies[places]
+        return Slice(self.step, self.epochs[places], self.indices[places], copies)
+
 
 class Batches:
     """The batches of a run, as a pure function of the step: a sampler for torch's DataLoader.
 
     Rank r of w takes the r-th of w equal runs of each global batch, so that the ranks' slices, put
-    one after another, are the batch of a single rank.
+    one after another, are the batch of a single rank. Where batches are chosen from super-batches, what is
+    said here of a batch holds of the super-batch.
+
+    Args:
+        whole: Each rank takes the whole super-batch, and decodes its share of what it chooses from it.
 
     Raises:
         ConfigError: The batch cannot be split evenly.
     """
 
-    def __init__(self, order: Order, horizon: Horizon, start_step: int = 0, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        order: Order,
+        horizon: Horizon,
+        start_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        whole: bool = False,
+    ) -> None:
         if horizon.batch_size % world:
             raise ConfigError(
                 f"train.batch_size={horizon.batch_size:,} cannot be split evenly over {world} "
                 "processes. Give a multiple, or another number of devices."
             )
         self.order, self.horizon, self.start_step = order, horizon, start_step
-        self.rank, self.share = rank, horizon.batch_size // world
+        self.first, self.num_taken = (
+            (0, horizon.read) if whole else (rank * horizon.read // world, horizon.read // world)
+        )
+        self.share = (horizon.batch_size if whole else horizon.read) // world  # pairs that are decoded for a step
 
     def __len__(self) -> int:
         """All steps of the run, also after a resume: Lightning counts batches from the first."""
@@ -203,5 +223,5 @@ class Batches:
 
     def slice(self, step: int) -> Slice:
         """What this rank takes in a step."""
-        first = step * self.horizon.batch_size + self.rank * self.share
-        return Slice(step, *self.order.at(np.arange(first, first + self.share, dtype=np.int64)))
+        first = step * self.horizon.read + self.first
+        return Slice(step, *self.order.at(np.arange(first, first + self.num_taken, dtype=np.int64)))

@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64
@@ -182,13 +183,13 @@ class StreamedBatches(Batches):
     A shard may go when no batch that a worker may still be making needs its window.
 
     Args:
-        share: Start step, rank and number of ranks, as in `Batches`.
+        share: Start step, rank, number of ranks and so on, as in `Batches`.
         in_flight: Batches that the loader may have asked for and not yet handed on: workers
             times prefetch. Too small a number costs transfers, and nothing else.
     """
 
     def __init__(
-        self, order: Order, horizon: Horizon, *share: int, pool: StreamedPool, num_fetchers: int, in_flight: int
+        self, order: Order, horizon: Horizon, *share: Any, pool: StreamedPool, num_fetchers: int, in_flight: int
     ) -> None:
         super().__init__(order, horizon, *share)
         assert isinstance(order.windows, Windows), "an order in windows"
@@ -199,7 +200,7 @@ class StreamedBatches(Batches):
         cache = self.pool.cache
         recent: deque[Span] = deque(maxlen=self.in_flight + 1)
         before: tuple[Span, Span] | None = None
-        (epoch,) = self.order.epochs_of(np.array([self.horizon.samples_seen - 1])).tolist()
+        (epoch,) = self.order.epochs_of(np.array([self.horizon.samples_read - 1])).tolist()
         last = (epoch + 1) * self.windows.num_windows - 1
         fetchers = ThreadPoolExecutor(self.num_fetchers, "fetch-shard")
         try:

@@ -15,10 +15,12 @@ from training.account.horizon import Horizon
 from training.config import Optimiser
 from training.feed.order import step_seed
 from training.step.averaging import LastWeights
+from training.step.choosing import Choosing
 from training.step.loss import clip_loss
 from training.step.optim import make_optimiser, set_learning_rate
 from training.step.trimming import can_trim, features_of, groups_of, lengths_of, run_trimmed
 
+SEEN = ("images", "tokens", "reference_images", "reference_texts", "is_scored")  # of a batch, by the device
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 
 
@@ -51,7 +53,7 @@ class ImageStep(LightningModule):
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """What the model sees moves; rows stay, so that counting them makes no step wait."""
-        seen = {name: batch[name] for name in ("images", "tokens")}
+        seen = {name: batch[name] for name in SEEN if name in batch}
         return {**batch, **super().transfer_batch_to_device(seen, device, dataloader_idx)}
 
     def normalise(self, images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
@@ -69,6 +71,7 @@ class Contrastive(ImageStep):
         chunk: Pairs of this rank that go through the model at a time; all when none is given.
         trims: Cut captions behind the longest of their group, where the model's text tower allows.
         average_steps: The run ends in the mean of the weights after so many last steps.
+        choosing: Takes each batch out of a super-batch.
     """
 
     def __init__(
@@ -82,8 +85,10 @@ class Contrastive(ImageStep):
         chunk: int | None = None,
         trims: bool = False,
         average_steps: int = 0,
+        choosing: Choosing | None = None,
     ) -> None:
         super().__init__(optimiser, horizon, seed, mean, std)
+        self.choosing = choosing
         self.model, self.chunk = model.train(), chunk
         self.trims = trims and can_trim(model)
         self.last = LastWeights(model, horizon.steps - average_steps) if average_steps else None
@@ -100,13 +105,20 @@ class Contrastive(ImageStep):
             batch = {**batch, "lengths": lengths_of(batch["tokens"])}
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def features(self, batch: dict[str, Any], part: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Unit vectors `Float[b d]` of a batch's pictures and captions, or of a part of them."""
+    def features(
+        self, batch: dict[str, Any], part: slice = slice(None), model: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Unit vectors `Float[b d]` of a batch's pictures and captions, or of a part of them.
+
+        Args:
+            model: Instead of the module's own.
+        """
+        model = model or self.model
         images, tokens = self.normalise(batch["images"][part]), batch["tokens"][part]
         if not self.trims:
-            return features_of(self.model(images, tokens))
-        groups = groups_of(batch["lengths"][part], self.model.context_length)
-        return run_trimmed(self.model, images, tokens, groups)
+            return features_of(model(images, tokens))
+        groups = groups_of(batch["lengths"][part], model.context_length)
+        return run_trimmed(model, images, tokens, groups)
 
     def multiplied(self, batch: dict[str, Any]) -> list[tuple[int, int]]:
         """How many captions of a batch went through the text tower at which length."""
@@ -119,6 +131,10 @@ class Contrastive(ImageStep):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         step, optimiser = self.global_step, self.trainer.optimizers[0]
+        if self.choosing is not None:  # in place: callbacks see what is trained on
+            chosen = self.choosing(self, batch)
+            batch.clear()
+            batch.update(chosen)
         set_learning_rate(optimiser, self.settings, step, self.horizon)
         optimiser.zero_grad()
         if self.chunk is None or self.chunk >= len(batch["tokens"]):
@@ -144,10 +160,14 @@ class Contrastive(ImageStep):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.last is not None:
             checkpoint["last_weights"] = self.last.state()
+        if self.choosing is not None:
+            checkpoint["earlier_learner"] = self.choosing.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.last is not None:
             self.last.load(checkpoint["last_weights"])
+        if self.choosing is not None:
+            self.choosing.load(checkpoint["earlier_learner"], self)
 
     def loss(self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
         """This rank's rows against the columns of all ranks."""

@@ -1,0 +1,1 @@
+"""Choosing while training: each batch from a larger super-batch of candidates."""
