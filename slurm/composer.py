@@ -141,6 +141,8 @@ def _encoders(config: Any) -> Iterable[Any]:
     for one in holders:
         if one is not None and has(one, "encoder") and one.encoder is not None:
             yield one.encoder
+    if (online := config.get("online")) is not None and has(online, "reference"):
+        yield online.reference
 
 
 def _touch(changed: str, target: str) -> bool:

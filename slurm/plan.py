@@ -230,7 +230,9 @@ def _same_controls(points: list[Point], keys: list[str], controls: Mapping[str, 
 
 
 def check_compute(plan: Plan, unequal: bool) -> None:
-    """Refuse arms of one comparison whose steps, batch, model or evaluation differ.
+    """Refuse arms of one comparison whose budget, batch, model or evaluation differ.
+
+    With `train.budget=flops` their steps differ, and the work of a run is equal up to less than a step.
 
     Raises:
         ConfigError: It names two arms and what differs.
@@ -247,7 +249,7 @@ def check_compute(plan: Plan, unequal: bool) -> None:
     first: tuple[str, dict[str, Any]] | None = None
     for point in plan.points:
         train: Any = point.nodes["train"].stage
-        here = {f"train.{name}": getattr(train, name) for name in ("samples_seen", "batch_size")}
+        here = {f"train.{name}": getattr(train, name) for name in ("samples_seen", "batch_size", "budget")}
         here |= {"model": str(train.model)}
         here |= {f"evaluate.{k}": str(v) for k, v in point.config.evaluate.items() if k in EVALUATION}
         first = first or (point.label, here)

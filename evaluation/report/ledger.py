@@ -21,6 +21,9 @@ POOL = frozenset(
     ("render", "convert", "tars", "index", "valid")
 )  # stages that a pool takes, whatever is chosen of it
 PURPOSES: tuple[Purpose, ...] = ("encoder", "curation", "training", "evaluation")
+# Of a run that chooses its batches among candidates; its seconds and GPU-hours are part of those of training, or of
+# loader workers where the choice is made before decoding.
+CHOICE = ("candidates", "samples_decoded", "samples_scored", "scoring_flops", "choice_seconds", "scoring_gpu_hours")
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,11 @@ class Item:
     seconds: float  # of the process that made it; of training, over all tries that were resumed
     cpu_seconds: float  # of that process alone, without workers
     gpu_hours: float | None  # of all its GPUs; none where the manifest does not say whether one was used
-    flops: int | None  # of training, forward and backward; none where they were not counted
+    flops: int | None  # of training with what it scored, and of a reference; none where they were not counted
     bytes: int  # on disk
     samples: int | None  # pairs that training saw
     kept: int | None  # rows that training drew from
+    choice: Mapping[str, float] | None = None  # of training that chose its batches: what choosing took
 
 
 def item_of(manifest: Mapping[str, Any], purpose: Purpose | None = None) -> Item:
@@ -57,11 +61,18 @@ def item_of(manifest: Mapping[str, Any], purpose: Purpose | None = None) -> Item
         seconds,
         manifest["cpu_seconds"],
         _gpu_hours(manifest, seconds),
-        counts.get("train_flops"),
+        _flops_of(counts),
         sum(manifest["files"].values()),
         counts.get("samples_seen"),
         counts.get("kept"),
+        {name: counts[name] or 0 for name in CHOICE} if "candidates" in counts else None,
     )
+
+
+def _flops_of(counts: Mapping[str, Any]) -> int | None:
+    """Of a run what it trained and scored; of a reference its vectors."""
+    known = [counts.get("train_flops", counts.get("reference_flops")), counts.get("scoring_flops", 0)]
+    return None if None in known else sum(known)
 
 
 def _gpu_hours(manifest: Mapping[str, Any], seconds: float) -> float | None:
@@ -137,6 +148,15 @@ class Ledger:
             return item.purpose in ("encoder", "curation") and item.stage not in POOL
 
         return _mean(math.fsum(i.seconds for k in keys if counts(i := self.items[k])) for keys in self.arms[arm])
+
+    def online(self, arm: str) -> dict[str, float] | None:
+        """What choosing while training took in all runs of an arm, by `CHOICE`; none where nothing was."""
+        made = [item.choice for item in self.of(arm, "training") if item.choice is not None]
+        return {name: sum(one[name] for one in made) for name in CHOICE} if made else None
+
+    def scores(self, arm: str) -> bool:
+        """Whether the learner scored candidates: then samples seen do not say what a run costs."""
+        return (self.online(arm) or {}).get("samples_scored", 0) > 0
 
     def baseline(self) -> str | None:
         """The arm that draws from the most rows, the first of equals; none where no arm trained."""
@@ -216,11 +236,32 @@ def ledger_lines(ledger: Ledger) -> list[str]:
         trained = ledger.of(arm, "training")
         curation = sum(i.seconds for i in ledger.of(arm, "encoder", "curation"))
         pays = "baseline" if arm == baseline else str(ledger.payback(arm, baseline))
+        if ledger.scores(arm):
+            pays = "-: it scores in its runs"
         lines.append(
             f"  {arm:<24} {len(runs):>4} {curation:>10,.1f} {_mean(i.seconds for i in trained):>10,.1f} "
             f"{_mean(i.samples or 0 for i in trained):>13,.0f} {ledger.shared_out(arm):>11,.1f}  {pays}"
         )
-    return [*lines, *_notes(ledger, baseline)]
+    return [*lines, *_notes(ledger, baseline), *_choices(ledger)]
+
+
+def _choices(ledger: Ledger) -> list[str]:
+    """What choosing while training took, by arm; nothing where no arm does."""
+    found = {arm: choice for arm in ledger.arms if (choice := ledger.online(arm))}
+    if not found:
+        return []
+    lines = [
+        "",
+        "Choosing while training, all runs of an arm; seconds are part of training, or of its loader workers",
+        f"  {'arm':<24} {'candidates':>13} {'decoded':>13} {'scored':>13} {'scoring FLOP':>13} {'seconds':>9} "
+        f"{'GPU-hours':>9}",
+    ]
+    for arm, c in found.items():
+        lines.append(
+            f"  {arm:<24} {c['candidates']:>13,} {c['samples_decoded']:>13,} {c['samples_scored']:>13,} "
+            f"{c['scoring_flops']:>13.3g} {c['choice_seconds']:>9,.1f} {c['scoring_gpu_hours']:>9,.2f}"
+        )
+    return lines
 
 
 def _notes(ledger: Ledger, baseline: str) -> list[str]:
@@ -239,7 +280,7 @@ def ledger_json(ledger: Ledger) -> dict[str, Any]:
     baseline = ledger.baseline()
     arms: dict[str, Any] = {}
     for arm, runs in ledger.arms.items():
-        pays = ledger.payback(arm, baseline) if baseline else None
+        pays = ledger.payback(arm, baseline) if baseline and not ledger.scores(arm) else None
         arms[arm] = {
             "runs": len(runs),
             "seconds": {p: sum(i.seconds for i in ledger.of(arm, p)) for p in PURPOSES},
@@ -247,6 +288,7 @@ def ledger_json(ledger: Ledger) -> dict[str, Any]:
             "choosing_seconds_per_run": ledger.choosing(arm),
             "gpu_hours": _sum(i.gpu_hours for i in ledger.of(arm)),
             "train_flops": _sum(i.flops for i in ledger.of(arm, "training")),
+            "online": ledger.online(arm),
             "baseline": baseline,
             "own_curation_seconds": pays and pays.curation_seconds,
             "seconds_saved_per_run": pays and pays.seconds_saved,

@@ -10,6 +10,7 @@ from evaluation.statistics.comparison import MEAN, Arm, Cell, Run
 from evaluation.tasks import find_task, with_chance
 
 FACTS = ("kept", "samples seen", "steps", "passes")
+PRICE = ("decoded", "scored", "FLOP")  # of a run, where arms choose while they train
 NUMBERS = (
     "value", "low", "high", "difference", "difference_low", "difference_high", "p", "adjusted_p", "is_separate",
     "values_by_seed",
@@ -44,6 +45,20 @@ def kept_text(runs: Sequence[Run]) -> str:
     return f"{text} ({draws} draws, at most {most:g} of a row)"
 
 
+def price_texts(run: Run, few: bool) -> list[str]:
+    """Pairs decoded and scored, and FLOPs in all, of a run; nothing for a sweep where no arm chooses (`few`)."""
+    if few:
+        return []
+    facts = run.facts
+    flops = [facts.get("train_flops"), facts.get("scoring_flops", 0), facts.get("reference_flops", 0)]
+    whole = "-" if None in flops else f"{sum(n for n in flops if n is not None):.3g}"
+    return [
+        f"{facts.get('samples_decoded', facts['samples_seen']):,}",
+        f"{facts.get('samples_scored', 0):,}",
+        whole,
+    ]
+
+
 def numbers(cell: Cell) -> dict[str, Any]:
     """Every number of a cell at full precision, by `NUMBERS`."""
     low, high = cell.difference_interval or (None, None)
@@ -66,7 +81,14 @@ def sweep_table(arms: Sequence[Arm], cells: Cells, choosing: Mapping[str, float]
     tasks = _tasks(cells)
     means = {name: by_task[MEAN] for name, by_task in cells.items() if MEAN in by_task}
     controls = list(dict.fromkeys(c for arm in arms if arm.name in means and (c := means[arm.name].control)))
-    heading = ["method", "seeds", *FACTS, *(with_chance(_short(t), find_task(t).chance) for t in tasks)]
+    few = all("candidates" not in run.facts for arm in arms for run in arm.runs)
+    heading = [
+        "method",
+        "seeds",
+        *FACTS,
+        *(() if few else PRICE),
+        *(with_chance(_short(t), find_task(t).chance) for t in tasks),
+    ]
     heading += ["mean", *(f"mean - {control}" for control in controls)] if means else []
     heading += ["choosing (s)", "training (s)"]
     rows: list[list[str | Text]] = []
@@ -85,6 +107,7 @@ def sweep_table(arms: Sequence[Arm], cells: Cells, choosing: Mapping[str, float]
             f"{facts['samples_seen']:,}",
             f"{facts['steps']:,}",
             f"{low:.2f}" if high - low < 0.005 else f"{low:.2f}-{high:.2f}",
+            *price_texts(arm.runs[0], few),
             *(_cell(cells[arm.name].get(task)) for task in tasks),
         ]
         if means:

@@ -14,7 +14,7 @@ from evaluation.report.ledger import item_of
 from slurm.cluster.launcher import Launcher
 from slurm.plan import Point
 
-ALIKE = ("model", "batch_size", "precision")  # of trainings that take as long for a sample
+ALIKE = ("model", "batch_size", "precision", "online")  # of trainings that take as long for a sample
 
 
 def limit_notes(store: Store, points: Sequence[Point], launcher: Launcher) -> Iterator[str]:

@@ -33,8 +33,10 @@ def draw_all(
 ) -> None:
     """Write accuracy.png and, where there are clusters, clusters.png, sizes.png and pictures.png."""
     tasks = list(dict.fromkeys(task for by_task in cells.values() for task in by_task))
+    train: Any = plan.points[0].nodes["train"].stage
     seen = next(arm.runs[0].facts["samples_seen"] for arm in arms if arm.runs)
-    title = f"{settings.name}: {seen:,} samples seen an arm. Bars: 95 % over test pictures; dots: seeds"
+    budget = f"{seen:,} samples seen" if train.budget == "samples" else f"FLOPs of {train.samples_seen:,} samples"
+    title = f"{settings.name}: {budget} an arm. Bars: 95 % over test pictures; dots: seeds"
     plots.accuracy_by_arm(cells, sorted(tasks, key=lambda task: task == MEAN), title, out / "accuracy.png")
     for dense in plan.points:
         file = (store.folder(dense.nodes["select"]) or Path("missing")) / "clusters.parquet"

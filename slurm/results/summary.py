@@ -26,13 +26,15 @@ from evaluation.report.plots import draw_once
 from evaluation.report.table import aligned, csv_text, json_lines, markdown_table, write
 from evaluation.results import without_nan
 from evaluation.statistics.analysis import analyse
-from evaluation.statistics.comparison import Arm, Run
+from evaluation.statistics.comparison import MEAN, Arm, Cell, Run
 from slurm.encoder import Encoders, encoder_keys
 from slurm.plan import Plan, Point
 from slurm.results.arms import write_arms
 from slurm.results.publishing import publish_sweep
 from slurm.results.written import written_report
 from slurm.settings import SweepSettings
+
+PRICE = ("candidates", "samples_decoded", "samples_scored", "scoring_flops", "choice_seconds", "scoring_gpu_hours")
 
 
 def tell(
@@ -68,7 +70,8 @@ def write_summary(
     planted, planted_lines = planted_report(plan, store, encoders)
     cost_lines = ledger_lines(ledger)
     pruned_lines = who_is_pruned(plan, store)
-    notes = [*planted["notes"], *settings.notes, *analysis.notes, *failure_notes(arms)]
+    held = held_equal(plan, cells)
+    notes = [*planted["notes"], *settings.notes, *held, *analysis.notes, *failure_notes(arms)]
     for note in notes:
         print(note)
     print()
@@ -94,7 +97,7 @@ def write_summary(
     ]
     publish_sweep(settings.name, plan, store, arms, table.heading, table.texts)
     write(out / "table.md", "\n".join(text))
-    told = [*planted["notes"], *settings.notes]
+    told = [*planted["notes"], *settings.notes, *held]
     write_arms(plan, store, settings, out, failures=failures, encoders=encoders, notes=told)
     every = {arm: {**row, **analysis.finer.get(arm, {})} for arm, row in cells.items()}
     write(out / "table.csv", csv_text(report.LONG, report.long_rows(arms, every)))
@@ -141,11 +144,46 @@ def _facts(point: Point, store: Store) -> dict[str, Any]:
     return {
         **{name: counts[name] for name in ("kept", "samples_seen", "steps", "batch_size", "passes")},
         **{name: counts.get(name) for name in ("train_flops", "undecodable", "draws", "most_draws_of_a_sample")},
+        **price_of(trained.manifest, store),
         "seconds": item_of(trained.manifest).seconds + evaluated.manifest["seconds"],
         "keep_key": store.key(point.nodes["select"]),
         "train_key": trained.key,
         "evaluate_key": evaluated.key,
     }
+
+
+def held_equal(plan: Plan, cells: Mapping[str, Mapping[str, Cell]]) -> list[str]:
+    """What a sweep holds equal between its arms, and their order under it, where some choose while they train."""
+    stages: list[Any] = [point.nodes["train"].stage for point in plan.points]
+    if all(stage.online is None for stage in stages):
+        return []
+    samples = {stage.samples_seen for stage in stages}
+    if len(samples) > 1 or None in samples or len({stage.budget for stage in stages}) > 1:
+        return []
+    count = f"{samples.pop():,} samples"
+    what = (
+        f"{count} that are trained on (train.budget=samples). Scoring comes on top: the column FLOP has all of it."
+    )
+    if stages[0].budget == "flops":
+        what = (
+            f"the FLOPs of {count} where nothing is chosen (train.budget=flops): forward, backward, scoring, and "
+            "a run's part of the reference's vectors. Curation, and what trained the reference, are in the ledger."
+        )
+    means = {name: row[MEAN].value for name, row in cells.items() if MEAN in row}
+    order = " > ".join(f"{name} {100 * means[name]:.1f}" for name in sorted(means, key=lambda name: -means[name]))
+    return [f"Equal for all arms: {what}", *([f"Order by mean: {order}."] if order else [])]
+
+
+def price_of(trained: Mapping[str, Any], store: Store) -> dict[str, Any]:
+    """What a run of a sweep cost beside its steps, where it chose while it trained; the reference is shared out."""
+    counts, online = trained["counts"], trained["parameters"].get("online")
+    if online is None:
+        return {}
+    shared: float | None = 0
+    if (reference := trained["inputs"].get("reference")) is not None:
+        whole = store.find(reference["key"]).manifest["counts"]["reference_flops"]
+        shared = None if whole is None else whole // online.get("runs", 1)
+    return {**{name: counts[name] for name in PRICE}, "reference_flops": shared}
 
 
 def who_is_pruned(plan: Plan, store: Store) -> list[str]:

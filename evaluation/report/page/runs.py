@@ -105,20 +105,13 @@ def _read(store: Store, found: Mapping[str, Entry], run: NamedRun, arm: Measured
 
 def _facts(train: Entry | None, evaluate: Entry, run: NamedRun) -> dict[str, Any]:
     counts = train.manifest["counts"] if train else {}
-    names = (
-        "kept",
-        "samples_seen",
-        "steps",
-        "batch_size",
-        "passes",
-        "train_flops",
-        "draws",
-        "most_draws_of_a_sample",
-    )
+    names = ("kept", "samples_seen", "steps", "batch_size", "passes", "draws", "most_draws_of_a_sample")
     facts = {name: counts.get(name) for name in names}
     item = item_of(train.manifest) if train else None
     return {
         **facts,
+        "train_flops": item and item.flops,  # with what was scored
+        "equal": (train.manifest["parameters"].get("budget") if train else None) or "samples",
         "train_seconds": item and item.seconds,
         "gpu_hours": item and item.gpu_hours,
         "seconds": (item.seconds if item else 0.0) + evaluate.manifest["seconds"],
@@ -221,7 +214,9 @@ def _notes(arms: Sequence[Measured], cells: Mapping[str, Mapping[str, Cell]], ve
     percent = "Percent, mean over seeds; ± is half the 95 % interval over test samples."
     notes = [percent, *verdicts] if cells else []
     seen = {json.dumps([run.facts["samples_seen"], run.facts["batch_size"]]) for a in arms for run in a.runs}
-    if len(seen) > 1:
+    if any(run.facts["equal"] == "flops" for a in arms for run in a.runs):
+        notes.append("Arms that score candidates see fewer samples, at equal FLOPs of a run (train.budget=flops).")
+    elif len(seen) > 1:
         notes.append("Not compute-matched: arms saw unequal numbers of samples, or in unequal batches.")
     for state in ("unfinished", "partly finished"):
         if some := [arm.named.name for arm in arms if arm.state == state]:
