@@ -177,11 +177,8 @@ def reduced(house: House, command: str) -> list[str]:
             continue
         elif "FILE" in value or "FOLDER" in value:
             said[name] = files.get(name.rpartition("encoder.")[2].rpartition("score.")[2], "")
-            own = {
-                "out": f"out-{RUN.index(command)}",
-                "encoder.cluster.images": "VECTORS.npy",
-                "scores.near.targets": "TARGETS.npy",
-            }
+            own = {"encoder.cluster.images": "VECTORS.npy", "scores.near.targets": "TARGETS.npy"}
+            own["out"] = f"out-{RUN.index(command)}"
             said[name] = said[name] or own[name]
         else:
             said[name] = names.get(value, value)

@@ -201,14 +201,8 @@ def stages_of_the_configs() -> list[Stage]:
         found.append(build(preset("captioner", name), path="captioner"))
     found += [Encode(), CodeVectors("histogram"), Refine(0.5, 0.9, 0)]
     found += [ReadTexts("json", "x"), BestText(ReadTexts("json", "x"))]
-    for name in (
-        "comparison",
-        "clustering",
-        "fitting",
-        "matching",
-        "hierarchy",
-        "prototypes",
-    ):  # stages that stages stand on
+    # stages that stages stand on
+    for name in ("comparison", "clustering", "fitting", "matching", "hierarchy", "prototypes"):
         found += [getattr(stage, name)() for stage in found if hasattr(stage, name)]
     found += [stage.metadata for stage in found if isinstance(stage, Balancing)]
     sources = (Numbers(100), WordNet("names"), Words(100), Pairs(30.0), Titles(70))

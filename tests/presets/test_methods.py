@@ -1,6 +1,6 @@
 """The README's table of methods is what the registry, the recipe and the published numbers say.
 
-PYTHONPATH=. python tests/presets/test_methods.py                      # prints the table, for the README
+PYTHONPATH=. python tests/presets/test_methods.py                      # writes the table into the README
 PYTHONPATH=. python tests/presets/test_methods.py runs/sweeps/field    # first writes docs/field.csv from a sweep
 """
 
@@ -23,6 +23,7 @@ from evaluation.report.paper.published import rows
 
 ROOT = Path(__file__).parents[2]
 HEADING = "| method | setting | needs | lines | published | ours |"
+README = ROOT / "README.md"
 OURS = ROOT / "docs" / "field.csv"  # of experiment=field: mean, and its difference to the control
 
 
@@ -156,7 +157,8 @@ def line_of(method: Method) -> str:
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_a_method_stands_in_the_readme_with_its_needs_its_size_and_its_numbers(method: Method) -> None:
-    assert line_of(method) in (ROOT / "README.md").read_text().splitlines()
+    lines = README.read_text().splitlines()
+    assert line_of(method) in lines, "PYTHONPATH=. python tests/presets/test_methods.py writes it"
 
 
 def test_the_table_has_every_selection_and_score_that_chooses() -> None:
@@ -189,4 +191,6 @@ def gather(sweep: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         gather(Path(sys.argv[1]))
-    sys.stdout.write("\n".join([HEADING, "|---|---|---|---|---|---|", *map(line_of, METHODS)]) + "\n")
+    above, _, rest = README.read_text().partition(HEADING)
+    table = "\n".join([HEADING, "|---|---|---|---|---|---|", *map(line_of, METHODS)])
+    README.write_text(f"{above}{table}\n\n{rest.partition(chr(10) * 2)[2]}")

@@ -14,6 +14,8 @@ def test_a_preset_is_composed_and_its_target_builds(group, option):
     choice = f"encoder.cluster={option}" if group == "encoder" else f"{group}={option}"
     more = ["pool.shards=nothing.tar"] if group == "pool" and option == "webdataset" else []
     more += ["captioner.folder=nothing"] if (group, option) == ("captioner", "local") else []
+    weights = {"by_column": ["mixture.values={a: 1}"], "by_source": ["mixture.sources={a: 1}"]}
+    more += weights.get(option, []) if group == "mixture" else []
     more += ["pool=rehearsal"] if (group, option) == ("encoder", "rehearsal") else []
     config = compose("curate", overrides([choice, *more]))
     node = config.encoder.cluster if group == "encoder" else config.get(group)

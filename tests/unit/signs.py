@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dbp.formats.tars import write_members
 from dbp.pools.glyph_fonts import all_glyphs, hashed, name_of
 from dbp.pools.glyph_tasks import script
-from dbp.pools.glyphs import write_tar
 
 COLOURS = {
     "red": (200, 40, 30), "green": (30, 150, 60), "blue": (30, 60, 200), "yellow": (240, 210, 60),
@@ -50,7 +50,7 @@ def write_signs(
                 (f"{key}.txt", captions[told].encode()),
                 (f"{key}.json", json.dumps(fields).encode()),
             ]
-        write_tar(folder / f"{shard:05d}.tar", members)
+        write_members(folder / f"{shard:05d}.tar", members)
 
 
 def _inks(row: int, seed: int) -> tuple[str, str]:

@@ -331,7 +331,8 @@ def test_every_preset_stage_is_rebuilt_as_it_was_from_its_description(number: in
     options = {group: groups()[group][number % len(groups()[group])] for group in GROUPS}
     if options["encoder"] == "rehearsal":
         options["pool"] = "rehearsal"
-    if options["score"] == "flipped_clip":  # mirrored images need an encoder that computes
+    # Mirrored images need an encoder that computes, concepts one that reads text.
+    if options["score"] == "flipped_clip" or options["dedup"].startswith("fairdedup"):
         options["encoder"] = "openclip_b32"
     choices = [f"{group}={option}" for group, option in options.items()]
     more = ["pool.shards=nothing.tar"] if options["pool"] == "webdataset" else []

@@ -235,7 +235,7 @@ def test_lists_of_one_pool_overlap_by_their_rows(store, runs):
 
 def test_init_writes_the_rule_that_curate_then_needs_no_warning_for(runs, tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.chdir(tmp_path)
-    assert main(["init", str(runs), "keep_fraction=0.5"]) == 0
+    assert main(["init", str(runs), "keep_fraction=0.5", "own_encoder=false"]) == 0
     assert main(["curate", "--config-dir", str(tmp_path), "experiment=runs", "until=index"]) == 0
     out = capsys.readouterr().out
     assert "40 samples share their key with another one: pool.uid=path parts them all" in out

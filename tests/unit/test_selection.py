@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from dbp.clustering.hierarchy import Levels
 from dbp.config import build
 from dbp.data.clusters import Clusters
+from dbp.data.column import Column
 from dbp.data.columns import Columns
 from dbp.data.keep_list import KeepList, everything
 from dbp.data.matches import Matches
@@ -64,6 +65,8 @@ class World:
         )
         self.levels_above = Levels((np.array([0, 0, 1, 1, 2, 2], np.int32), np.array([0, 0, 1], np.int32)))
         self.scores = Scores(score[order].astype(np.float32), Missing.of(why))
+        spoken = np.where(rng.random(n) < 0.3, 1, 0).astype(np.int32)
+        self.language = Column(codes=spoken[order], texts=("en", "de"))
         held = [[e for e in range(9) if rng.random() < 0.5 / (e + 1)] for _ in range(n)]
         self.matches = Matches.of_rows([held[i] for i in order], [f"entry{e}" for e in range(9)])
 

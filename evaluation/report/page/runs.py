@@ -214,7 +214,7 @@ def _notes(arms: Sequence[Measured], cells: Mapping[str, Mapping[str, Cell]], ve
     percent = "Percent, mean over seeds; ± is half the 95 % interval over test samples."
     notes = [percent, *verdicts] if cells else []
     seen = {json.dumps([run.facts["samples_seen"], run.facts["batch_size"]]) for a in arms for run in a.runs}
-    if any(run.facts["equal"] == "flops" for a in arms for run in a.runs):
+    if any(run.facts.get("equal") == "flops" for a in arms for run in a.runs):
         notes.append("Arms that score candidates see fewer samples, at equal FLOPs of a run (train.budget=flops).")
     elif len(seen) > 1:
         notes.append("Not compute-matched: arms saw unequal numbers of samples, or in unequal batches.")
