@@ -8,8 +8,8 @@ UNTIL += ("captioner", "codes", "captions")
 NAMED = ("scores.", "columns.")
 
 
-def can_stop_at(until: str) -> bool:
-    """Whether `until` names a stage of some recipe."""
+def can_stop_at(until: object) -> bool:
+    """Whether a setting, of whatever type a person typed, names a stage of some recipe."""
     return until in UNTIL or str(until).startswith(NAMED)
 
 
