@@ -38,16 +38,16 @@ RUNS: dict[str, tuple[dict[str, str], list[str]]] = {
 }  # fmt: skip
 # The tests that compare numbers: what a processor could change.
 NUMBERS = (
-    "test_captioning", "test_comparison", "test_compat", "test_evaluation_faces", "test_evaluation_fine",
-    "test_evaluation_forty",
-    "test_evaluation_groups", "test_evaluation_metrics", "test_evaluation_multilabel",
-    "test_evaluation_near_copies", "test_evaluation_probe", "test_evaluation_probing",
-    "test_evaluation_reference", "test_evaluation_rerun", "test_evaluation_runner",
-    "test_evaluation_significance", "test_evaluation_winogavil", "test_geometry", "test_kmeans", "test_lloyd",
-    "test_metaclip", "test_products", "test_quotas", "test_selection", "test_selection_order",
-    "test_semdedup", "test_sorted_clusters", "test_tldr", "test_training_augmentation",
-    "test_training_decoding", "test_training_memory", "test_training_mixture", "test_training_order",
-    "test_training_runs", "test_training_step", "test_training_validation", "test_vectors",
+    "test_caption_columns", "test_captioning", "test_comparison", "test_compat", "test_evaluation_faces",
+    "test_evaluation_fine", "test_evaluation_forty", "test_evaluation_groups", "test_evaluation_metrics",
+    "test_evaluation_multilabel", "test_evaluation_near_copies", "test_evaluation_probe",
+    "test_evaluation_probing", "test_evaluation_reference", "test_evaluation_rerun", "test_evaluation_runner",
+    "test_evaluation_significance", "test_evaluation_winogavil", "test_fairdedup", "test_geometry",
+    "test_kmeans", "test_lloyd", "test_metaclip", "test_metaclip_languages", "test_online", "test_products",
+    "test_quotas", "test_selection", "test_selection_order", "test_semdedup", "test_sorted_clusters",
+    "test_tldr", "test_training_augmentation", "test_training_decoding", "test_training_memory",
+    "test_training_mixture", "test_training_order", "test_training_runs", "test_training_step",
+    "test_training_validation", "test_vectors",
 )  # fmt: skip
 
 
