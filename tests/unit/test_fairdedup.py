@@ -189,6 +189,19 @@ def test_the_concept_that_was_served_least_chooses_next() -> None:
     assert told == {"a": [0.25, 0.25], "b": [0.25, 0.25]}
 
 
+def test_a_row_that_was_removed_is_not_chosen_by_a_later_group_that_it_is_like() -> None:
+    # a is like b, and b like c. `one` keeps a of a and b; c opens the next group, in which b would suit `two` best.
+    hashes = np.arange(3).astype(np.uint64)
+    a, b, c = np.argsort(keyed_hash(hashes, 0)).tolist()
+    values = np.zeros((3, 2), np.int32)
+    values[a], values[b] = (10, 0), (5, 100)
+    pairs = Pairs(np.array([b, c]), np.array([a, b]), np.ones(2, np.float32))
+    near = SimilarRows(np.zeros(3, np.float32), np.zeros(3, np.int64), np.zeros(3, np.int32), pairs)
+    held = PrototypeCosines(["one", "two"], values)
+    kept, _ = remove_fairly(KeepList("p", np.ones(3, bool)), near, held, hashes, 0.05, 0)
+    assert set(kept.rows.tolist()) == {a, c}
+
+
 def test_without_pairs_every_row_with_a_vector_stays(world: World) -> None:
     _, _, near, cosine, _ = fairly(world, prototypes())
     alone = replace(near, pairs=Pairs(*(column[:0] for column in vars(near.pairs).values())))
