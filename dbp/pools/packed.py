@@ -16,6 +16,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -38,22 +39,11 @@ Sample = tuple[str, dict[str, bytes]]  # a key, and members by extension
 
 @dataclass(frozen=True)
 class Pack(Parted):
-    """Write samples of another layout as plain webdataset tars, in their order."""
+    """Make a pool of another layout one of plain webdataset tars, with the samples in their order."""
 
     makes: ClassVar[type] = ShardFolder
     unit: ClassVar[str] = "files"
     keeps_parts: ClassVar[bool] = True
-
-    @abstractmethod
-    def samples(self, number: int, counts: Counter[str]) -> Iterator[Sample]:
-        """The samples of a part; what is left out is counted."""
-
-    def make(self, part: Part, folder: Path, /) -> dict[str, Any]:
-        counts: Counter[str] = Counter()
-        shards = shards_of(self.samples(part.number, counts), counts)
-        for number, members in enumerate(shards):
-            write_members(folder / f"{part.number:07d}-{number:05d}.tar", members)
-        return {**counts, "shards": counts["shards"]}
 
     def finish(self, work: Work, counts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         total = Counter[str]()
@@ -79,6 +69,22 @@ class Pack(Parted):
         """Samples, where files say so at once, and bytes; for the plan."""
 
 
+@dataclass(frozen=True)
+class PackSamples(Pack):
+    """A pool whose samples are read one by one."""
+
+    @abstractmethod
+    def samples(self, number: int, counts: Counter[str]) -> Iterator[Sample]:
+        """The samples of a part; what is left out is counted."""
+
+    def make(self, part: Part, folder: Path, /) -> dict[str, Any]:
+        counts: Counter[str] = Counter()
+        shards = shards_of(self.samples(part.number, counts), counts)
+        for number, members in enumerate(shards):
+            write_members(folder / f"{part.number:07d}-{number:05d}.tar", members)
+        return {**counts, "shards": counts["shards"]}
+
+
 def shards_of(samples: Iterator[Sample], counts: Counter[str]) -> Iterator[Iterator[tuple[str, bytes]]]:
     """The members of one tar after another; each is to be read to its end before the next."""
     following = next(samples, None)
@@ -102,7 +108,7 @@ def shards_of(samples: Iterator[Sample], counts: Counter[str]) -> Iterator[Itera
 
 
 @dataclass(frozen=True)
-class PackParquet(Pack):
+class PackParquet(PackSamples):
     """Parquet files with a column of images; all other columns become each sample's json.
 
     Args:
@@ -142,7 +148,7 @@ class PackParquet(Pack):
 
 
 @dataclass(frozen=True)
-class PackFolder(Pack):
+class PackFolder(PackSamples):
     """A folder of image files, as `dbp.formats.image_folders` reads it.
 
     Args:
@@ -161,25 +167,29 @@ class PackFolder(Pack):
     def root(self) -> Path:
         return Path(self.folder).expanduser().absolute()
 
+    @cached_property
+    def units(self) -> list[image_folders.Unit]:
+        """The parts; a folder is listed once, and not again for each of them."""
+        return image_folders.units(self.root)
+
     def source(self) -> dict[str, Any]:
-        image_folders.units(self.root)  # what cannot be read is said before any work
+        _ = self.units  # what cannot be read is said before any work
         digest = hashlib.sha256()
         for file in image_folders.files_of(self.root):
             digest.update(json.dumps(file).encode())
         return {"files": digest.hexdigest()}
 
     def parts(self) -> list[Part]:
-        found = image_folders.units(self.root)
-        return [Part(f"part-{n:07d}", n, float(unit.last - unit.first)) for n, unit in enumerate(found)]
+        return [Part(f"part-{n:07d}", n, float(unit.last - unit.first)) for n, unit in enumerate(self.units)]
 
     def samples(self, number: int, counts: Counter[str]) -> Iterator[Sample]:
-        return image_folders.read_samples(image_folders.units(self.root)[number], counts)
+        return image_folders.read_samples(self.units[number], counts)
 
     def left_out(self) -> Mapping[str, int]:
         return image_folders.left_out(self.root)
 
     def size(self) -> tuple[int | None, float]:
-        rows = sum(unit.last - unit.first for unit in image_folders.units(self.root))
+        rows = sum(unit.last - unit.first for unit in self.units)
         return rows, float(sum(size for _, size, _ in image_folders.files_of(self.root)))
 
 
@@ -221,9 +231,6 @@ class Unpack(Pack):
 
     def parts(self) -> list[Part]:
         return [Part(f"part-{n:07d}", n, float(os.path.getsize(path))) for n, path in enumerate(self.paths())]
-
-    def samples(self, number: int, counts: Counter[str]) -> Iterator[Sample]:
-        raise NotImplementedError("tars are copied whole")
 
     def make(self, part: Part, folder: Path, /) -> dict[str, Any]:
         path, size = self.paths()[part.number], 0
