@@ -59,12 +59,19 @@ class Columns:
         return found
 
     def codes(self, name: str) -> tuple[UInt8[np.ndarray, " n"], list[str]]:
-        """A column of few texts as small numbers over all rows, and each number's text; a missing text is empty."""
+        """A column of few texts as small numbers over all rows, and each number's text; a missing text is empty.
+
+        Raises:
+            ValueError: It holds no texts, or more than 256 different ones.
+        """
         texts: list[str] = []
         found = []
         for part in range(max(len(self._files), 1)):
-            found.append(numbered(self._arrow(part, name).fill_null(""), texts))
-        assert len(texts) <= 256, f"{name} has few values"
+            column = self._arrow(part, name)
+            kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise ValueError(f"column {name} holds {column.type}, no texts")
+            found.append(numbered(column.fill_null(""), texts))
         return np.concatenate(found), texts
 
     def words(self, name: str, rows: Int[np.ndarray, " m"]) -> UInt64[np.ndarray, "m 2"]:
@@ -120,10 +127,16 @@ def one_chunk(column: Any) -> Any:
 
 
 def numbered(column: pa.ChunkedArray, texts: list[str]) -> UInt8[np.ndarray, " n"]:
-    """A column's texts as places in a list, which new ones are added to."""
+    """A column's texts as places in a list, which new ones are added to.
+
+    Raises:
+        ValueError: They are more than 256.
+    """
     encoded = one_chunk(column if pa.types.is_dictionary(column.type) else column.dictionary_encode())
     own = encoded.dictionary.to_pylist()
     texts += [text for text in own if text not in texts]
+    if len(texts) > 256:
+        raise ValueError(f"more than 256 different texts, such as {texts[-1]!r}")
     new = np.array([texts.index(text) for text in own], np.uint8)
     at = encoded.indices.to_numpy(zero_copy_only=False)
     return new[at] if len(at) else np.zeros(0, np.uint8)

@@ -102,10 +102,10 @@ def _of_index(pool: Pool, name: str) -> Column:
         raise no_column(name, pool.index.names)
     try:
         codes, texts = pool.index.codes(name)
-    except (OverflowError, AssertionError, ValueError, TypeError, NotImplementedError) as error:
+    except ValueError as error:
         raise ConfigError(
-            f"select.language={name}: this column of the index holds no texts, or more than 256 different ones. "
-            f"Name it under columns, as in +columns.{name}=pool:{name}."
+            f"select.language={name}: this column of the index cannot be read as languages: {error}. Name it under "
+            f"columns, as in +columns.{name}=pool:{name}."
         ) from error
     known = [text for text in texts if text]
     table = np.array([known.index(text) if text else -1 for text in texts] or [-1], np.int32)
