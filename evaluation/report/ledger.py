@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Purpose = Literal["encoder", "curation", "training", "evaluation"]
-POOL = frozenset(
-    ("render", "convert", "tars", "index", "valid")
-)  # stages that a pool takes, whatever is chosen of it
+# Stages that a pool takes, whatever is chosen of it.
+POOL = frozenset(("render", "convert", "pack_parquet", "pack_folder", "unpack", "tars", "index", "valid"))
 PURPOSES: tuple[Purpose, ...] = ("encoder", "curation", "training", "evaluation")
 # Of a run that chooses its batches among candidates; its seconds and GPU-hours are part of those of training, or of
 # loader workers where the choice is made before decoding.

@@ -21,7 +21,7 @@ from dbp.pools.rates import rates_by_column
 from evaluation.checks.injected import area_under_roc, duplicate_quality
 from evaluation.metrics import fine
 from evaluation.report import sweep_table as report
-from evaluation.report.ledger import Ledger, item_of, ledger_json, ledger_lines
+from evaluation.report.ledger import CHOICE, Ledger, item_of, ledger_json, ledger_lines
 from evaluation.report.plots import draw_once
 from evaluation.report.table import aligned, csv_text, json_lines, markdown_table, write
 from evaluation.results import without_nan
@@ -33,8 +33,6 @@ from slurm.results.arms import write_arms
 from slurm.results.publishing import publish_sweep
 from slurm.results.written import written_report
 from slurm.settings import SweepSettings
-
-PRICE = ("candidates", "samples_decoded", "samples_scored", "scoring_flops", "choice_seconds", "scoring_gpu_hours")
 
 
 def tell(
@@ -183,7 +181,7 @@ def price_of(trained: Mapping[str, Any], store: Store) -> dict[str, Any]:
     if (reference := trained["inputs"].get("reference")) is not None:
         whole = store.find(reference["key"]).manifest["counts"]["reference_flops"]
         shared = None if whole is None else whole // online.get("runs", 1)
-    return {**{name: counts[name] for name in PRICE}, "reference_flops": shared}
+    return {**{name: counts[name] for name in CHOICE}, "reference_flops": shared}
 
 
 def who_is_pruned(plan: Plan, store: Store) -> list[str]:
@@ -193,9 +191,8 @@ def who_is_pruned(plan: Plan, store: Store) -> list[str]:
         nodes = next((p.nodes for p in plan.points if p.label == label and store.entry(p.nodes["select"])), {})
         try:
             found = list(rates_by_column(store, nodes, store.get(nodes["select"]))) if nodes else []
-        except (
-            DbpError
-        ) as error:  # of a column that changed since the sweep began; the table is printed all the same
+        except DbpError as error:
+            # A column changed since the sweep began; the table is printed all the same.
             found = [f"kept rates cannot be shown: {error}"]
         lines += [f"{label}: {found[0]}", *found[1:]] if found else []
     return [*lines, ""] if lines else []
