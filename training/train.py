@@ -93,9 +93,8 @@ def lead(config: Any) -> Checkpoint | None:
     if config.upstream == "require":
         require_upstream(store, node)
     preflight.require(store, [node])
-    if isinstance(
-        mixture := getattr(node.stage, "mixture", None), ByColumn
-    ):  # a wrong one is known before curation
+    mixture = getattr(node.stage, "mixture", None)
+    if isinstance(mixture, ByColumn):  # a wrong one is known before curation
         mixture.check(store.get(node.inputs["column"]))
     check_budget(store, nodes)
     checkpoint = store.get(node)

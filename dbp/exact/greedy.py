@@ -21,7 +21,8 @@ def _is_before(gains, keys, a, b):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 @no_type_check
-def _sink(heap, size, at, gains, keys):  # type: ignore[no-untyped-def]
+def sink(heap, size, at, gains, keys):  # type: ignore[no-untyped-def]
+    """Let an entry of a heap sink to its place: the largest gain lies on top, of equal ones the smallest key."""
     while True:
         best, child = at, 2 * at + 1
         for other in (child, child + 1):
@@ -70,7 +71,7 @@ def greedy(ends, concepts, bins, sizes, keys, weights, bin_weights, share, budge
             heap[size] = kind
             size += 1
     for at in range(size // 2 - 1, -1, -1):
-        _sink(heap, size, at, gains, keys)
+        sink(heap, size, at, gains, keys)
     value, picked = 0.0, 0
     while picked < budget:
         kind = heap[0]
@@ -80,7 +81,7 @@ def greedy(ends, concepts, bins, sizes, keys, weights, bin_weights, share, budge
         gain = share * gain + (1.0 - share) * bin_weights[bins[kind]] * _step(np.float64(in_bin[bins[kind]]))
         if gain < gains[kind]:
             gains[kind] = gain
-            _sink(heap, size, 0, gains, keys)
+            sink(heap, size, 0, gains, keys)
             continue
         value += gain
         picked += 1
@@ -91,5 +92,5 @@ def greedy(ends, concepts, bins, sizes, keys, weights, bin_weights, share, budge
         if taken[kind] == sizes[kind]:
             size -= 1
             heap[0] = heap[size]
-            _sink(heap, size, 0, gains, keys)
+            sink(heap, size, 0, gains, keys)
     return value

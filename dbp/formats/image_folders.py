@@ -51,10 +51,10 @@ def units(root: Path) -> list[Unit]:
     """The folders with samples below a folder, in pieces of `PART` samples.
 
     Raises:
-        PoolError: It is no folder, cannot be read, or holds no image.
+        PoolError: It is not a folder, cannot be read, or holds no image.
     """
     if not root.is_dir():
-        raise PoolError(f"pool.folder={str(root)!r} is no folder. Name the folder that holds the images.")
+        raise PoolError(f"pool.folder={str(root)!r} is not a folder. Name the folder that holds the images.")
     found = []
     for folder, metadata in _folders(root):
         count = len(lines_of(metadata, *_state(metadata))) if metadata else len(stems_of(folder, *_state(folder)))
@@ -217,7 +217,7 @@ def _csv(metadata: Path) -> pa.Table:
 
 
 def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Texts as numbers, empty ones as null; none where a text is no number, or would lose zeros or digits."""
+    """Texts as numbers, empty ones as null; none where a text is not a number, or would lose zeros or digits."""
     is_empty = pc.call_function("equal", [column, ""])
     given = pc.call_function("if_else", [is_empty, pa.scalar(None, pa.string()), column])
     if given.null_count == len(given):

@@ -23,7 +23,7 @@ def schema_of(file: Path | str) -> pa.Schema:
     """The columns of a Parquet file.
 
     Raises:
-        PoolError: It is no Parquet file, or cannot be read.
+        PoolError: It is not a Parquet file, or cannot be read.
     """
     try:
         return pq.read_schema(file)

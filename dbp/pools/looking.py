@@ -30,14 +30,8 @@ from dbp.pools.packed import OPENERS
 from dbp.pools.whole import counts_beside, disagreements, gaps
 
 PATIENCE = 15.0  # seconds that reading may take
-FIELDS = (
-    "caption",
-    "text",
-    "alt",
-    "title",
-    "description",
-    "captions",
-)  # of a json, in this order, else the longest
+# Of a json, in this order, else the longest.
+FIELDS = ("caption", "text", "alt", "title", "description", "captions")
 MAX_PIXELS = 178_956_970
 NONE = Caption(None, NO_CAPTION)
 RECORD = 512  # bytes that a tar's size is a multiple of

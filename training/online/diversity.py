@@ -9,7 +9,7 @@ import numba
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from dbp.exact.greedy import _sink
+from dbp.exact.greedy import sink
 
 TAKEN, OUT = 1, 2  # states of a row; 0 where it is left
 
@@ -86,7 +86,7 @@ def pick(ends, concepts, targets, frequency, most, start, stop, want, state):  #
             heap[size] = row
             size += 1
     for at in range(size // 2 - 1, -1, -1):
-        _sink(heap, size, at, gains, places)
+        sink(heap, size, at, gains, places)
     made = 0
     while size > 0 and made < want:
         row = heap[0]
@@ -100,7 +100,7 @@ def pick(ends, concepts, targets, frequency, most, start, stop, want, state):  #
         if state[row] == 1 or new == -np.inf:
             size -= 1
             heap[0] = heap[size]
-        _sink(heap, size, 0, gains, places)
+        sink(heap, size, 0, gains, places)
     for row in range(start, stop):
         for at in range(ends[row], ends[row + 1]):
             if state[row] == 0 and chosen[concepts[at]] >= most:

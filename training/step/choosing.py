@@ -30,13 +30,8 @@ class Choosing:
     """
 
     def __init__(self, how: Jest, scale: float, batch_size: int, seed: int, score_batch: int) -> None:
-        self.how, self.scale, self.batch_size, self.seed, self.score_batch = (
-            how,
-            scale,
-            batch_size,
-            seed,
-            score_batch,
-        )
+        self.how, self.scale, self.seed = how, scale, seed
+        self.batch_size, self.score_batch = batch_size, score_batch
         self.earlier: Any = None  # the learner of an earlier step, where it scores
 
     def __call__(self, module: Any, batch: dict[str, Any]) -> dict[str, Any]:

@@ -57,9 +57,7 @@ class Roster:
     arms: tuple[NamedArm, ...]  # in the order that they are shown
     notes: tuple[str, ...] = ()  # what a reader must know first
     encoders: tuple[str, ...] = ()  # keys of the runs whose checkpoints curation used, if a sweep trained them
-    columns: Mapping[str, str] = field(
-        default_factory=dict
-    )  # keys of the pool's columns -> their names; of a sweep
+    columns: Mapping[str, str] = field(default_factory=dict)  # key of a pool's column -> its name; of a sweep
 
     def save(self, folder: Path) -> None:
         """Write it in place of what is there."""
