@@ -418,3 +418,12 @@ def test_the_key_of_a_layout_names_what_was_read_and_not_where_it_lies(tmp_path:
         "PackParquet",
         "Unpack",
     }
+
+
+def test_a_folder_is_listed_once_for_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = layout("files", tmp_path / "images")
+    listed, list_all = [], image_folders.units
+    monkeypatch.setattr(image_folders, "units", lambda root: listed.append(root) or list_all(root))
+    found = opened(Store(tmp_path / "store"), pool)
+    assert len(found.shards) == len(GROUPS) > 1
+    assert len(listed) == 1

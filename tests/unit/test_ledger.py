@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dbp.config import locate
 from dbp.data.keep_list import KeepList, everything
-from dbp.data.pool import Pool
+from dbp.data.pool import Pool, ShardFolder
 from dbp.engine.stage import Stage
 from dbp.engine.store import Store
 from dbp.engine.work import Work
+from dbp.names import PLACES
 from dbp.pools.index import Index
-from evaluation.report.ledger import Ledger, item_of, ledger_json, ledger_lines
+from evaluation.report.ledger import POOL, Ledger, item_of, ledger_json, ledger_lines
 from training.config import Model, Optimiser
 from training.feed.augmentation import Shift
 from training.stage import Train
@@ -71,6 +73,13 @@ def test_choosing_costs_a_run_its_encoder_and_all_between_pool_and_keep_list() -
     made = ledger(500, 25.0)
     assert made.choosing("unpruned") == 0, "the index is of the pool"
     assert made.choosing("pruned") == 300 + 20 + 40, "in full for each of two runs that share them"
+
+
+def test_every_stage_that_makes_a_pool_or_its_shards_is_of_the_pool_and_not_of_choosing() -> None:
+    kinds = [locate(place, "stage") for place in PLACES.values()]
+    made = {kind.name for kind in kinds if getattr(kind, "makes", None) in (Pool, ShardFolder)}
+    assert {"index", "render", "pack_folder"} <= made
+    assert made <= POOL
 
 
 def test_what_is_shared_out_adds_up_to_the_whole() -> None:
